@@ -1,0 +1,1 @@
+"""What measures and shows the pack: set-up, server, lab, demo and benchmarks."""
