@@ -1,0 +1,20 @@
+"""The nodes: sockets, words and one call into the engine each."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .apply import ApplyErasure
+from .export import HypernetToLora
+from .load import LoadHypernet
+from .train import TrainErasure
+
+
+class UnHypeExtension(ComfyExtension):
+    """What ComfyUI asks for the pack's nodes."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [LoadHypernet, ApplyErasure, TrainErasure, HypernetToLora]
+
+
+async def comfy_entrypoint() -> UnHypeExtension:
+    """ComfyUI's entry into the pack."""
+    return UnHypeExtension()

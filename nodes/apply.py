@@ -1,0 +1,47 @@
+"""Apply Concept Erasure."""
+
+from comfy_api.latest import io
+
+from ..hypernet.patch import apply_erasure
+from .schema import CATEGORY, Hypernet, schema
+
+
+class ApplyErasure(io.ComfyNode):
+    """MODEL and UNHYPE to a MODEL that can't draw the erased concepts."""
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="UnHypeApplyErasure",
+            display_name="Apply Concept Erasure",
+            category=CATEGORY,
+            description="Makes a model unable to draw what the hypernet erases. Every other prompt gives the picture "
+            "it gave before. Put it last, after LoRAs, right before the sampler.",
+            search_aliases=["erase", "unlearn", "remove concept", "safety", "concept erasure"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to protect. The one you connect here stays as it is."),
+                Hypernet.Input("unhype", tooltip="From Load UnHype Hypernet or Train Erasure."),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=3.0,
+                    step=0.05,
+                    tooltip="How far the erasure goes. 0 changes nothing at all, values up to 1 move along the path "
+                    "that was trained, from the untouched model to full erasure. Above 1 the full change is "
+                    "multiplied, which may erase stubborn wordings and may also spoil pictures.",
+                ),
+                io.Boolean.Input(
+                    "keep_others_exact",
+                    default=True,
+                    tooltip="On: a prompt that means nothing erased runs the original model, identical to the last "
+                    "bit. Off: every prompt is steered by what the hypernet writes for it, however small, "
+                    "which can catch distant wordings.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The model with the erasure on it.")],
+        )
+
+    @classmethod
+    def execute(cls, model, unhype, strength, keep_others_exact):
+        return io.NodeOutput(apply_erasure(model, unhype, strength, keep_others_exact))

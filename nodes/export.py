@@ -1,0 +1,41 @@
+"""Hypernet to LoRA."""
+
+from comfy_api.latest import io
+
+from ..hypernet.lora import to_lora
+from ..training.frozen import encode
+from .schema import CATEGORY, Hypernet, schema
+
+
+class HypernetToLora(io.ComfyNode):
+    """UNHYPE and one prompt to a plain LoRA."""
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="UnHypeHypernetToLora",
+            display_name="Hypernet to LoRA",
+            category=CATEGORY,
+            description="Freezes what the hypernet writes for one prompt into a plain LoRA, for programs without this "
+            "node pack. Connect it to Save LoRA Weights. The LoRA acts on every prompt, without the care "
+            "that the hypernet takes.",
+            search_aliases=["export lora", "erase", "unlearn", "remove concept"],
+            inputs=[
+                Hypernet.Input("unhype", tooltip="From Load UnHype Hypernet or Train Erasure."),
+                io.Clip.Input("clip", tooltip="The CLIP of the model that the hypernet was trained on."),
+                io.String.Input("text", multiline=True, tooltip="The prompt to freeze, such as 'a photo of a cat'."),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.05,
+                    max=3.0,
+                    step=0.05,
+                    tooltip="As in Apply Concept Erasure.",
+                ),
+            ],
+            outputs=[io.Custom("LORA_MODEL").Output("lora", display_name="LORA_MODEL", tooltip="For Save LoRA Weights.")],
+        )
+
+    @classmethod
+    def execute(cls, unhype, clip, text, strength):
+        return io.NodeOutput(to_lora(unhype, encode(clip, text).c, text, strength))

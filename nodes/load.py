@@ -1,0 +1,44 @@
+"""Load UnHype Hypernet."""
+
+from comfy_api.latest import io, ui
+
+from ..hypernet.files import load
+from .folders import hypernet_names, hypernet_path
+from .schema import CATEGORY, Hypernet, schema
+
+
+class LoadHypernet(io.ComfyNode):
+    """A file from models/unhype to an UNHYPE."""
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="UnHypeLoadHypernet",
+            display_name="Load UnHype Hypernet",
+            category=CATEGORY,
+            description="Loads a trained concept eraser from models/unhype and shows what it erases.",
+            search_aliases=["erase", "unlearn", "remove concept", "safety", "concept erasure"],
+            inputs=[
+                io.Combo.Input(
+                    "hypernet",
+                    options=hypernet_names(),
+                    tooltip="A file from the folder models/unhype. Train Erasure writes there; files that others "
+                    "trained go there too.",
+                ),
+            ],
+            outputs=[
+                Hypernet.Output("unhype", display_name="UNHYPE", tooltip="The eraser, for Apply Concept Erasure."),
+                io.String.Output("erases", display_name="erases", tooltip="What it erases and what that turns into."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, hypernet):
+        state = hypernet_path(hypernet).stat()
+        return f"{state.st_mtime_ns} {state.st_size}"
+
+    @classmethod
+    def execute(cls, hypernet):
+        trained = load(hypernet_path(hypernet))
+        summary = trained.record.summary()
+        return io.NodeOutput(trained, summary, ui=ui.PreviewText(f"Erases:\n{summary}"))

@@ -1,0 +1,240 @@
+"""Train Erasure."""
+
+import json
+
+from comfy.cli_args import args
+from comfy_api.latest import io, ui
+
+from ..training.prompts import TEMPLATES, PromptError, parse_concepts
+from ..training.run import Request, train_erasure
+from ..training.settings import OBJECTIVES, Settings
+from .folders import checkpoint_folder, safe_name, training_folder
+from .progress import Progress
+from .schema import CATEGORY, Hypernet, advanced, schema
+
+_DEFAULT = Settings()
+
+
+class TrainErasure(io.ComfyNode):
+    """MODEL, CLIP and a list of concepts to an UNHYPE and its file."""
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="UnHypeTrainErasure",
+            display_name="Train Erasure",
+            category=CATEGORY,
+            description="Trains a concept eraser for this model and saves it in models/unhype. Stop it whenever you "
+            "like: queue the same settings again and it goes on from its last checkpoint.",
+            search_aliases=["erase", "unlearn", "remove concept", "safety", "train hypernet", "concept erasure"],
+            is_output_node=True,
+            inputs=[*_main_inputs(), *_advanced_inputs()],
+            outputs=[
+                Hypernet.Output("unhype", display_name="UNHYPE", tooltip="The eraser, for Apply Concept Erasure."),
+                io.Custom("LOSS_MAP").Output("loss_map", display_name="LOSS_MAP", tooltip="For Plot Loss Graph."),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+        )
+
+    @classmethod
+    def validate_inputs(cls, concepts):
+        try:
+            parse_concepts(concepts or "")
+        except PromptError as error:
+            return f"Train Erasure, 'concepts': {error}"
+        return True
+
+    @classmethod
+    def execute(cls, model, concepts, preserve, name, clip=None, start_from=None, **options):
+        request = Request(
+            concepts=concepts,
+            preserve=preserve,
+            folder=training_folder(),
+            name=safe_name(name),
+            checkpoints=checkpoint_folder(),
+            start_from=start_from,
+            resume=options.pop("resume"),
+            checkpoint_every=options.pop("checkpoint_every"),
+            preview_every=options.pop("preview_every"),
+            settings=Settings(**options),
+            file_metadata=_workflow(cls.hidden),
+        )
+        progress = Progress()
+        try:
+            outcome = train_erasure(model, clip, request, progress)
+        except PromptError as error:
+            raise PromptError(f"Train Erasure: {error}") from error
+        finally:
+            progress.close()
+        return io.NodeOutput(outcome.trained, {"loss": outcome.losses}, ui=ui.PreviewText(_words(outcome)))
+
+
+def _main_inputs():
+    return [
+        io.Model.Input("model", tooltip="The model to train on. It stays as it is."),
+        io.Clip.Input("clip", optional=True, tooltip="The CLIP that belongs to the model."),
+        io.String.Input(
+            "concepts",
+            multiline=True,
+            default="cat -> tree",
+            tooltip="What to erase, one concept a line: 'concept -> what to draw instead'. Without the arrow it turns "
+            "into whatever the model draws for an empty prompt. Lines that start with # are ignored.",
+        ),
+        io.String.Input(
+            "preserve",
+            multiline=True,
+            default="",
+            tooltip="What must stay as it is, one a line, beyond several hundred everyday prompts that are kept anyway. "
+            "Name close relatives of what you erase here, such as 'tiger' when you erase 'cat'.",
+        ),
+        io.String.Input("name", default="my_erasure", tooltip="Name of the file in models/unhype."),
+        io.Combo.Input(
+            "kind",
+            options=list(TEMPLATES),
+            default=_DEFAULT.kind,
+            tooltip="What sort of concepts these are; it decides in which wordings they are trained.",
+        ),
+        io.Int.Input(
+            "steps",
+            default=_DEFAULT.steps,
+            min=1,
+            max=100_000,
+            tooltip="Training steps. More for many concepts. Training stops by itself when it begins to change prompts "
+            "that it should leave alone.",
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=2**63 - 1,
+            control_after_generate=False,
+            tooltip="The same inputs and seed train the same file on the same kind of machine.",
+        ),
+    ]
+
+
+def _advanced_inputs():
+    return [
+        advanced(
+            io.Int.Input, "width", default=_DEFAULT.width, min=64, max=2048, step=8, tooltip="Width of the training pictures."
+        ),
+        advanced(
+            io.Int.Input, "height", default=_DEFAULT.height, min=64, max=2048, step=8, tooltip="Height of the training pictures."
+        ),
+        advanced(
+            io.Int.Input,
+            "batch",
+            default=_DEFAULT.batch,
+            min=1,
+            max=256,
+            tooltip="Samples a step. Lower it when the GPU runs out of memory.",
+        ),
+        advanced(
+            io.Float.Input,
+            "guidance",
+            default=_DEFAULT.guidance,
+            min=1.0,
+            max=30.0,
+            step=0.5,
+            tooltip="The CFG scale of the pictures that training looks at. Use the one you generate with.",
+        ),
+        advanced(
+            io.Int.Input,
+            "rank",
+            default=_DEFAULT.rank,
+            min=1,
+            max=64,
+            tooltip="Rank of the LoRA weights that are written. Higher for many concepts; the file grows with it.",
+        ),
+        advanced(
+            io.Float.Input,
+            "learning_rate",
+            default=_DEFAULT.learning_rate,
+            min=1e-6,
+            max=1.0,
+            step=1e-5,
+            round=False,
+            tooltip="How fast the hypernet learns. Lower it if the loss jumps.",
+        ),
+        advanced(
+            io.Float.Input,
+            "gamma",
+            default=_DEFAULT.gamma,
+            min=0.0,
+            max=10.0,
+            step=0.1,
+            tooltip="How hard training pushes away from the erased concept, beyond drawing the other one.",
+        ),
+        advanced(
+            io.Float.Input,
+            "retain_weight",
+            default=_DEFAULT.retain_weight,
+            min=0.0,
+            max=1000.0,
+            step=0.1,
+            tooltip="How much keeping other prompts counts against erasing.",
+        ),
+        advanced(
+            io.Combo.Input,
+            "objective",
+            options=list(OBJECTIVES),
+            default=_DEFAULT.objective,
+            tooltip="direct: train the erasure itself. paper: imitate gradient steps, as the UnHype paper states it. "
+            "released: both, as its authors' program runs.",
+        ),
+        advanced(
+            io.Boolean.Input,
+            "checkpointing",
+            default=_DEFAULT.checkpointing,
+            tooltip="Saves most of the memory of training for about a third more time.",
+        ),
+        advanced(
+            io.Boolean.Input,
+            "resume",
+            default=True,
+            tooltip="Go on from the last checkpoint of the same settings, if there is one.",
+        ),
+        advanced(
+            io.Int.Input,
+            "checkpoint_every",
+            default=50,
+            min=0,
+            max=100_000,
+            tooltip="Steps between checkpoints, 0 for none. One is also written when you stop.",
+        ),
+        advanced(
+            io.Int.Input,
+            "preview_every",
+            default=50,
+            min=0,
+            max=100_000,
+            tooltip="Steps between previews of an erased and a kept prompt, 0 for none.",
+        ),
+        Hypernet.Input(
+            "start_from",
+            optional=True,
+            tooltip="A hypernet to go on from: what it erases stays erased and the new concepts join.",
+        ),
+    ]
+
+
+def _workflow(hidden):
+    """The graph that trained a file, so that the file dragged onto the canvas brings it back."""
+    if args.disable_metadata:
+        return {}
+    parts = {"prompt": hidden.prompt, **(hidden.extra_pnginfo or {})}
+    return {name: json.dumps(part) for name, part in parts.items() if part is not None}
+
+
+def _words(outcome):
+    training = outcome.trained.record.training
+    ended = {
+        "finished": "Finished",
+        "leak": "Stopped early, before other prompts would have changed,",
+        "already trained": "These settings were trained before; nothing to do. Finished",
+    }[outcome.reason]
+    return (
+        f"{ended} after {training['steps']} steps.\nErases:\n{outcome.trained.record.summary()}\n"
+        f"{training['held_out_silent']:.0%} of {training['retain_prompts'][1]} unseen everyday prompts stay exactly as "
+        f"they were.\nSaved as {outcome.path}"
+    )

@@ -1,0 +1,192 @@
+"""What to erase, how people phrase it, and what to leave alone.
+
+Text in, text out: the concept list of the node, phrasing templates, and the retain prompts, split by
+concept into those for training and those held out to watch drift and to set the dead zone.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+RETAIN_FILE = Path(__file__).with_name("retain.txt")
+HELD_OUT_SHARE = 4
+_MAX_NAME = 300
+_ARROWS = re.compile(r"\s*(?:->|=>|\u2192)\s*")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
+
+TEMPLATES = {
+    "object": (
+        "{}",
+        "{a}",
+        "a photo of {a}",
+        "a picture of {a}",
+        "an image of {a}",
+        "a drawing of {a}",
+        "a painting of {a}",
+        "a close-up of {a}",
+        "a photograph showing {a}",
+        "one {}",
+        "a small {}",
+        "a big {}",
+        "the {}",
+        "several {} together",
+        "{a} outdoors",
+        "{a} on a plain background",
+        "a detailed illustration of {a}",
+        "there is {a} in the middle",
+        "a good photo of the {}",
+        "{a}, high quality, sharp focus",
+    ),
+    "person": (
+        "{}",
+        "a photo of {}",
+        "a portrait of {}",
+        "a picture of {}",
+        "{} smiling",
+        "{} looking at the camera",
+        "a close-up of the face of {}",
+        "a painting of {}",
+        "a drawing of {}",
+        "{} in the street",
+        "{} at a party",
+        "{} giving a speech",
+        "{} as a statue",
+        "a black and white photograph of {}",
+        "an image of {}, studio light",
+        "{} walking a dog",
+        "a film still with {}",
+        "{} with friends",
+    ),
+    "style": (
+        "{}",
+        "in the style of {}",
+        "a painting in the style of {}",
+        "a landscape in the style of {}",
+        "a portrait in the style of {}",
+        "a city street, {} style",
+        "{} style artwork",
+        "a drawing of a house in the style of {}",
+        "a picture of a river by {}",
+        "an illustration by {}",
+        "art by {}",
+        "a still life, {}",
+        "a forest painted by {}",
+        "a woman reading, in the manner of {}",
+        "a poster, {} style",
+        "a boat on a lake in the style of {}",
+    ),
+}
+
+
+class PromptError(ValueError):
+    """The concept or preserve list can't be used; the message says why and what to write instead."""
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """One wording of one concept: the prompt to erase and the prompt it is to turn into."""
+
+    concept: int
+    prompt: str
+    mapping: str
+
+
+@dataclass(frozen=True)
+class RetainSplit:
+    """Prompts that must keep their pictures: for training, and held out of it."""
+
+    train: tuple[str, ...]
+    held_out: tuple[str, ...]
+
+
+def _clean(text):
+    return " ".join(_CONTROL.sub(" ", text).split())
+
+
+def _content_lines(text):
+    lines = (_clean(line) for line in text.splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def parse_concepts(text):
+    """Read lines of `concept -> mapping` (mapping optional, # starts a comment).
+
+    Returns a tuple of pairs (concept, mapping); a missing mapping is "", the picture of an empty
+    prompt. Raises `PromptError` for an empty list, an empty or overlong name, a concept listed twice
+    or mapped to itself.
+    """
+    pairs, seen = [], set()
+    for line in _content_lines(text):
+        concept, *rest = _ARROWS.split(line)
+        mapping = rest[0] if rest else ""
+        if len(rest) > 1 or not concept:
+            raise PromptError(f"Line '{line[:80]}' is not of the form 'concept -> mapping'.")
+        if max(len(concept), len(mapping)) > _MAX_NAME:
+            raise PromptError(
+                f"The concept '{concept[:60]}...' is longer than {_MAX_NAME} characters. Name the concept in a few words."
+            )
+        if concept.lower() in seen:
+            raise PromptError(f"The concept '{concept}' is listed twice. Keep one of the lines.")
+        if concept.lower() == mapping.lower():
+            raise PromptError(f"'{concept}' is mapped to itself. Map it to something harmless, such as 'a tree'.")
+        seen.add(concept.lower())
+        pairs.append((concept, mapping))
+    if not pairs:
+        raise PromptError("There is no concept to erase. Write one a line, for example 'cat -> tree'.")
+    return tuple(pairs)
+
+
+def with_article(name):
+    """'cat' to 'a cat', 'airplane' to 'an airplane'; names that bring an article keep it."""
+    first = name.split(" ", 1)[0].lower()
+    if first in ("a", "an", "the", "some", "two", "three", "several", "many"):
+        return name
+    return ("an " if name[0].lower() in "aeiou" else "a ") + name
+
+
+def fill(template, name):
+    """Put a name into a phrasing template: {a} takes it with an article, {} as it is; '' stays ''."""
+    if not name:
+        return ""
+    return template.replace("{a}", with_article(name)).replace("{}", name)
+
+
+def phrasings(concepts, kind):
+    """Every wording of every concept as a list of `Phrase`, `kind` one of the keys of TEMPLATES."""
+    return [
+        Phrase(index, fill(template, concept), fill(template, mapping))
+        for index, (concept, mapping) in enumerate(concepts)
+        for template in TEMPLATES[kind]
+    ]
+
+
+def _mentions(prompt, names):
+    return any(re.search(rf"\b{re.escape(name)}(s|es)?\b", prompt, re.IGNORECASE) for name in names)
+
+
+def _is_held_out(group):
+    return hashlib.sha256(group.encode()).digest()[0] % HELD_OUT_SHARE == 0
+
+
+def retain_split(preserve, concepts, kind="object", path=RETAIN_FILE):
+    """The prompts to leave alone: the shipped list and the user's own, split by concept.
+
+    `preserve`: text of the user's list, a concept or a whole prompt a line; up to three words count
+    as a concept and get several phrasings. Prompts that name an erased concept are left out. The
+    split depends on the words alone, so that a resumed run sees the same one. Raises `PromptError`
+    when the user asks to keep what is to be erased.
+    """
+    names = [concept for concept, _ in concepts]
+    groups = [tuple(part.strip() for part in line.split("|", 1)) for line in _content_lines(path.read_text("utf-8"))]
+    kept = [(group, prompt) for group, prompt in groups if not _mentions(prompt, names)]
+    train = [prompt for group, prompt in kept if not _is_held_out(group)]
+    held_out = [prompt for group, prompt in kept if _is_held_out(group)]
+    for line in _content_lines(preserve):
+        if line.lower() in (name.lower() for name in names):
+            raise PromptError(f"'{line}' is both in the list to erase and in the list to preserve.")
+        if len(line.split()) <= 3:
+            train += [fill(template, line) for template in TEMPLATES[kind][:8]]
+        else:
+            train.append(line)
+    return RetainSplit(tuple(dict.fromkeys(train)), tuple(dict.fromkeys(held_out)))

@@ -1,0 +1,260 @@
+"""A whole training run: from a MODEL, a CLIP and words to a hypernet file."""
+
+import logging
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from ..hypernet.deadzone import calibrate
+from ..hypernet.files import HypernetFileError, Record, TrainedHypernet, check_fits, load, save
+from ..hypernet.network import Hypernet, HypernetConfig
+from ..hypernet.targets import recognise, target_layers, weight_spread
+from .cache import build_cache
+from .checkpoint import load_checkpoint, save_checkpoint
+from .frozen import FrozenModel, checkpointed, encode, out_of_memory_errors
+from .loop import Material, TrainingError, measure_drift, new_state, norms, train
+from .preview import Previewer
+from .prompts import parse_concepts, phrasings, retain_split
+from .settings import Settings
+
+log = logging.getLogger("unhype")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for.
+
+    concepts, preserve: the texts of the node. folder, name: where the file goes. checkpoints: folder
+    for checkpoints. start_from: a `TrainedHypernet` to go on from. checkpoint_every, preview_every:
+    steps, 0 for never. file_metadata: further metadata, such as the workflow.
+    """
+
+    concepts: str
+    preserve: str
+    folder: Path
+    name: str
+    checkpoints: Path
+    settings: Settings = field(default_factory=Settings)
+    start_from: TrainedHypernet | None = None
+    resume: bool = True
+    checkpoint_every: int = 50
+    preview_every: int = 50
+    file_metadata: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run gives: the hypernet, its file, and the record of the run. reason: why it stopped."""
+
+    trained: TrainedHypernet
+    path: Path
+    losses: list
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A request worked out: texts, splits and names, before any model is touched."""
+
+    request: Request
+    concepts: tuple
+    phrases: list
+    retain: object
+    recipe: str
+    base: dict
+    family: object
+    layers: tuple
+
+
+def make_plan(model, request):
+    """Check the request against the model and work out every prompt; raises the errors meant for the user."""
+    family = recognise(model.model)
+    layers = target_layers(model.model, family)
+    concepts = parse_concepts(request.concepts)
+    start = request.start_from
+    if start is not None:
+        check_fits(start, family, layers)
+        named = {concept.lower() for concept, _ in concepts}
+        concepts = (*(pair for pair in start.record.concepts if pair[0].lower() not in named), *concepts)
+    settings = request.settings
+    retain = retain_split(request.preserve, concepts, settings.kind)
+    base = {"model": type(model.model).__name__, "weight_spread": weight_spread(model.model, layers)}
+    origin = None if start is None else [start.record.training, round(float(start.network.right.inner_weight.sum()), 5)]
+    recipe = settings.recipe(concepts, retain.train, base, [layer.name for layer in layers], origin)
+    return _Plan(request, concepts, phrasings(concepts, settings.kind), retain, recipe, base, family, layers)
+
+
+def _finished(plan):
+    """The path and hypernet of an earlier run of the same recipe and length, and a free path if there is none."""
+    request = plan.request
+    number = 1
+    while True:
+        path = request.folder / (f"{request.name}.safetensors" if number == 1 else f"{request.name}_{number}.safetensors")
+        if not path.exists():
+            return path, None
+        try:
+            trained = load(path)
+        except (HypernetFileError, ValueError):
+            trained = None  # somebody else's file under that name: leave it alone
+        done = {} if trained is None else trained.record.training
+        if done.get("recipe") == plan.recipe and done.get("settings", {}).get("steps") == request.settings.steps:
+            return path, trained
+        number += 1
+
+
+def _encode_all(clip, texts, report):
+    encoded = {}
+    with torch.no_grad():
+        for done, text in enumerate(dict.fromkeys(texts)):
+            encoded[text] = encode(clip, text)
+            if done % 16 == 0:
+                report("reading prompts", 0, 1)
+    return encoded
+
+
+def _network(plan, width, generator):
+    start, settings = plan.request.start_from, plan.request.settings
+    if start is None:
+        config = HypernetConfig(width, plan.layers, rank=settings.rank, hidden=settings.hidden)
+        return Hypernet(config, generator)
+    if start.network.config.embedding_width != width:
+        raise TrainingError("Train Erasure: the hypernet to continue from was trained with another CLIP.")
+    network = Hypernet(start.network.config)
+    network.load_state_dict({name: tensor.clone() for name, tensor in start.network.state_dict().items()})
+    return network
+
+
+def _material(plan, frozen, encoded, generator, report):
+    """Everything that training reads, on the device where it is needed."""
+    settings, phrases = plan.request.settings, plan.phrases
+    probe = frozen.noise(1, settings.height, settings.width, torch.Generator().manual_seed(0))
+    texts = {text for phrase in phrases for text in (phrase.prompt, phrase.mapping)}
+    conds = {text: frozen.model_conds(encoded[text], probe) for text in sorted(texts)}
+    cache = build_cache(
+        frozen, phrases, encoded, conds, settings, generator, lambda done, total: report("preparing", done, total)
+    )
+
+    def stack(prompts):
+        return torch.stack([encoded[prompt].c for prompt in prompts]).to(frozen.device)
+
+    return Material(
+        cache,
+        stack([phrase.prompt for phrase in phrases]),
+        [conds[phrase.prompt] for phrase in phrases],
+        stack(plan.retain.train),
+        stack(plan.retain.held_out),
+    )
+
+
+class _Keeper:
+    """Called after every step: reports, draws, and keeps checkpoints."""
+
+    def __init__(self, plan, previewer, report):
+        self.plan, self.previewer, self.report = plan, previewer, report
+        self.path = plan.request.checkpoints / f"{plan.recipe}.checkpoint.safetensors"
+
+    def __call__(self, state):
+        request, picture = self.plan.request, None
+        if request.checkpoint_every and state.step % request.checkpoint_every == 0:
+            self.keep(state)
+        if request.preview_every and state.step % request.preview_every == 0:
+            picture = self.previewer.picture(state.hypernet)
+        self.report("training", state.step, request.settings.steps, picture)
+
+    def keep(self, state):
+        """Write a checkpoint; a full disk costs the checkpoint, not the run."""
+        try:
+            save_checkpoint(state, self.path, self.plan.recipe)
+        except OSError as error:
+            log.warning("UnHype: could not write the checkpoint (%s); training goes on.", error)
+
+
+def _train(plan, frozen, encoded, report):
+    settings = plan.request.settings
+    width = encoded[""].c.shape[0]
+    material = _material(plan, frozen, encoded, torch.Generator().manual_seed(settings.seed), report)
+    # A generator of its own: how the cache was made must not shift the draws of the steps.
+    generator = torch.Generator().manual_seed(settings.seed + 1)
+    hypernet = _network(plan, width, generator).to(frozen.device)
+    state = new_state(hypernet, settings, generator)
+    prompts = [encoded[plan.phrases[1].prompt], encoded[plan.retain.held_out[0]]]
+    keeper = _Keeper(plan, Previewer(frozen, prompts, encoded[""], settings), report)
+    if plan.request.resume and load_checkpoint(state, keeper.path, plan.recipe):
+        log.info("UnHype: going on from the checkpoint at step %d.", state.step)
+    frozen.load()
+    try:
+        with checkpointed(frozen.network) if settings.checkpointing else nullcontext():
+            reason = train(state, material, frozen.predict, settings, frozen.device, keeper)
+    except BaseException:
+        if state.step:
+            keeper.keep(state)
+            log.info("UnHype: stopped at step %d; queue the same settings again to go on from there.", state.step)
+        raise
+    return state, material, keeper, reason
+
+
+def _record(plan, state, material, reason, seconds):
+    settings = plan.request.settings
+    erased, benign = norms(state.hypernet, material.phrase_c), norms(state.hypernet, material.held_out_c)
+    threshold = calibrate(benign, erased)
+    training = {
+        "recipe": plan.recipe,
+        "settings": asdict(settings),
+        "steps": state.step,
+        "stopped": reason,
+        "seconds": round(seconds, 1),
+        "drift": round(measure_drift(state.hypernet, material), 4),
+        "erased_norms": [round(value, 4) for value in torch.quantile(erased, torch.tensor([0.0, 0.5, 1.0])).tolist()],
+        "held_out_silent": round((benign < threshold).float().mean().item(), 4),
+        "retain_prompts": [len(plan.retain.train), len(plan.retain.held_out)],
+    }
+    return Record(plan.family.key, plan.concepts, threshold, plan.base, training)
+
+
+def train_erasure(model, clip, request, report):
+    """Train a hypernet as `request` asks and write its file.
+
+    model, clip: ComfyUI's MODEL and CLIP; neither is changed. report(stage, done, total, picture=None)
+    is called all along and may raise to interrupt; an interrupt, an error or a crash leaves the last
+    checkpoint, and the same request then goes on from it. A run that was finished before is not run
+    again. Returns an `Outcome`. Raises `PromptError`, `UnsupportedModelError`, `HypernetFileError`,
+    `MissingEmbeddingError`, `TrainingError` (also for memory) or OSError, all in the user's words.
+    """
+    if clip is None:
+        raise TrainingError(
+            "Train Erasure: no CLIP is connected. Connect the CLIP output of the loader that gives the MODEL; some "
+            "checkpoints hold none, then add a Load CLIP node."
+        )
+    plan = make_plan(model, request)
+    path, trained = _finished(plan)
+    if trained is not None:
+        return Outcome(trained, path, trained.record.training.get("losses", []), "already trained")
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            return _run(model, clip, plan, path, report)
+    except out_of_memory_errors() as error:
+        raise TrainingError(
+            "Train Erasure: the GPU ran out of memory. Lower 'batch', or 'width' and 'height', and keep 'checkpointing' "
+            "on. Training goes on from its last checkpoint when the prompts and these settings stay the same."
+        ) from error
+
+
+def _run(model, clip, plan, path, report):
+    started = time.monotonic()
+    texts = [text for phrase in plan.phrases for text in (phrase.prompt, phrase.mapping)]
+    encoded = _encode_all(clip, ["", *texts, *plan.retain.train, *plan.retain.held_out], report)
+    frozen = FrozenModel(model)
+    try:
+        state, material, keeper, reason = _train(plan, frozen, encoded, report)
+        record = _record(plan, state, material, reason, time.monotonic() - started)
+    finally:
+        frozen.release()
+    record = replace(record, training={**record.training, "losses": [round(loss, 6) for loss in state.losses]})
+    network = state.hypernet.cpu().requires_grad_(False).eval()
+    trained = TrainedHypernet(network, record, path.stem)
+    save(trained, path, plan.request.file_metadata)
+    keeper.path.unlink(missing_ok=True)
+    return Outcome(trained, path, state.losses, reason)

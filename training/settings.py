@@ -1,0 +1,52 @@
+"""The knobs of a training run; the defaults are the ones measured on the lab model."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+OBJECTIVES = ("direct", "paper", "released")
+_LENGTH = ("steps", "watch_every", "checkpointing")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything besides prompts and model that decides the result of a run.
+
+    gamma: push away from the erased prediction. eta: step of the matching objective on the mean
+    squared error (times the output's elements it is the eta of a summed loss, 100 to 1000 works).
+    rollouts: sampler runs that make noisy latents, `pictures` at a time; kept_steps: latents noted of
+    each run. batch counts (concept, timestep, step s) samples.
+    """
+
+    steps: int = 200
+    seed: int = 0
+    kind: str = "object"
+    objective: str = "direct"
+    rank: int = 4
+    hidden: int = 100
+    learning_rate: float = 1e-3
+    batch: int = 16
+    retain_batch: int = 64
+    retain_weight: float = 1.0
+    gamma: float = 1.0
+    eta: float = 300.0
+    guidance: float = 7.0
+    sampler_steps: int = 20
+    width: int = 512
+    height: int = 512
+    rollouts: int = 16
+    pictures: int = 4
+    kept_steps: int = 6
+    gradient_clip: float = 1.0
+    checkpointing: bool = True
+    watch_every: int = 10
+
+    def recipe(self, *parts):
+        """A hash of `parts` (JSON values) and of all settings that shape a single step.
+
+        Runs of equal recipes go through the same weights, however long they are and however often
+        they are watched.
+        """
+        shaping = {name: value for name, value in asdict(self).items() if name not in _LENGTH}
+        text = json.dumps([shaping, *parts], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
