@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from benchmarks.server import ComfyServer, PromptError, ServerError
@@ -26,11 +28,13 @@ def test_an_unknown_node_is_named(server):
 
 
 def test_a_failing_node_is_reported_in_its_own_words(server):
-    image = {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0}}
-    mask = {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": 8, "height": 8}}
-    crop = {"class_type": "MaskComposite", "inputs": {"destination": ["2", 0], "source": ["2", 0], "x": 0, "y": 0}}
-    crop["inputs"]["operation"] = "add"
-    assert server.run({"2": mask, "3": crop, "4": {"class_type": "MaskPreview", "inputs": {"mask": ["3", 0]}}, "1": image})
+    text = {"string": "a", "regex_pattern": "(", "replace": "b"}
+    broken = {
+        "1": {"class_type": "RegexReplace", "inputs": text},
+        "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
+    }
+    with pytest.raises(PromptError, match=r"node 1 \(RegexReplace\): .*unterminated subpattern"):
+        server.run(broken)
 
 
 def test_a_comfyui_that_dies_shows_its_log(tmp_path):
@@ -39,3 +43,18 @@ def test_a_comfyui_that_dies_shows_its_log(tmp_path):
     (tree / "main.py").write_text("raise SystemExit('no such luck')\n")
     with pytest.raises(ServerError, match="no such luck"), ComfyServer(tmp_path / "base", tree=tree):
         pass
+
+
+def test_an_interrupted_prompt_raises(server):
+    slow = {"0": {"class_type": "EmptyImage", "inputs": {"width": 1024, "height": 1024, "batch_size": 1, "color": 255}}}
+    for step in range(60):
+        blur = {"image": [str(step), 0], "blur_radius": 12, "sigma": 3.0}
+        slow[str(step + 1)] = {"class_type": "ImageBlur", "inputs": blur}
+    slow["61"] = {"class_type": "PreviewImage", "inputs": {"images": ["60", 0]}}
+    prompt_id = server.queue(slow)
+    while not server.get("/queue")["queue_running"]:
+        time.sleep(0.05)
+    time.sleep(0.3)  # the server forgets an interrupt that comes before the prompt's first node
+    server.interrupt()
+    with pytest.raises(PromptError, match="interrupted"):
+        server.wait(prompt_id)
