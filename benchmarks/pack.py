@@ -35,7 +35,9 @@ def load_pack() -> ModuleType:
     if "unhype" in sys.modules:
         return sys.modules["unhype"]
     load_host()
-    spec = importlib.util.spec_from_file_location("unhype", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    spec = importlib.util.spec_from_file_location(
+        "unhype", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules["unhype"] = module
     try:

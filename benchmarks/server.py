@@ -233,7 +233,9 @@ class ComfyServer:
 
 def _refusal(details: dict) -> str:
     error = details.get("error", {})
-    lines = [f"{error.get('message', error)} {error.get('details', '')}".strip()] if isinstance(error, dict) else [error]
+    lines = (
+        [f"{error.get('message', error)} {error.get('details', '')}".strip()] if isinstance(error, dict) else [error]
+    )
     for node, trouble in (details.get("node_errors") or {}).items():
         lines += [f"node {node} ({trouble['class_type']}): {e['message']}: {e['details']}" for e in trouble["errors"]]
     return "\n".join(lines)

@@ -14,7 +14,11 @@ INFO = {
                 "steps": ["INT", {"default": 20}],
                 "sampler": ["COMBO", {"options": ["euler", "heun"]}],
             },
-            "optional": {"mask": ["MASK"], "eta": ["FLOAT", {"default": 0.5}], "curve": ["FLOAT", {"forceInput": True}]},
+            "optional": {
+                "mask": ["MASK"],
+                "eta": ["FLOAT", {"default": 0.5}],
+                "curve": ["FLOAT", {"forceInput": True}],
+            },
         }
     },
     "Picture": {"input": {"required": {"image": [["x.png"], {"image_upload": True}], "channel": [["red", "blue"]]}}},
@@ -35,7 +39,11 @@ def node(number, kind, widgets=(), inputs=(), outputs=("MODEL",), mode=0):
 
 def chain(middle):
     """Load, something in between, Sample."""
-    nodes = [node(1, "Load", ["b.sft"]), middle, node(3, "Sample", [7, "randomize", 9, "heun"], [("model", "MODEL", 2)])]
+    nodes = [
+        node(1, "Load", ["b.sft"]),
+        middle,
+        node(3, "Sample", [7, "randomize", 9, "heun"], [("model", "MODEL", 2)]),
+    ]
     return {"nodes": nodes, "links": [[1, 1, 0, 2, 0, "MODEL"], [2, 2, 0, 3, 0, "MODEL"]]}
 
 
