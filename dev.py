@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent
 COMMANDS = ("demo", "test", "serve", "bench", "lab", "lint")
 BENCHES = ("speed", "erasure")
 
-if sys.version_info < (3, 10):
+if sys.version_info < (3, 10):  # noqa: UP036 - older ones should be told, not shown a traceback
     sys.exit(f"dev.py needs Python 3.10 or newer; this is {sys.version.split()[0]}.")
 
 from benchmarks import environment  # noqa: E402
@@ -116,6 +116,7 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that pip is stopped too
     try:
         sys.exit(main(sys.argv[1:]))
     except SetupError as trouble:

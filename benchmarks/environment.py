@@ -177,6 +177,9 @@ def pins() -> str:
 def base_venv() -> Path:
     """torch and all else that every ComfyUI version shares."""
 
+    if sys.version_info >= (3, 15):
+        raise SetupError("The torch that is pinned here has no build for this Python: run dev.py with 3.10 to 3.14.")
+
     def build(folder: Path) -> None:
         say(f"Setting up Python packages in {folder.parent} (once: some 6 GB with torch, minutes).")
         _new_venv(folder)

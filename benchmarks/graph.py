@@ -75,8 +75,7 @@ def widget_values(node: dict, info: dict) -> dict[str, Any]:
 
 def _declared(info: dict):
     for part in ("required", "optional"):
-        for name, spec in info["input"].get(part, {}).items():
-            yield name, spec
+        yield from info["input"].get(part, {}).items()
 
 
 def _options(spec) -> dict:

@@ -12,7 +12,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -172,7 +171,8 @@ class ComfyServer:
     def _check_alive(self, when: str) -> None:
         if self.process.poll() is not None:
             raise ServerError(
-                f"ComfyUI ended with code {self.process.returncode} {when}. Its log, {self.log}, ends:\n{self.log_tail()}"
+                f"ComfyUI ended with code {self.process.returncode} {when}. "
+                f"Its log, {self.log}, ends:\n{self.log_tail()}"
             )
 
     def get(self, path: str):
