@@ -104,14 +104,17 @@ def target_layers(base_model, family):
     return tuple(layers)
 
 
-def weight_spread(base_model, layers):
+def weight_spread(model, layers):
     """The standard deviation of each target layer's weights: a fingerprint that survives a change of dtype.
 
-    Returns a list of floats, empty where weights can't be read (quantised or paged out).
+    model: ModelPatcher. Where a LoRA is merged into the shared weights at the moment, perhaps by another
+    branch of the graph, the host's backup of them counts. Returns a list of floats, empty where weights
+    can't be read (quantised or paged out).
     """
     spread = []
     for layer in layers:
-        weight = getattr(base_model.diffusion_model.get_submodule(layer.name), "weight", None)
+        holder = model.backup.get(f"{PREFIX}{layer.name}.weight")
+        weight = getattr(holder or model.model.diffusion_model.get_submodule(layer.name), "weight", None)
         if weight is None or weight.is_meta or not weight.is_floating_point() or weight.element_size() < 2:
             return []
         spread.append(round(weight.detach().float().std().item(), 6))
