@@ -89,8 +89,6 @@ def on_host(command: str, host: Host, arguments: list[str]) -> int:
         return run_module(host, "benchmarks.demo", arguments)
     if command == "lab":
         return run_module(host, "benchmarks.lab", arguments)
-    if not arguments or arguments[0] not in BENCHES:
-        raise SetupError(f"bench takes one of: {', '.join(BENCHES)}.")
     return run_module(host, f"benchmarks.{arguments[0]}", arguments[1:])
 
 
@@ -102,6 +100,8 @@ def main(words: list[str]) -> int:
     command, *arguments = words
     if command not in COMMANDS:
         raise SetupError(f"There is no command {command}: it is one of {', '.join(COMMANDS)}.")
+    if command == "bench" and (not arguments or arguments[0] not in BENCHES):
+        raise SetupError(f"bench takes one of: {', '.join(BENCHES)}.")
     if command == "lint":
         return lint(arguments)
     choice = host_choice or os.environ.get("COMFYUI_PATH") or "0.30.0"
@@ -117,6 +117,8 @@ def main(words: list[str]) -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that pip is stopped too
+    # A shell starts what it runs in the background with interrupts ignored, and children would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         sys.exit(main(sys.argv[1:]))
     except SetupError as trouble:

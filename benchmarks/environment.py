@@ -171,7 +171,9 @@ def _python_tag() -> str:
 
 
 def pins() -> str:
-    return (ROOT / "requirements-dev.txt").read_text(encoding="utf-8")
+    """The lines of requirements-dev.txt, less its comments: a change of words is no reason to install anew."""
+    lines = (ROOT / "requirements-dev.txt").read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines if not line.startswith("#"))
 
 
 def base_venv() -> Path:
