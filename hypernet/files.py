@@ -5,7 +5,6 @@ against its own description before a tensor is read, and against the model befor
 """
 
 import json
-import os
 import uuid
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -68,7 +67,7 @@ def write_aside(tensors, path, metadata):
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     try:
         save_file(tensors, str(aside), metadata=metadata)
-        os.replace(aside, path)
+        aside.replace(path)
     except SafetensorError as error:
         raise OSError(f"Could not write {path}: {error}") from error
     finally:

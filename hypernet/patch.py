@@ -205,7 +205,9 @@ class Erasure:
         conds = [None if cond is None else self._tagged(cond, options[self.key]) for cond in conds]
         return executor(model, conds, x_in, timestep, model_options)
 
-    def apply_model(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kw):
+    def apply_model(
+        self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kw
+    ):
         """APPLY_MODEL: add each row's delta while the network runs once."""
         rows = kw.pop(self.key, None)
         options = transformer_options or {}
@@ -235,7 +237,7 @@ def apply_erasure(model, trained, strength=1.0, dead_zone=True):
     clone = model.clone()
     if strength <= 0:
         return clone
-    if not same_base(trained, weight_spread(model.model, layers)):
+    if not same_base(trained, weight_spread(model, layers)):
         log.info(
             "UnHype: hypernet '%s' was trained on another %s model than this one. It works on close relatives; "
             "check a few prompts, or train it on this model.",

@@ -33,7 +33,9 @@ class HypernetToLora(io.ComfyNode):
                     tooltip="As in Apply Concept Erasure.",
                 ),
             ],
-            outputs=[io.Custom("LORA_MODEL").Output("lora", display_name="LORA_MODEL", tooltip="For Save LoRA Weights.")],
+            outputs=[
+                io.Custom("LORA_MODEL").Output("lora", display_name="LORA_MODEL", tooltip="For Save LoRA Weights.")
+            ],
         )
 
     @classmethod

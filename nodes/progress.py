@@ -11,7 +11,9 @@ class Progress:
 
     def __init__(self):
         self.bar = comfy.utils.ProgressBar(_UNITS)
-        self.console = tqdm(total=_UNITS, desc="UnHype", bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}")
+        self.console = tqdm(
+            total=_UNITS, desc="UnHype", bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+        )
 
     def __call__(self, stage, done, total, picture=None):
         start, span = (_PREPARING, _UNITS - _PREPARING) if stage == "training" else (0, _PREPARING)

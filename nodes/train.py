@@ -84,8 +84,8 @@ def _main_inputs():
             "preserve",
             multiline=True,
             default="",
-            tooltip="What must stay as it is, one a line, beyond several hundred everyday prompts that are kept anyway. "
-            "Name close relatives of what you erase here, such as 'tiger' when you erase 'cat'.",
+            tooltip="What must stay as it is, one a line, beyond several hundred everyday prompts that are kept "
+            "anyway. Name close relatives of what you erase here, such as 'tiger' when you erase 'cat'.",
         ),
         io.String.Input("name", default="my_erasure", tooltip="Name of the file in models/unhype."),
         io.Combo.Input(
@@ -116,10 +116,22 @@ def _main_inputs():
 def _advanced_inputs():
     return [
         advanced(
-            io.Int.Input, "width", default=_DEFAULT.width, min=64, max=2048, step=8, tooltip="Width of the training pictures."
+            io.Int.Input,
+            "width",
+            default=_DEFAULT.width,
+            min=64,
+            max=2048,
+            step=8,
+            tooltip="Width of the training pictures.",
         ),
         advanced(
-            io.Int.Input, "height", default=_DEFAULT.height, min=64, max=2048, step=8, tooltip="Height of the training pictures."
+            io.Int.Input,
+            "height",
+            default=_DEFAULT.height,
+            min=64,
+            max=2048,
+            step=8,
+            tooltip="Height of the training pictures.",
         ),
         advanced(
             io.Int.Input,

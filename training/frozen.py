@@ -5,8 +5,9 @@ be trained, and since other nodes go on using the original.
 """
 
 import copy
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import comfy.model_management
 import comfy.sampler_helpers
@@ -59,7 +60,9 @@ def _private_copy(model):
         model = model.clone(disable_dynamic=True, force_deepcopy=True)
         base = model.model
     else:
-        base = copy.deepcopy(model.model, {id(getattr(model.model, "current_patcher", None)): None})
+        # The configuration is data that both may share, and the current patcher belongs to the original.
+        shared = {id(model.model.model_config): model.model.model_config}
+        base = copy.deepcopy(model.model, {id(getattr(model.model, "current_patcher", None)): None, **shared})
     base.requires_grad_(False)
     private = ModelPatcher(base, model.load_device, model.offload_device)
     private.patches = {key: list(patches) for key, patches in model.patches.items()}
@@ -73,11 +76,13 @@ def _private_copy(model):
 class FrozenModel:
     """A diffusion model that predicts, with or without factors, and never changes.
 
-    model: the user's MODEL (ModelPatcher). Raises `targets.UnsupportedModelError` for other families
-    before anything is copied.
+    model: the user's MODEL (ModelPatcher). checkpointing: whether training through it keeps only the
+    inputs of its blocks. Raises `targets.UnsupportedModelError` for other families before anything is
+    copied.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, checkpointing=False):
+        self.checkpointing = checkpointing
         self.family = recognise(model.model)
         self.layers = target_layers(model.model, self.family)
         self.names = [layer.name for layer in self.layers]
@@ -156,16 +161,20 @@ class FrozenModel:
         with ExitStack() as stack:
             if factors is not None:
                 rows = torch.arange(z.shape[0], device=z.device)
-                stack.enter_context(patched_layers(self.network, self.names, rows, factors, z.shape[0]))
+                patched = partial(patched_layers, self.network, self.names, rows, factors, z.shape[0])
+                stack.enter_context(patched())
+                if self.checkpointing:
+                    stack.enter_context(checkpointed(self.network, patched))
             denoised = self.patcher.model.apply_model(z, sigma, transformer_options=options, **merged)
         return (z - denoised.float()) / sigma.view(-1, 1, 1, 1)
 
 
 @contextmanager
-def checkpointed(network):
+def checkpointed(network, patched):
     """While open, the blocks of a UNet keep only their inputs for backward and run again for the rest.
 
-    Costs about a third more time and saves most of the memory of training.
+    Costs about a third more time and saves most of the memory of training. patched: makes the context
+    in which a block runs again, since backward comes after the deltas of this call are gone.
     """
     blocks = [
         layer
@@ -176,15 +185,16 @@ def checkpointed(network):
     ]
     try:
         for block in blocks:
-            block.forward = _rerun(block.forward)
+            block.forward = _rerun(block.forward, patched)
         yield
     finally:
         for block in blocks:
             block.__dict__.pop("forward", None)
 
 
-def _rerun(forward):
+def _rerun(forward, patched):
     def rerun(*args, **kwargs):
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        contexts = {"context_fn": lambda: (nullcontext(), patched())}
+        return checkpoint(forward, *args, use_reentrant=False, **contexts, **kwargs)
 
     return rerun

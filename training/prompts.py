@@ -124,7 +124,7 @@ def parse_concepts(text):
             raise PromptError(f"Line '{line[:80]}' is not of the form 'concept -> mapping'.")
         if max(len(concept), len(mapping)) > _MAX_NAME:
             raise PromptError(
-                f"The concept '{concept[:60]}...' is longer than {_MAX_NAME} characters. Name the concept in a few words."
+                f"The concept '{concept[:60]}...' is longer than {_MAX_NAME} characters. Name it in a few words."
             )
         if concept.lower() in seen:
             raise PromptError(f"The concept '{concept}' is listed twice. Keep one of the lines.")

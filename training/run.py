@@ -2,7 +2,6 @@
 
 import logging
 import time
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from ..hypernet.network import Hypernet, HypernetConfig
 from ..hypernet.targets import recognise, target_layers, weight_spread
 from .cache import build_cache
 from .checkpoint import load_checkpoint, save_checkpoint
-from .frozen import FrozenModel, checkpointed, encode, out_of_memory_errors
+from .frozen import FrozenModel, encode, out_of_memory_errors
 from .loop import Material, TrainingError, measure_drift, new_state, norms, train
 from .preview import Previewer
 from .prompts import parse_concepts, phrasings, retain_split
@@ -81,7 +80,7 @@ def make_plan(model, request):
         concepts = (*(pair for pair in start.record.concepts if pair[0].lower() not in named), *concepts)
     settings = request.settings
     retain = retain_split(request.preserve, concepts, settings.kind)
-    base = {"model": type(model.model).__name__, "weight_spread": weight_spread(model.model, layers)}
+    base = {"model": type(model.model).__name__, "weight_spread": weight_spread(model, layers)}
     origin = None if start is None else [start.record.training, round(float(start.network.right.inner_weight.sum()), 5)]
     recipe = settings.recipe(concepts, retain.train, base, [layer.name for layer in layers], origin)
     return _Plan(request, concepts, phrasings(concepts, settings.kind), retain, recipe, base, family, layers)
@@ -92,7 +91,9 @@ def _finished(plan):
     request = plan.request
     number = 1
     while True:
-        path = request.folder / (f"{request.name}.safetensors" if number == 1 else f"{request.name}_{number}.safetensors")
+        path = request.folder / (
+            f"{request.name}.safetensors" if number == 1 else f"{request.name}_{number}.safetensors"
+        )
         if not path.exists():
             return path, None
         try:
@@ -186,8 +187,7 @@ def _train(plan, frozen, encoded, report):
         log.info("UnHype: going on from the checkpoint at step %d.", state.step)
     frozen.load()
     try:
-        with checkpointed(frozen.network) if settings.checkpointing else nullcontext():
-            reason = train(state, material, frozen.predict, settings, frozen.device, keeper)
+        reason = train(state, material, frozen.predict, settings, frozen.device, keeper)
     except BaseException:
         if state.step:
             keeper.keep(state)
@@ -237,8 +237,8 @@ def train_erasure(model, clip, request, report):
             return _run(model, clip, plan, path, report)
     except out_of_memory_errors() as error:
         raise TrainingError(
-            "Train Erasure: the GPU ran out of memory. Lower 'batch', or 'width' and 'height', and keep 'checkpointing' "
-            "on. Training goes on from its last checkpoint when the prompts and these settings stay the same."
+            "Train Erasure: the GPU ran out of memory. Lower 'batch', or 'width' and 'height', and keep "
+            "'checkpointing' on. Training goes on from its last checkpoint when the prompts and these settings stay the same."
         ) from error
 
 
@@ -246,7 +246,7 @@ def _run(model, clip, plan, path, report):
     started = time.monotonic()
     texts = [text for phrase in plan.phrases for text in (phrase.prompt, phrase.mapping)]
     encoded = _encode_all(clip, ["", *texts, *plan.retain.train, *plan.retain.held_out], report)
-    frozen = FrozenModel(model)
+    frozen = FrozenModel(model, plan.request.settings.checkpointing)
     try:
         state, material, keeper, reason = _train(plan, frozen, encoded, report)
         record = _record(plan, state, material, reason, time.monotonic() - started)
