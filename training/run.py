@@ -106,14 +106,22 @@ def _finished(plan):
         number += 1
 
 
-def _encode_all(clip, texts, report):
+def _encode_all(clip, plan, report):
+    """Every text of the run, text to `EncodedPrompt`; of prompts that are only kept, H needs no more than c."""
+    drawn = ["", _kept(plan), *(text for phrase in plan.phrases for text in (phrase.prompt, phrase.mapping))]
     encoded = {}
     with torch.no_grad():
-        for done, text in enumerate(dict.fromkeys(texts)):
-            encoded[text] = encode(clip, text)
+        for done, text in enumerate(dict.fromkeys([*drawn, *plan.retain.train, *plan.retain.held_out])):
+            prompt = encode(clip, text)
+            encoded[text] = prompt if text in drawn else replace(prompt, conditioning=[])
             if done % 16 == 0:
                 report("reading prompts", 0, 1)
     return encoded
+
+
+def _kept(plan):
+    """The prompt that previews show beside an erased one."""
+    return plan.retain.held_out[0]
 
 
 def _network(plan, width, generator):
@@ -181,7 +189,7 @@ def _train(plan, frozen, encoded, report):
     generator = torch.Generator().manual_seed(settings.seed + 1)
     hypernet = _network(plan, width, generator).to(frozen.device)
     state = new_state(hypernet, settings, generator)
-    prompts = [encoded[plan.phrases[1].prompt], encoded[plan.retain.held_out[0]]]
+    prompts = [encoded[plan.phrases[1].prompt], encoded[_kept(plan)]]
     keeper = _Keeper(plan, Previewer(frozen, prompts, encoded[""], settings), report)
     if plan.request.resume and load_checkpoint(state, keeper.path, plan.recipe):
         log.info("UnHype: going on from the checkpoint at step %d.", state.step)
@@ -238,14 +246,13 @@ def train_erasure(model, clip, request, report):
     except out_of_memory_errors() as error:
         raise TrainingError(
             "Train Erasure: the GPU ran out of memory. Lower 'batch', or 'width' and 'height', and keep "
-            "'checkpointing' on. Training goes on from its last checkpoint when the prompts and these settings stay the same."
+            "'checkpointing' on. Training goes on from its last checkpoint if the other settings stay the same."
         ) from error
 
 
 def _run(model, clip, plan, path, report):
     started = time.monotonic()
-    texts = [text for phrase in plan.phrases for text in (phrase.prompt, phrase.mapping)]
-    encoded = _encode_all(clip, ["", *texts, *plan.retain.train, *plan.retain.held_out], report)
+    encoded = _encode_all(clip, plan, report)
     frozen = FrozenModel(model, plan.request.settings.checkpointing)
     try:
         state, material, keeper, reason = _train(plan, frozen, encoded, report)
