@@ -189,4 +189,5 @@ def retain_split(preserve, concepts, kind="object", path=RETAIN_FILE):
             train += [fill(template, line) for template in TEMPLATES[kind][:8]]
         else:
             train.append(line)
-    return RetainSplit(tuple(dict.fromkeys(train)), tuple(dict.fromkeys(held_out)))
+    train = dict.fromkeys(train)
+    return RetainSplit(tuple(train), tuple(prompt for prompt in dict.fromkeys(held_out) if prompt not in train))
