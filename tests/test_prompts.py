@@ -1,0 +1,201 @@
+"""What users type: concept lists, wordings and the prompts to keep."""
+
+import pytest
+
+from unhype.training.prompts import (
+    RETAIN_FILE,
+    TEMPLATES,
+    Phrase,
+    PromptError,
+    fill,
+    parse_concepts,
+    phrasings,
+    retain_split,
+    with_article,
+)
+
+CAT = (("cat", "tree"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "pairs"),
+    [
+        ("cat -> tree", [("cat", "tree")]),
+        ("cat", [("cat", "")]),
+        ("cat ->", [("cat", "")]),
+        ("cat => tree", [("cat", "tree")]),
+        ("cat \u2192 tree", [("cat", "tree")]),
+        ("cat->tree\ndog->house", [("cat", "tree"), ("dog", "house")]),
+        ("\n  # a comment\n\n cat   ->  tall   tree \r\n", [("cat", "tall tree")]),
+        ("# cat -> tree\ndog", [("dog", "")]),
+        ("t-shirt -> shirt", [("t-shirt", "shirt")]),
+        ("\ufeffcat -> tree", [("cat", "tree")]),
+        ("c\u200bat\t->\ttree", [("c at", "tree")]),
+        ("Katze\u00e4 -> B\u00e4ume", [("Katze\u00e4", "B\u00e4ume")]),
+        ("cat -> tree\ndog -> tree", [("cat", "tree"), ("dog", "tree")]),
+        ("cat" * 100 + " -> tree", [("cat" * 100, "tree")]),
+    ],
+)
+def test_concepts_are_read(text, pairs):
+    assert parse_concepts(text) == tuple(pairs)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "There is no concept to erase. Write one a line"),
+        ("\n# cat -> tree\n  \n", "There is no concept to erase"),
+        ("-> tree", "Line '-> tree' is not of the form 'concept -> mapping'"),
+        ("->", "is not of the form"),
+        ("cat -> dog -> tree", "Line 'cat -> dog -> tree' is not of the form"),
+        ("cat\ncat -> tree", "The concept 'cat' is listed twice"),
+        ("cat\nCAT -> tree", "The concept 'CAT' is listed twice"),
+        ("cat -> Cat", "'cat' is mapped to itself. Map it to something harmless"),
+        ("x" * 301, "is longer than 300 characters"),
+        ("cat -> " + "x" * 301, "is longer than 300 characters"),
+    ],
+)
+def test_a_list_that_cannot_be_used_says_why(text, message):
+    with pytest.raises(PromptError) as refusal:
+        parse_concepts(text)
+    assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("cat", "a cat"),
+        ("airplane", "an airplane"),
+        ("Eiffel tower", "an Eiffel tower"),
+        ("the Moon", "the Moon"),
+        ("An apple", "An apple"),
+        ("two dogs", "two dogs"),
+        ("another", "an another"),
+    ],
+)
+def test_names_get_an_article(name, expected):
+    assert with_article(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "name", "expected"),
+    [
+        ("{}", "cat", "cat"),
+        ("a photo of {a}", "cat", "a photo of a cat"),
+        ("the {} and {a}", "owl", "the owl and an owl"),
+        ("a photo of {a}", "", ""),
+        ("{}", "{a} {}", "{a} {}"),
+    ],
+)
+def test_templates_are_filled(template, name, expected):
+    assert fill(template, name) == expected
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_every_template_names_the_concept_and_no_two_are_alike(kind):
+    filled = [fill(template, "zebra") for template in TEMPLATES[kind]]
+    assert all("zebra" in prompt and "{" not in prompt for prompt in filled)
+    assert len(set(filled)) == len(filled) >= 8
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_each_concept_is_phrased_in_every_way_with_its_mapping_in_the_same_words(kind):
+    phrases = phrasings((("cat", "tree"), ("dog", "")), kind)
+    assert len(phrases) == 2 * len(TEMPLATES[kind])
+    cats, dogs = phrases[: len(TEMPLATES[kind])], phrases[len(TEMPLATES[kind]) :]
+    assert all(phrase.concept == 0 and phrase.mapping == phrase.prompt.replace("cat", "tree") for phrase in cats)
+    assert all(phrase.concept == 1 and "dog" in phrase.prompt and phrase.mapping == "" for phrase in dogs)
+    assert phrases[0] == Phrase(0, "cat", "tree")
+
+
+# Prompts to keep
+
+
+def groups_of(path):
+    lines = [line for line in path.read_text("utf-8").splitlines() if line.strip() and not line.startswith("#")]
+    return {prompt.strip(): group.strip() for group, prompt in (line.split("|", 1) for line in lines)}
+
+
+@pytest.fixture
+def own_list(tmp_path):
+    """Twenty groups of two prompts each, two of which name a cat."""
+    path = tmp_path / "retain.txt"
+    lines = ["# a comment", ""]
+    for number in range(20):
+        lines += [f"thing{number} | a thing{number}", f"thing{number} | two old thing{number}"]
+    lines += ["cats | two Cats asleep", "scene | a cat, seen from afar", "category | a category of catkins"]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def test_groups_go_wholly_to_one_part():
+    split, group = retain_split("", CAT), groups_of(RETAIN_FILE)
+    train, held_out = ({group[prompt] for prompt in part} for part in (split.train, split.held_out))
+    assert train
+    assert held_out
+    assert not train & held_out
+    assert not set(split.train) & set(split.held_out)
+
+
+def test_about_a_quarter_of_the_groups_is_held_out():
+    split = retain_split("", CAT)
+    assert 0.15 < len(split.held_out) / (len(split.train) + len(split.held_out)) < 0.35
+
+
+def test_prompts_that_name_an_erased_concept_are_left_out(own_list):
+    split = retain_split("", CAT, path=own_list)
+    everything = set(split.train) | set(split.held_out)
+    assert everything == set(groups_of(own_list)) - {"two Cats asleep", "a cat, seen from afar"}
+
+
+def test_the_shipped_list_too_is_cleared_of_erased_concepts():
+    split = retain_split("", (("elephant", ""), ("Dolphin", "")))
+    words = " ".join((*split.train, *split.held_out)).lower().split()
+    assert not {"elephant", "elephants", "dolphin", "dolphins"} & set(words)
+
+
+def test_the_split_depends_on_the_words_alone(own_list):
+    first, other = (retain_split("", ((name, ""),), path=own_list) for name in ("cat", "thing3"))
+    assert retain_split("", CAT, path=own_list) == first
+    shared = {*first.train, *first.held_out} & {*other.train, *other.held_out}
+    assert len(shared) > 30
+    assert shared & set(first.held_out) == shared & set(other.held_out)
+
+
+def test_a_concept_to_preserve_gets_several_wordings(own_list):
+    before, after = (retain_split(text, CAT, path=own_list) for text in ("", "tiger"))
+    added = set(after.train) - set(before.train)
+    assert added == {fill(template, "tiger") for template in TEMPLATES["object"][:8]}
+    assert after.held_out == before.held_out
+
+
+def test_a_whole_prompt_to_preserve_is_kept_as_it_is(own_list):
+    line = "a tiger in the high grass, with a cat"
+    before, after = (retain_split(text, CAT, path=own_list) for text in ("", f"# mine\n\n  {line} "))
+    assert set(after.train) - set(before.train) == {line}
+
+
+def test_preserved_wordings_follow_the_kind(own_list):
+    split = retain_split("Monet", (("van Gogh", ""),), "style", path=own_list)
+    assert "in the style of Monet" in split.train
+
+
+def test_nothing_is_kept_twice(own_list):
+    split = retain_split("thing1\nthing1\na thing1", CAT, path=own_list)
+    assert len(set(split.train)) == len(split.train)
+
+
+def test_what_the_user_asks_to_keep_is_trained_on_and_so_not_held_out(own_list):
+    """Held-out prompts tell how unseen prompts fare."""
+    line = next(prompt for prompt in retain_split("", CAT, path=own_list).held_out if prompt.startswith("two old"))
+    concept = line.removeprefix("two old ")
+    split = retain_split(concept, CAT, path=own_list)
+    assert f"a {concept}" in split.train
+    assert not set(split.train) & set(split.held_out)
+    assert line in split.held_out, "only the very prompts that are trained on go"
+
+
+@pytest.mark.parametrize("line", ["cat", "CAT", "  Cat  "])
+def test_asking_to_keep_what_is_to_be_erased_is_refused(line):
+    with pytest.raises(PromptError, match="is both in the list to erase and in the list to preserve"):
+        retain_split(f"dog\n{line}", CAT)
