@@ -5,6 +5,7 @@ against its own description before a tensor is read, and against the model befor
 """
 
 import json
+import math
 import uuid
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -98,16 +99,24 @@ def save(trained, path, extra=None):
     write_aside(trained.network.state_dict(), path, metadata_of(trained, extra))
 
 
+def _is_number(value):
+    return type(value) in (int, float) and math.isfinite(value)
+
+
 def _parse_config(text):
     config = HypernetConfig.from_dict(json.loads(text))
     for name, limit in _LIMITS.items():
         value = getattr(config, name)
-        if not isinstance(value, int) or not 1 <= value <= limit:
+        if type(value) is not int or not 1 <= value <= limit:
             raise ValueError(f"{name} is {value!r}")
+    if not _is_number(config.alpha):
+        raise ValueError(f"alpha is {config.alpha!r}")
     if not 1 <= len(config.layers) <= _MAX_LAYERS:
         raise ValueError(f"{len(config.layers)} layers")
     for layer in config.layers:
-        if not all(isinstance(n, int) and 1 <= n <= _MAX_FEATURES for n in (layer.inputs, layer.outputs)):
+        if type(layer.name) is not str:
+            raise ValueError(f"the name of a layer is {layer.name!r}")
+        if not all(type(n) is int and 1 <= n <= _MAX_FEATURES for n in (layer.inputs, layer.outputs)):
             raise ValueError(f"layer {layer.name} has {layer.inputs!r} inputs and {layer.outputs!r} outputs")
     return config
 
@@ -118,7 +127,10 @@ def _parse_record(text):
     dead_zone = float(values["dead_zone"])
     if not 0 <= dead_zone < float("inf"):
         raise ValueError(f"dead zone {dead_zone}")
-    return Record(str(values["family"]), concepts, dead_zone, dict(values["base"]), dict(values["training"]))
+    base, training = dict(values["base"]), dict(values["training"])
+    if not all(_is_number(spread) for spread in base.get("weight_spread", ())):
+        raise ValueError("the weight spread is not made of numbers")
+    return Record(str(values["family"]), concepts, dead_zone, base, training)
 
 
 def _describe(file, path):
@@ -136,7 +148,7 @@ def _describe(file, path):
         )
     try:
         return _parse_config(metadata["unhype.config"]), _parse_record(metadata["unhype.record"])
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise HypernetFileError(
             f"The description inside '{path.name}' is damaged ({error}). Download or train it again."
         ) from error
