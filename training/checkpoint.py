@@ -52,13 +52,15 @@ def load_checkpoint(state, path, recipe):
             shapes["random"] = state.generator.get_state().shape
             tensors = read_tensors(file, shapes, path)
             step, history = int(metadata["unhype.step"]), json.loads(metadata["unhype.history"])
-    except (HypernetFileError, KeyError, ValueError):
+            losses, drift = list(history["losses"]), list(history["drift"])
+            torch.Generator().set_state(tensors["random"].byte())  # a damaged one raises
+    except (HypernetFileError, KeyError, TypeError, ValueError, RuntimeError):
         return False
-    _restore(state, tensors, step, history)
+    _restore(state, tensors, step, losses, drift)
     return True
 
 
-def _restore(state, tensors, step, history):
+def _restore(state, tensors, step, losses, drift):
     state.hypernet.load_state_dict({name: tensors[f"weights.{name}"] for name in state.hypernet.state_dict()})
     for name, parameter in state.hypernet.named_parameters():
         state.optimiser.state[parameter] = {
@@ -68,4 +70,4 @@ def _restore(state, tensors, step, history):
         }
     state.random = tensors["random"].byte()
     state.generator.set_state(state.random)
-    state.step, state.losses, state.drift = step, history["losses"], history["drift"]
+    state.step, state.losses, state.drift = step, losses, drift
