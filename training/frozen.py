@@ -5,6 +5,8 @@ be trained, and since other nodes go on using the original.
 """
 
 import copy
+import hashlib
+import json
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -50,6 +52,26 @@ def encode(clip, text):
 def out_of_memory_errors():
     """The exception types that mean that the GPU's memory ran out."""
     return (comfy.model_management.OOM_EXCEPTION, torch.OutOfMemoryError)
+
+
+def lora_fingerprint(model):
+    """A hash of the LoRAs and other weight patches on a ModelPatcher, "" when there are none."""
+    if not model.patches:
+        return ""
+    patches = {key: _content(patches) for key, patches in model.patches.items()}
+    return hashlib.sha256(json.dumps(patches, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _content(value):
+    """What a weight patch consists of as JSON values; of a tensor its shape and sums."""
+    if isinstance(value, torch.Tensor):
+        numbers = value.detach().double()
+        return [list(value.shape), f"{numbers.sum():.6g}", f"{numbers.abs().sum():.6g}"]
+    if hasattr(value, "weights"):
+        return [type(value).__name__, _content(value.weights)]
+    if isinstance(value, list | tuple):
+        return [_content(part) for part in value]
+    return value if isinstance(value, str | int | float | None) else type(value).__name__
 
 
 def _private_copy(model):

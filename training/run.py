@@ -13,7 +13,7 @@ from ..hypernet.network import Hypernet, HypernetConfig
 from ..hypernet.targets import recognise, target_layers, weight_spread
 from .cache import build_cache
 from .checkpoint import load_checkpoint, save_checkpoint
-from .frozen import FrozenModel, encode, out_of_memory_errors
+from .frozen import FrozenModel, encode, lora_fingerprint, out_of_memory_errors
 from .loop import Material, TrainingError, measure_drift, new_state, norms, train
 from .preview import Previewer
 from .prompts import parse_concepts, phrasings, retain_split
@@ -80,7 +80,11 @@ def make_plan(model, request):
         concepts = (*(pair for pair in start.record.concepts if pair[0].lower() not in named), *concepts)
     settings = request.settings
     retain = retain_split(request.preserve, concepts, settings.kind)
-    base = {"model": type(model.model).__name__, "weight_spread": weight_spread(model, layers)}
+    base = {
+        "model": type(model.model).__name__,
+        "weight_spread": weight_spread(model, layers),
+        "loras": lora_fingerprint(model),
+    }
     origin = None if start is None else [start.record.training, round(float(start.network.right.inner_weight.sum()), 5)]
     recipe = settings.recipe(concepts, retain.train, base, [layer.name for layer in layers], origin)
     return _Plan(request, concepts, phrasings(concepts, settings.kind), retain, recipe, base, family, layers)
