@@ -2,8 +2,9 @@
 
 import pytest
 
+from benchmarks.environment import ROOT
 from benchmarks.pack import load_pack
-from benchmarks.server import ComfyServer
+from benchmarks.server import PACKS, ComfyServer
 
 load_pack()
 
@@ -16,6 +17,7 @@ def pack():
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    """A running ComfyUI with the pack; its folders lie under `server.base`."""
-    with ComfyServer(tmp_path_factory.mktemp("comfyui")) as running:
+    """A running ComfyUI with the pack and the tests' own node; its folders lie under `server.base`."""
+    packs = {**PACKS, "unhype_tests": ROOT / "tests" / "nodes_for_tests"}
+    with ComfyServer(tmp_path_factory.mktemp("comfyui"), packs=packs) as running:
         yield running

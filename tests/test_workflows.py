@@ -1,0 +1,216 @@
+"""The workflows that the pack ships: whole, valid on a live ComfyUI, and run there from training to pictures."""
+
+import json
+from itertools import combinations
+
+import numpy
+import pytest
+from checkpoint import write_checkpoint
+from PIL import Image
+
+from benchmarks.environment import ROOT
+from benchmarks.graph import NOTES, to_prompt, widget_values
+
+FOLDER = ROOT / "workflows"
+NAMES = ("train_sd15", "apply_sd15", "before_after_sd15", "demo")
+SIDE = 64
+
+
+def read(name):
+    return json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
+
+
+def nodes_of(prompt, kind):
+    """The API entries of one node type, in the order of the graph."""
+    return [entry for entry in prompt.values() if entry["class_type"] == kind]
+
+
+def reduced(prompt):
+    """The same prompt in small: a few steps, tiny pictures."""
+    for entry in prompt.values():
+        inputs = entry["inputs"]
+        if entry["class_type"] == "UnHypeTrainErasure":
+            inputs |= {"steps": 4, "batch": 2, "width": SIDE, "height": SIDE, "checkpoint_every": 2, "preview_every": 4}
+        elif entry["class_type"] == "KSampler":
+            inputs |= {"steps": 2}
+        elif entry["class_type"] == "EmptyLatentImage":
+            inputs |= {"width": SIDE, "height": SIDE}
+    return prompt
+
+
+def test_every_workflow_is_known_here_and_has_a_thumbnail():
+    assert {path.stem for path in FOLDER.glob("*.json")} == set(NAMES)
+    for name in NAMES:
+        with Image.open(FOLDER / f"{name}.jpg") as picture:
+            assert picture.format == "JPEG"
+            assert 400 <= picture.width <= 1000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_file_is_a_whole_graph(name):
+    workflow = read(name)
+    assert workflow["version"] == 0.4
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    links = {link[0]: link for link in workflow["links"]}
+    assert len(nodes) == len(workflow["nodes"])
+    assert len(links) == len(workflow["links"])
+    assert workflow["last_node_id"] >= max(nodes)
+    assert workflow["last_link_id"] >= max(links)
+    for number, origin, out, target, into, kind in links.values():
+        source, sink = nodes[origin]["outputs"][out], nodes[target]["inputs"][into]
+        assert number in source["links"]
+        assert sink["link"] == number
+        assert source["type"] == sink["type"] == kind
+    used = [entry["link"] for node in nodes.values() for entry in node["inputs"] if entry.get("link") is not None]
+    assert sorted(used) == sorted(links)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_laid_out_for_people(name):
+    workflow = read(name)
+    notes = [node for node in workflow["nodes"] if node["type"] in NOTES]
+    assert notes
+    assert all(len(note["widgets_values"][0]) > 200 for note in notes)
+    title = 30
+    for one, other in combinations(workflow["nodes"], 2):
+        (x, y), (width, height) = one["pos"], one["size"]
+        (u, v), (other_width, other_height) = other["pos"], other["size"]
+        apart = x + width < u or u + other_width < x or y + height < v - title or v + other_height < y - title
+        assert apart, f"{one['type']} {one['id']} and {other['type']} {other['id']} overlap"
+
+
+def _widgets(node, info):
+    """The inputs that have a widget, with their specs, in the order in which values are saved."""
+    saved = {entry["name"] for entry in node["inputs"] if "widget" in entry}
+    parts = info["input"]
+    return [item for part in ("required", "optional") for item in parts.get(part, {}).items() if item[0] in saved]
+
+
+def _check_value(value, spec):
+    options = spec[1] if len(spec) > 1 else {}
+    choices = spec[0] if isinstance(spec[0], list) else options.get("options")
+    if choices is not None:
+        return isinstance(value, str) and (value in choices or value.endswith(".safetensors"))
+    kind = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}[spec[0]]
+    if not isinstance(value, kind) or (spec[0] != "BOOLEAN" and isinstance(value, bool)):
+        return False
+    return isinstance(value, (str, bool)) or options.get("min", value) <= value <= options.get("max", value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_node_exists_and_every_value_is_valid(name, server):
+    info, workflow = server.object_info(), read(name)
+    if "UnHypeLabLoader" not in info and name == "demo":
+        pytest.skip("the lab's loader is not in this checkout")
+    prompt = to_prompt(workflow, info)
+    assert len(prompt) == sum(node["type"] not in NOTES for node in workflow["nodes"])
+    for node in workflow["nodes"]:
+        if node["type"] in NOTES:
+            continue
+        known = info[node["type"]]
+        declared = {name for part in ("required", "optional") for name in known["input"].get(part, {})}
+        assert {entry["name"] for entry in node["inputs"]} == declared
+        assert [output["type"] for output in node["outputs"]] == known["output"][: len(node["outputs"])]
+        widgets = _widgets(node, known)
+        seeds = sum(bool(len(spec) > 1 and spec[1].get("control_after_generate")) for _, spec in widgets)
+        assert len(node.get("widgets_values", [])) == len(widgets) + seeds
+        values = widget_values(node, known)
+        for widget, spec in widgets:
+            assert _check_value(values[widget], spec), f"{node['type']}: {widget} is {values[widget]!r}"
+        linked = {entry["name"] for entry in node["inputs"] if entry.get("link") is not None}
+        missing = set(known["input"].get("required", {})) - linked - set(values)
+        assert not missing, f"{node['type']} lacks {missing}"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(server):
+    """The checkpoint that the workflows name, small and random, in the server's folder."""
+    (loader,) = (node for node in read("train_sd15")["nodes"] if node["type"] == "CheckpointLoaderSimple")
+    path = server.base / "models" / "checkpoints" / loader["widgets_values"][0]
+    write_checkpoint(path)
+    yield path
+    path.unlink()
+
+
+def _train_prompt(server):
+    prompt = reduced(to_prompt(read("train_sd15"), server.object_info()))
+    (trainer,) = nodes_of(prompt, "UnHypeTrainErasure")
+    # CLIP-L needs a quarter of a second for each of eight hundred prompts.
+    prompt["clip"] = {"class_type": "UnHypeTestCLIP", "inputs": {}}
+    trainer["inputs"]["clip"] = ["clip", 0]
+    return prompt, trainer["inputs"]
+
+
+@pytest.fixture(scope="module")
+def trained(server, checkpoint):
+    """The history of the training workflow, run once, and the file that it names."""
+    prompt, inputs = _train_prompt(server)
+    return server.run(prompt), server.base / "models" / "unhype" / f"{inputs['name']}.safetensors"
+
+
+def test_training_writes_the_file_and_plots_its_loss(server, trained):
+    entry, path = trained
+    assert path.is_file()
+    (plot,) = server.pictures(entry)
+    assert plot.is_file()
+    assert not list((server.base / "output" / "unhype" / "checkpoints").glob("*.safetensors"))
+
+
+def test_the_file_brings_back_the_graph_that_trained_it(trained):
+    from unhype.hypernet.files import open_checked
+
+    with open_checked(trained[1]) as file:
+        graph = json.loads(file.metadata()["prompt"])
+    assert nodes_of(graph, "UnHypeTrainErasure")[0]["inputs"]["name"] == trained[1].stem
+
+
+def test_training_the_same_again_only_loads_the_file(server, trained):
+    written = trained[1].stat().st_mtime_ns
+    prompt, inputs = _train_prompt(server)
+    inputs["preview_every"] = 3  # shapes no step, but makes ComfyUI run the node again
+    server.run(prompt)
+    assert [path.name for path in trained[1].parent.glob("*.safetensors")] == [trained[1].name]
+    assert trained[1].stat().st_mtime_ns == written
+
+
+def test_apply_draws_with_what_was_trained(server, trained):
+    prompt = reduced(to_prompt(read("apply_sd15"), server.object_info()))
+    (loader,) = nodes_of(prompt, "UnHypeLoadHypernet")
+    assert loader["inputs"]["hypernet"] == trained[1].name
+    (picture,) = server.pictures(server.run(prompt))
+    with Image.open(picture) as image:
+        assert image.size == (SIDE, SIDE)
+        assert numpy.asarray(image).std() > 0
+
+
+@pytest.mark.parametrize(("strength", "same"), [(0.0, True), (3.0, False)])
+def test_before_and_after_differ_by_the_eraser_alone(server, trained, strength, same):
+    prompt = reduced(to_prompt(read("before_after_sd15"), server.object_info()))
+    (apply,) = nodes_of(prompt, "UnHypeApplyErasure")
+    # Four steps on random weights make no dead zone worth the name.
+    apply["inputs"] |= {"strength": strength, "keep_others_exact": False}
+    (picture,) = server.pictures(server.run(prompt))
+    with Image.open(picture) as image:
+        pixels = numpy.asarray(image)
+    before, after = pixels[:, :SIDE], pixels[:, -SIDE:]
+    assert pixels.shape[1] == 2 * SIDE + 8
+    assert (before == after).all() == same
+
+
+def test_both_samplers_get_one_seed(server):
+    prompt = to_prompt(read("before_after_sd15"), server.object_info())
+    before, after = nodes_of(prompt, "KSampler")
+    assert before["inputs"]["seed"] == after["inputs"]["seed"] != 0
+    differing = {name for name in before["inputs"] if before["inputs"][name] != after["inputs"][name]}
+    assert differing == {"model"}
+
+
+def test_the_demo_runs_in_the_lab(server):
+    if "UnHypeLabLoader" not in server.object_info() or not (ROOT / "benchmarks/lab/weights/base.safetensors").exists():
+        pytest.skip("the lab model is not in this checkout")
+    prompt = reduced(to_prompt(read("demo"), server.object_info()))
+    pictures = server.pictures(server.run(prompt))
+    assert len(pictures) == 2
+    for picture in pictures:
+        with Image.open(picture) as image:
+            assert image.size == (256, 256)
