@@ -163,10 +163,11 @@ def training(rounds):
     from unhype.training.prompts import phrasings
     from unhype.training.settings import Settings
 
-    from .lab.model import LabCLIP, load_model
+    from .lab.model import load_model
+    from .lab.text import load_clip
 
     settings = Settings(width=128, height=128, guidance=3.0, sampler_steps=25, checkpointing=False)
-    phrases, clip = phrasings([("cat", "tree")], "object"), LabCLIP()
+    phrases, clip = phrasings([("cat", "tree")], "object"), load_clip()
     encoded = {text: encode(clip, text) for phrase in phrases for text in (phrase.prompt, phrase.mapping, "")}
     frozen = FrozenModel(load_model())
     frozen.load()

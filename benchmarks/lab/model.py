@@ -12,7 +12,8 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.supported_models
 import torch
-from safetensors.torch import load_file
+
+from . import storage
 
 WEIGHTS = Path(__file__).with_name("weights")
 CONTEXT_WIDTH, TOKENS = 384, 64
@@ -88,8 +89,7 @@ def load_model(path=WEIGHTS / "base.safetensors", disable_dynamic=True):
     del disable_dynamic  # ComfyUI asks for it when it loads a model again
     offload = comfy.model_management.unet_offload_device()
     model = build(offload)
-    weights = {name: tensor.float() for name, tensor in load_file(path).items()}
-    model.diffusion_model.load_state_dict(weights)
+    model.diffusion_model.load_state_dict(storage.load(path))
     patcher = comfy.model_patcher.ModelPatcher(model, comfy.model_management.get_torch_device(), offload)
     # Newer ComfyUI makes deep copies of a model by loading it again.
     patcher.cached_patcher_init = (load_model, (path,))

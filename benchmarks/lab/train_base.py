@@ -11,9 +11,8 @@ import time
 from datetime import date
 
 import torch
-from safetensors.torch import save_file
 
-from . import data, model, text
+from . import data, model, storage, text
 from .vocabulary import CLASSES, NAMES
 
 log = logging.getLogger(__name__)
@@ -122,12 +121,9 @@ def initialise(network):
 
 
 def save(network, metadata):
-    """Write the weights in fp16 to where the lab loads them from."""
+    """Write the weights to where the lab loads them from."""
     model.WEIGHTS.mkdir(exist_ok=True)
-    tensors = {name: tensor.detach().to(torch.float16).contiguous() for name, tensor in network.state_dict().items()}
-    save_file(
-        tensors, model.WEIGHTS / "base.safetensors", metadata={name: str(value) for name, value in metadata.items()}
-    )
+    storage.save(network.state_dict(), model.WEIGHTS / "base.safetensors", metadata)
 
 
 def train(folder, steps, batch, seed, rate=6e-4):
