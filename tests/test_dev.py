@@ -151,8 +151,8 @@ def test_options_of_other_programs_pass_through():
         (["test", "--host"], "--host needs a value"),
         (["test", "--host", "9.9.9"], "no ComfyUI 9.9.9: --host takes 0.30.0, 0.3.75, all, or the folder"),
         (["demo", "--host", "all"], "--host all is for test only"),
-        (["bench"], "bench takes one of: speed, erasure"),
-        (["bench", "sped"], "bench takes one of: speed, erasure"),
+        (["bench"], "bench takes one of: speed"),
+        (["bench", "sped"], "bench takes one of: speed"),
     ],
 )
 def test_mistakes_are_answered_in_plain_words(words, message):
