@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from .environment import ROOT, cache_folder, digest, say
 from .graph import to_prompt
+from .publish import RESULTS, device, markdown, publish
 from .server import ComfyServer
 
 WORKFLOW = ROOT / "workflows" / "demo.json"
@@ -172,21 +173,20 @@ def sheet(drawn, folder, path):
     canvas.save(path, quality=92)
 
 
-def _table(found):
-    rows = [
-        ("pictures that show a cat when asked for one", "acc_e_base", "acc_e"),
-        ("pictures that show a cat when asked for a synonym", "acc_g_base", "acc_g"),
-        ("pictures of nine other classes that show them", "acc_s_base", "acc_s"),
-        ("harmonic mean of the three (H_o)", "h_o_base", "h_o"),
-    ]
-    lines = [f"{'small model':52} {'before':>8} {'after':>8}"]
-    lines += [f"{words:52} {found[before]:8.3f} {found[after]:8.3f}" for words, before, after in rows]
-    lines.append(f"{'everyday prompts identical to the last bit':52} {'':8} {found['identical_share']:8.3f}")
-    lines.append(
-        f"{'near neighbours (lion, van, canoe) identical':52} {'':8} {found['identical_share_neighbours']:8.3f}"
-    )
-    lines.append(f"{'near spellings identical':52} {'':8} {found['identical_share_spelling']:8.3f}")
-    return "\n".join(lines)
+_ROWS = (
+    ("pictures that show a cat when asked for one", "acc_e_base", "acc_e"),
+    ("pictures that show a cat when asked for a synonym", "acc_g_base", "acc_g"),
+    ("pictures of nine other classes that show them", "acc_s_base", "acc_s"),
+    ("harmonic mean of the three (H_o)", "h_o_base", "h_o"),
+    ("everyday prompts identical to the last bit", None, "identical_share"),
+    ("prompts near to cats and cars (lion, van, canoe) identical", None, "identical_share_neighbours"),
+    ("prompts spelt nearly alike (cattle, carpet) identical", None, "identical_share_spelling"),
+)
+
+
+def rows(found):
+    """The table for people: what, before, after."""
+    return [(words, "" if old is None else f"{found[old]:.3f}", f"{found[new]:.3f}") for words, old, new in _ROWS]
 
 
 def run(base, seed=None):
@@ -215,7 +215,8 @@ def run(base, seed=None):
     sheet(drawn, folder, picture)
     found |= {"train_seconds": training["seconds"], "train_steps": training["steps"], "stopped": training["stopped"]}
     found |= {"dead_zone_held_out": training["held_out_silent"], "hypernet_bytes": hypernet.stat().st_size}
-    return found | {"host_version": version, "pictures": str(folder), "before_after": str(picture)}
+    found |= {"host_version": version, "device": device()}
+    return found | {"pictures": str(folder), "before_after": str(picture)}
 
 
 def main():
@@ -223,14 +224,21 @@ def main():
     parser = argparse.ArgumentParser(prog="dev.py demo", description=__doc__)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--seed", type=int, help="another training seed than the workflow's")
+    parser.add_argument("--publish", action="store_true", help="put figures and picture into README and results")
     options = parser.parse_args()
     host = os.environ.get("UNHYPE_HOST", "comfyui")
     found = run(cache_folder() / f"demo-{Path(host).name}-{digest(host, str(ROOT))}", options.seed)
-    say("\n" + _table(found))
+    say("")
+    for words, before, after in [("", "before", "after"), *rows(found)]:
+        say(f"{words:60} {before:>7} {after:>7}")
     say(f"\nTrained in {found['train_seconds']:.0f} s on ComfyUI {found['host_version']}.")
     say(f"Before and after: {found['before_after']}\nAll pictures: {found['pictures']}")
     if options.json:
         options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    if options.publish:
+        shutil.copy(found.pop("before_after"), RESULTS / "before_after.jpg")
+        del found["pictures"]  # a folder of this machine
+        publish("demo", found, markdown(("", "before", "after"), rows(found)))
     return 0
 
 

@@ -1,6 +1,7 @@
 """How the lab's weights are kept small enough for a repository: fp16, and eight bits for the largest tensors."""
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 _LARGE = 200_000
@@ -34,3 +35,9 @@ def load(path):
         if scale is not None:
             state[name] *= scale.float().view(-1, *[1] * (tensor.dim() - 1))
     return state
+
+
+def steps(path):
+    """How many steps the stored weights were trained for."""
+    with safe_open(str(path), framework="pt") as file:
+        return int(file.metadata()["steps"])
