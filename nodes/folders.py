@@ -1,12 +1,17 @@
 """Where files live: only inside ComfyUI's own models and output folders."""
 
 import re
+import unicodedata
 from pathlib import Path
 
 import folder_paths
 
 FOLDER = "unhype"
-_ALLOWED = re.compile(r"[^\w .,+-]")
+_REFUSED = re.compile(r"[^\w .,+-]")
+# Windows takes these for devices, whatever follows the first dot.
+_DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9\u00b9\u00b2\u00b3]) *(\.|$)", re.IGNORECASE)
+# File names end at 255 bytes; what is added to this one is a number, a suffix and the mark of an unfinished file.
+_MAX_BYTES = 180
 
 
 def register_model_folder():
@@ -38,4 +43,7 @@ def checkpoint_folder():
 
 def safe_name(name):
     """A file name from what the user typed: no folders, no characters that some system refuses."""
-    return _ALLOWED.sub("_", name.removesuffix(".safetensors")).strip(" .")[:100] or "erasure"
+    # Composed first: an accent that is a character of its own is no letter.
+    letters = _REFUSED.sub("_", unicodedata.normalize("NFC", name).strip().removesuffix(".safetensors"))
+    short = letters.strip(" .").encode()[:_MAX_BYTES].decode(errors="ignore").strip(" .") or "erasure"
+    return f"_{short}" if _DEVICE.match(short) else short

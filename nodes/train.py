@@ -38,8 +38,10 @@ class TrainErasure(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, concepts):
+        if concepts is None:
+            return True  # another node gives the list; training checks it
         try:
-            parse_concepts(concepts or "")
+            parse_concepts(concepts)
         except PromptError as error:
             return f"Train Erasure, 'concepts': {error}"
         return True
