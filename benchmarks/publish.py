@@ -18,9 +18,16 @@ def device():
     return f"CPU, {torch.get_num_threads()} threads"
 
 
-def section(name, readme):
-    """The text between the README's marks for `name`."""
-    return re.search(rf"(?<=<!-- {name} -->\n).*?(?=\n<!-- /{name} -->)", readme, re.DOTALL)
+def section(name, words):
+    """Where the text between the marks for `name` stands in `words`, as a regex match."""
+    return re.search(rf"(?<=<!-- {name} -->\n).*?(?=\n<!-- /{name} -->)", words, re.DOTALL)
+
+
+def fill_section(path, name, text):
+    """Replace what stands between the marks for `name` in the Markdown file `path`."""
+    words = path.read_text("utf-8")
+    place = section(name, words)
+    path.write_text(words[: place.start()] + text + words[place.end() :], encoding="utf-8")
 
 
 def markdown(header, rows):
@@ -34,7 +41,4 @@ def publish(name, found, table):
     RESULTS.mkdir(exist_ok=True)
     dated = {"date": date.today().isoformat(), **found}
     (RESULTS / f"{name}.json").write_text(json.dumps(dated, indent=1) + "\n", encoding="utf-8")
-    path = ROOT / "README.md"
-    readme = path.read_text("utf-8")
-    place = section(name, readme)
-    path.write_text(readme[: place.start()] + table + readme[place.end() :], encoding="utf-8")
+    fill_section(ROOT / "README.md", name, table)

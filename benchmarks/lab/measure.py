@@ -9,6 +9,7 @@ import comfy.sample
 import torch
 from PIL import Image
 
+from ..publish import device, fill_section
 from . import model, text
 from .judge import LABELS, WIDTHS, Judge
 from .train_base import fill
@@ -144,7 +145,7 @@ def table(judges, groups):
         cells = ["{:.3f}, {:.3f}".format(*one.mean(0).tolist()) for one in found]
         lines.append(f"| {group} | {len(words)} x {count} | {' | '.join(cells)} |")
         weak = [f"{word} {top:.2f}" for word, (_, top) in zip(words, found[0].tolist(), strict=True) if top < 0.5]
-        misses.append(f"Top-1 under one half among {group}: {', '.join(weak) or 'none'}.")
+        misses += [f"Top-1 under one half among {group}: {', '.join(weak) or 'none'}.", ""]
     return [*lines, "", *misses]
 
 
@@ -152,15 +153,18 @@ def main(arguments=None):
     """Command line."""
     parser = argparse.ArgumentParser(prog="dev.py lab measure", description=__doc__)
     parser.add_argument("--seeds", type=int, default=8, help="pictures a prompt; a quarter for other concepts")
+    parser.add_argument("--publish", action="store_true", help="put the table into the lab's README")
     parser.add_argument("--grids", type=Path, help="a folder for pictures to look at")
     options = parser.parse_args(arguments)
     lab, seeds = Lab(), list(range(options.seeds))
     groups = draw_groups(lab, seeds)
     pairs = lab.draw([fill("a {} and a {}", *pair) for pair in PAIRS], seeds)
     found = pair_accuracy(lab.judges[0], pairs, PAIRS, len(seeds)).mean(0).tolist()
-    lines = [f"{date.today()}, {lab.patcher.load_device}, euler, 12 steps, cfg 3:", *table(lab.judges, groups)]
+    lines = [f"{date.today()}, {device()}, euler, 12 steps, cfg 3:", "", *table(lab.judges, groups)]
     lines.append("Two objects: the first is seen in {:.2f}, the second in {:.2f}, both in {:.2f}.".format(*found))
     log.info("\n%s", "\n".join(lines))
+    if options.publish:
+        fill_section(Path(__file__).with_name("README.md"), "measured", "\n".join(lines))
     if options.grids:
         options.grids.mkdir(parents=True, exist_ok=True)
         for group, (_, _, images, count) in groups.items():
