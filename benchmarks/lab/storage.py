@@ -14,8 +14,9 @@ def save(state, path, metadata):
     for name, tensor in state.items():
         tensor = tensor.detach().float()
         if tensor.numel() >= _LARGE:
-            scale = tensor.flatten(1).abs().amax(1).clamp_min(1e-8) / 127
-            tensors[name + _SCALE] = scale.to(torch.float16)
+            scale = tensor.flatten(1).abs().amax(1) / 127
+            # Never less than the smallest half: a row of zeros must not be divided by zero.
+            tensors[name + _SCALE] = scale.clamp_min(2**-24).to(torch.float16)
             rows = tensors[name + _SCALE].float().view(-1, *[1] * (tensor.dim() - 1))
             tensors[name] = (tensor / rows).round().clamp(-127, 127).to(torch.int8)
         else:

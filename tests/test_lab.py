@@ -1,0 +1,59 @@
+"""The lab model and how its weights are stored."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import seeded
+
+from benchmarks.lab import storage
+from benchmarks.lab.model import WEIGHTS, LabVAE, load_model
+from unhype.hypernet.targets import recognise, target_layers
+
+
+def stored(tmp_path, tensor):
+    """A tensor after a round trip, and all that lies in the file."""
+    path = tmp_path / "weights.safetensors"
+    storage.save({"layer": tensor}, path, {})
+    return storage.load(path)["layer"], load_file(path)
+
+
+@pytest.mark.parametrize("shape", [(500, 400), (256, 100, 3, 3)])
+def test_large_tensors_are_off_by_half_a_step_of_their_row_at_most(tmp_path, shape):
+    tensor = torch.randn(shape, generator=seeded(0))
+    tensor *= torch.logspace(-2, 2, len(tensor)).view(-1, *[1] * (tensor.dim() - 1))
+    loaded, kept = stored(tmp_path, tensor)
+    assert kept["layer"].dtype == torch.int8
+    step = kept["layer.row_scale"].float()
+    assert (loaded - tensor).flatten(1).abs().amax(1).le(step * 0.501).all()
+    assert step.le(tensor.flatten(1).abs().amax(1) / 126).all()
+
+
+def test_a_large_tensor_of_zeros_comes_back_as_zeros(tmp_path):
+    loaded, kept = stored(tmp_path, torch.zeros(500, 400))
+    assert kept["layer.row_scale"].min() > 0
+    assert loaded.equal(torch.zeros(500, 400))
+
+
+def test_small_tensors_are_kept_in_half_precision(tmp_path):
+    tensor = torch.randn(20, 30, generator=seeded(0))
+    loaded, kept = stored(tmp_path, tensor)
+    assert kept["layer"].dtype == torch.float16
+    assert loaded.dtype == torch.float32
+    assert loaded.equal(tensor.half().float())
+
+
+def test_the_stored_weights_are_a_stable_diffusion_1_model():
+    if not (WEIGHTS / "base.safetensors").exists():
+        pytest.skip("the lab model is not in this checkout")
+    model = load_model()
+    family = recognise(model.model)
+    assert family.key == "sd15"
+    assert len(target_layers(model.model, family)) > 4
+    assert all(weight.isfinite().all() for weight in model.model.diffusion_model.parameters())
+
+
+def test_a_picture_comes_back_from_its_latent():
+    picture = torch.rand(2, 32, 32, 3, generator=seeded(0))
+    latent = LabVAE().encode(picture)
+    assert latent.shape == (2, 12, 16, 16)
+    torch.testing.assert_close(LabVAE().decode(latent), picture, rtol=0, atol=1e-6)
