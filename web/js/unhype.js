@@ -1,0 +1,49 @@
+// Load UnHype Hypernet and Train Erasure say in words what they loaded or trained. ComfyUI's interface shows such
+// text on its own text nodes only, so this puts it on ours.
+
+import { app } from "../../../scripts/app.js"
+
+const NODES = new Set(["UnHypeLoadHypernet", "UnHypeTrainErasure"])
+const BOX = "result"
+const BOX_HEIGHT = 110 // of eight lines
+
+/** Write a node's text output below its inputs. The box for it is made when there is something to say. */
+function showText(node, output) {
+  if (!output?.text) return
+  const box = node.widgets?.find((widget) => widget.name === BOX) ?? addBox(node)
+  box.value = [output.text].flat().join("\n")
+}
+
+/** A text box to read, saved neither with the workflow nor sent with the prompt. */
+function addBox(node) {
+  const { widget } = app.widgets.STRING(node, BOX, ["STRING", { multiline: true }], app)
+  widget.serialize = false
+  widget.options.serialize = false
+  widget.options.read_only = true
+  widget.options.getMinHeight = () => BOX_HEIGHT
+  if (widget.element) widget.element.readOnly = true
+  const [width, height] = node.computeSize()
+  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)])
+  return widget
+}
+
+app.registerExtension({
+  name: "UnHype.Text",
+
+  beforeRegisterNodeDef(nodeType, nodeData) {
+    if (!NODES.has(nodeData.name)) return
+    const onExecuted = nodeType.prototype.onExecuted
+    nodeType.prototype.onExecuted = function (output) {
+      onExecuted?.call(this, output)
+      showText(this, output)
+    }
+  },
+
+  /** Newer interfaces keep outputs while another workflow is open, and hand them back here. */
+  onNodeOutputsUpdated(outputs) {
+    for (const [id, output] of Object.entries(outputs)) {
+      const node = app.graph?.getNodeById(id)
+      if (NODES.has(node?.comfyClass)) showText(node, output)
+    }
+  },
+})
