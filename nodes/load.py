@@ -18,6 +18,7 @@ class LoadHypernet(io.ComfyNode):
             category=CATEGORY,
             description="Loads a trained concept eraser from models/unhype and shows what it erases.",
             search_aliases=["erase", "unlearn", "remove concept", "safety", "concept erasure"],
+            is_output_node=True,  # so that what the file erases can be read without drawing anything
             inputs=[
                 io.Combo.Input(
                     "hypernet",
