@@ -21,3 +21,15 @@ def server(tmp_path_factory):
     packs = {**PACKS, "unhype_tests": ROOT / "tests" / "nodes_for_tests"}
     with ComfyServer(tmp_path_factory.mktemp("comfyui"), packs=packs) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def checkpoint(server):
+    """The checkpoint that the workflows name, small and random, in the server's folder."""
+    from checkpoint import write_checkpoint
+    from graphs import checkpoint_name
+
+    path = server.base / "models" / "checkpoints" / checkpoint_name()
+    write_checkpoint(path)
+    yield path
+    path.unlink()

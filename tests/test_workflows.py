@@ -5,37 +5,13 @@ from itertools import combinations
 
 import numpy
 import pytest
-from checkpoint import write_checkpoint
+from graphs import FOLDER, SIDE, nodes_of, read, reduced, training_prompt
 from PIL import Image
 
 from benchmarks.environment import ROOT
 from benchmarks.graph import NOTES, to_prompt, widget_values
 
-FOLDER = ROOT / "workflows"
 NAMES = ("train_sd15", "apply_sd15", "before_after_sd15", "demo")
-SIDE = 64
-
-
-def read(name):
-    return json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
-
-
-def nodes_of(prompt, kind):
-    """The API entries of one node type, in the order of the graph."""
-    return [entry for entry in prompt.values() if entry["class_type"] == kind]
-
-
-def reduced(prompt):
-    """The same prompt in small: a few steps, tiny pictures."""
-    for entry in prompt.values():
-        inputs = entry["inputs"]
-        if entry["class_type"] == "UnHypeTrainErasure":
-            inputs |= {"steps": 4, "batch": 2, "width": SIDE, "height": SIDE, "checkpoint_every": 2, "preview_every": 4}
-        elif entry["class_type"] == "KSampler":
-            inputs |= {"steps": 2}
-        elif entry["class_type"] == "EmptyLatentImage":
-            inputs |= {"width": SIDE, "height": SIDE}
-    return prompt
 
 
 def test_every_workflow_is_known_here_and_has_a_thumbnail():
@@ -123,28 +99,9 @@ def test_every_node_exists_and_every_value_is_valid(name, server):
 
 
 @pytest.fixture(scope="module")
-def checkpoint(server):
-    """The checkpoint that the workflows name, small and random, in the server's folder."""
-    (loader,) = (node for node in read("train_sd15")["nodes"] if node["type"] == "CheckpointLoaderSimple")
-    path = server.base / "models" / "checkpoints" / loader["widgets_values"][0]
-    write_checkpoint(path)
-    yield path
-    path.unlink()
-
-
-def _train_prompt(server):
-    prompt = reduced(to_prompt(read("train_sd15"), server.object_info()))
-    (trainer,) = nodes_of(prompt, "UnHypeTrainErasure")
-    # CLIP-L needs a quarter of a second for each of eight hundred prompts.
-    prompt["clip"] = {"class_type": "UnHypeTestCLIP", "inputs": {}}
-    trainer["inputs"]["clip"] = ["clip", 0]
-    return prompt, trainer["inputs"]
-
-
-@pytest.fixture(scope="module")
 def trained(server, checkpoint):
     """The history of the training workflow, run once, and the file that it names."""
-    prompt, inputs = _train_prompt(server)
+    prompt, inputs = training_prompt(server)
     return server.run(prompt), server.base / "models" / "unhype" / f"{inputs['name']}.safetensors"
 
 
@@ -166,7 +123,7 @@ def test_the_file_brings_back_the_graph_that_trained_it(trained):
 
 def test_training_the_same_again_only_loads_the_file(server, trained):
     written = trained[1].stat().st_mtime_ns
-    prompt, inputs = _train_prompt(server)
+    prompt, inputs = training_prompt(server)
     inputs["preview_every"] = 3  # shapes no step, but makes ComfyUI run the node again
     server.run(prompt)
     assert [path.name for path in trained[1].parent.glob("*.safetensors")] == [trained[1].name]

@@ -1,0 +1,47 @@
+"""The workflows that the pack ships, as small as tests on a live server need them."""
+
+import json
+
+from benchmarks.environment import ROOT
+from benchmarks.graph import to_prompt
+
+FOLDER = ROOT / "workflows"
+SIDE = 64
+
+
+def read(name):
+    return json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
+
+
+def checkpoint_name():
+    """The checkpoint that the workflows name."""
+    (loader,) = (node for node in read("train_sd15")["nodes"] if node["type"] == "CheckpointLoaderSimple")
+    return loader["widgets_values"][0]
+
+
+def nodes_of(prompt, kind):
+    """The API entries of one node type, in the order of the graph."""
+    return [entry for entry in prompt.values() if entry["class_type"] == kind]
+
+
+def reduced(prompt):
+    """The same prompt in small: a few steps, tiny pictures."""
+    for entry in prompt.values():
+        inputs = entry["inputs"]
+        if entry["class_type"] == "UnHypeTrainErasure":
+            inputs |= {"steps": 4, "batch": 2, "width": SIDE, "height": SIDE, "checkpoint_every": 2, "preview_every": 4}
+        elif entry["class_type"] == "KSampler":
+            inputs |= {"steps": 2}
+        elif entry["class_type"] == "EmptyLatentImage":
+            inputs |= {"width": SIDE, "height": SIDE}
+    return prompt
+
+
+def training_prompt(server):
+    """The training workflow in small, and the inputs of its Train Erasure to change."""
+    prompt = reduced(to_prompt(read("train_sd15"), server.object_info()))
+    (trainer,) = nodes_of(prompt, "UnHypeTrainErasure")
+    # CLIP-L needs a quarter of a second for each of eight hundred prompts.
+    prompt["clip"] = {"class_type": "UnHypeTestCLIP", "inputs": {}}
+    trainer["inputs"]["clip"] = ["clip", 0]
+    return prompt, trainer["inputs"]
