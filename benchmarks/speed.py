@@ -231,7 +231,7 @@ def main():
     if options.gpu and not torch.cuda.is_available():
         parser.error("--gpu needs a CUDA GPU, and there is none here.")
     results = {"device": device(), "sampling": {}, "training": {}}
-    plan = {"SD 1.5": (64, 20), "SDXL": (128, 20)} if options.gpu else {"SD 1.5": (32, 1)}
+    plan = {"SD 1.5": (64, 20), "SDXL": (128, 20)} if options.gpu else {"SD 1.5": (32, 4)}
     dtype = torch.float16 if options.gpu else torch.float32
     say(f"On {results['device']}, random weights, {options.rounds} rounds, medians.")
     for size, (latent, steps) in plan.items():
