@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from .environment import ROOT, cache_folder, digest, say
 from .graph import to_prompt
-from .publish import RESULTS, device, markdown, publish
+from .publish import device, markdown, publish
 from .server import ComfyServer
 
 WORKFLOW = ROOT / "workflows" / "demo.json"
@@ -156,9 +156,9 @@ def figures(drawn, rows):
 
 def sheet(drawn, folder, path):
     """A picture for people: erased, synonym and kept prompts, four pictures before and after each."""
-    tile, count, label, gap = 96, 4, 170, 24
+    tile, count, label, gap = 72, 4, 150, 24
     chosen = [n for n, prompt in enumerate(drawn) if prompt.group in ("erased", "synonym", "other")]
-    chosen = [n for n in chosen if not (drawn[n].group == "erased" and drawn[n].text == ERASED)]
+    chosen = [n for n in chosen if drawn[n].group != "erased" or "photo" in drawn[n].text]
     canvas = Image.new("RGB", (label + 2 * count * tile + gap, len(chosen) * tile + 24), "white")
     pen = ImageDraw.Draw(canvas)
     pen.text((label, 6), "before", fill="black")
@@ -179,6 +179,7 @@ _ROWS = (
     ("pictures of nine other classes that show them", "acc_s_base", "acc_s"),
     ("harmonic mean of the three (H_o)", "h_o_base", "h_o"),
     ("everyday prompts identical to the last bit", None, "identical_share"),
+    ("prompts of the nine other classes identical", None, "identical_share_other_classes"),
     ("prompts near to cats and cars (lion, van, canoe) identical", None, "identical_share_neighbours"),
     ("prompts spelt nearly alike (cattle, carpet) identical", None, "identical_share_spelling"),
 )
@@ -236,9 +237,9 @@ def main():
     if options.json:
         options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
     if options.publish:
-        shutil.copy(found.pop("before_after"), RESULTS / "before_after.jpg")
-        del found["pictures"]  # a folder of this machine
-        publish("demo", found, markdown(("", "before", "after"), rows(found)))
+        of_this_machine = {"pictures", "before_after"}
+        kept = {name: value for name, value in found.items() if name not in of_this_machine}
+        publish("demo", kept, markdown(("", "before", "after"), rows(found)), found["before_after"])
     return 0
 
 

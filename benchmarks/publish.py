@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from datetime import date
 
 import torch
@@ -36,9 +37,14 @@ def markdown(header, rows):
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def publish(name, found, table):
-    """Write `found` as results/<name>.json with today's date, and `table` between the README's marks for it."""
+def publish(name, found, table, picture=None):
+    """Write `found` as results/<name>.json with today's date, and `table` between the README's marks for it.
+
+    picture: a file to keep beside the figures under its own name.
+    """
     RESULTS.mkdir(exist_ok=True)
+    if picture:
+        shutil.copy(picture, RESULTS)
     dated = {"date": date.today().isoformat(), **found}
     (RESULTS / f"{name}.json").write_text(json.dumps(dated, indent=1) + "\n", encoding="utf-8")
     fill_section(ROOT / "README.md", name, table)

@@ -249,7 +249,9 @@ def main():
     if options.json:
         options.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
     if options.publish:
-        publish("speed_gpu" if options.gpu else "speed", results, markdown(("on " + results["device"], ""), table(results)))
+        publish(
+            "speed_gpu" if options.gpu else "speed", results, markdown(("on " + results["device"], ""), table(results))
+        )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ whose delta at s = S is smaller than the threshold runs the base model itself, b
 import torch
 
 
-def calibrate(benign_norms, target_norms, false_alarms=0.01, reach=0.75, ceiling=0.5):
+def calibrate(benign_norms, target_norms, false_alarms=0.01, reach=0.6, ceiling=0.5):
     """Pick the threshold between the deltas of benign prompts and those of erased ones.
 
     benign_norms: (n,) sizes for prompts that training never saw; target_norms: (m,) sizes for the

@@ -7,14 +7,14 @@ from unhype.hypernet.deadzone import calibrate, is_silent
 
 
 def test_the_threshold_lies_between_benign_and_erased_nearer_to_the_benign():
-    benign, erased = torch.full((100,), 1.0), torch.tensor([16.0, 40.0])
-    assert calibrate(benign, erased) == pytest.approx(2.0)
+    benign, erased = torch.full((100,), 1.0), torch.tensor([32.0, 40.0])
+    assert calibrate(benign, erased) == pytest.approx(4.0)
 
 
 def test_one_benign_prompt_in_a_hundred_may_be_louder():
     benign = torch.ones(201)
     benign[0] = 15.0
-    assert calibrate(benign, torch.tensor([16.0])) == pytest.approx(2.0)
+    assert calibrate(benign, torch.tensor([32.0])) == pytest.approx(4.0)
 
 
 @pytest.mark.parametrize("benign", [3.0, 5.0, 100.0])
