@@ -170,7 +170,8 @@ def read_tensors(file, shapes, path):
                 f"Tensor '{name}' in '{path.name}' is {found.get_dtype()} {tuple(found.get_shape())}, expected "
                 f"F32 {tuple(shape)}. Download or train it again."
             )
-    tensors = {name: file.get_tensor(name) for name in shapes}
+    # Copies: on a mapped file, sums differ in the last bit with the alignment, and Windows can't replace it.
+    tensors = {name: file.get_tensor(name).clone() for name in shapes}
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise HypernetFileError(f"Tensor '{name}' in '{path.name}' holds values that are not numbers.")
