@@ -11,13 +11,16 @@ from ..pack import load_pack
 
 load_pack()
 
-from . import esd, uce  # noqa: E402
+from . import esd, gate, nullspace, spm, uce  # noqa: E402
 from .eraser import Eraser  # noqa: E402
 
 METHODS = {
     "esd": esd.erase,
     "esd mapping": esd.erase_to_mapping,
     "uce": uce.erase,
+    "nullspace": nullspace.erase,
+    "gate": gate.erase,
+    "spm": spm.erase,
 }
 
 __all__ = ["METHODS", "Eraser"]
