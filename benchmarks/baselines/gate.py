@@ -1,4 +1,4 @@
-"""A gate on the conditioning without training or detector, after Semantic Surgery (Xiong et al. 2025, arXiv 2510.22851).
+"""A gate on the conditioning without training or detector, after Semantic Surgery (Xiong et al. 2025, 2510.22851).
 
 For every concept d is the mean token state of its phrasings minus that of their mappings. A prompt with mean token
 state x holds the concept with presence rho = sigmoid((cos(x, d) - beta) / gamma), beta lying between the retain

@@ -26,7 +26,7 @@ ETA, ANCHOR_WEIGHT, ANCHORS, SHARPNESS = 1.0, 1.0, 8, 1.0
 
 @dataclass(frozen=True)
 class Adapter:
-    """deltas: layer name to (out, in); mean: the concept's mean token state (width,); own: what counts as full cosine."""
+    """deltas: layer name to (out, in); mean: the mean token state (width,) of its concept; own: the full cosine."""
 
     deltas: dict
     mean: torch.Tensor
@@ -44,6 +44,11 @@ def patched(patcher, adapters, conditioning):
     for adapter in adapters:
         clone = edited(clone, adapter.deltas, strength(mean, adapter))
     return clone
+
+
+def anchor_weights(means, mean):
+    """How often each anchor is drawn: (1 - cosine) ** sharpness of mean token states (n, width) to the concept's."""
+    return (1 - cosine_similarity(means, mean.unsqueeze(0))).clamp_min(0) ** SHARPNESS
 
 
 def anchor_loss(frozen, lora, samples, conds):
@@ -80,8 +85,7 @@ def _adapter(lab, pair, encoded, seed, settings, eta, anchor_weight):
     mean = own.mean(0)
     anchors = [task.frozen.model_conds(prompt, probe) for prompt in encoded.values()]
     means = torch.stack([tokens_of(prompt.conditioning).mean(0) for prompt in encoded.values()])
-    weights = (1 - cosine_similarity(means, mean.unsqueeze(0))).clamp_min(0) ** SHARPNESS
-    lora = train_adapter(task, anchors, weights, seed, settings, eta, anchor_weight)
+    lora = train_adapter(task, anchors, anchor_weights(means, mean), seed, settings, eta, anchor_weight)
     task.frozen.release()
     full = cosine_similarity(own, mean.unsqueeze(0)).median().item()
     return Adapter(deltas_of(task.frozen.layers, lora), mean, full), sum(t.numel() for f in lora for t in f)

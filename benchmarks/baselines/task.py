@@ -14,7 +14,7 @@ from .states import encode_prompts
 
 @dataclass(frozen=True)
 class Task:
-    """frozen: a private copy of the model; phrases and their `conds`, text to `model_conds`; cache: what it predicts."""
+    """frozen: a private copy of the model; conds: text to `model_conds`, of all phrases; cache: what it predicts."""
 
     frozen: FrozenModel
     phrases: list
