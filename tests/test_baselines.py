@@ -3,6 +3,8 @@
 import math
 from types import SimpleNamespace
 
+import comfy.model_management
+import comfy.sample
 import pytest
 import torch
 from tiny import seeded
@@ -15,8 +17,8 @@ from unhype.training.prompts import RetainSplit, parse_concepts, phrasings
 from unhype.training.settings import Settings
 
 QUICK = Settings(
-    steps=3, batch=4, rollouts=2, pictures=2, kept_steps=2, retain_batch=4, rank=2,
-    width=128, height=128, guidance=3.0, sampler_steps=4, checkpointing=False,
+    steps=2, batch=2, rollouts=2, pictures=1, kept_steps=1, retain_batch=4, rank=2,
+    width=128, height=128, guidance=3.0, sampler_steps=2, checkpointing=False,
 )  # fmt: skip
 RETAIN = RetainSplit(("a guitar", "a horse in a field", "a photo of a teapot"), ("a boat",))
 CONCEPTS = parse_concepts("cat -> tree\nship -> sofa")
@@ -156,26 +158,22 @@ def test_prompts_encoded_in_batches_are_those_of_the_host(lab):
 
 def test_a_lora_on_the_patched_clone_is_the_one_that_was_trained(lab):
     made = task.make_task(lab, CONCEPTS[:1], 0, QUICK)
-    lora = task.new_lora(made.frozen.layers, 2, seeded(0), made.frozen.device)
-    before = predict(lab.patcher, encode(lab.clip, "a cat"))
-    lora = [Factors(A.detach(), torch.randn(B.shape, generator=seeded(n))) for n, (A, B) in enumerate(lora)]
-    conds = [made.conds["a photo of a cat"]] * 2
+    frozen, conds = made.frozen, [made.conds["a photo of a cat"]] * 2
     z, sigma = made.cache.z[:2], made.cache.sigma[:2]
-    rows = made.frozen.predict(z, sigma, conds, task.for_rows(lora, 2))
-    copy = task.Task(made.frozen, made.phrases, made.conds, made.cache).frozen
-    merged = eraser.edited(copy.patcher, task.deltas_of(copy.layers, lora))
-    merged.patch_model()
-    try:
-        torch.testing.assert_close(copy.predict(z, sigma, conds), rows, atol=1e-4, rtol=1e-4)
-    finally:
-        merged.unpatch_model()
-    assert predict(lab.patcher, encode(lab.clip, "a cat")).equal(before)
+    untouched = frozen.predict(z, sigma, conds)
+    lora = task.new_lora(frozen.layers, 2, seeded(0), frozen.device)
+    lora = [Factors(A.detach(), torch.randn(B.shape, generator=seeded(n))) for n, (A, B) in enumerate(lora)]
+    merged = eraser.edited(frozen.patcher, task.deltas_of(frozen.layers, lora))
+    comfy.model_management.load_models_gpu([merged], force_full_load=True)
+    found = frozen.predict(z, sigma, conds)
+    frozen.load()
+    assert frozen.predict(z, sigma, conds).equal(untouched)
+    torch.testing.assert_close(found, frozen.predict(z, sigma, conds, task.for_rows(lora, 2)), atol=1e-4, rtol=1e-4)
+    assert (found - untouched).abs().mean() > 0.01
 
 
 def predict(patcher, conditioning):
     """One step of the sampler from fixed noise."""
-    import comfy.sample
-
     with torch.inference_mode():
         noise = noise_of([0])
         nothing = [[torch.zeros_like(conditioning[0][0]), {}]]
@@ -217,11 +215,10 @@ def test_every_method_moves_the_erased_prompts_and_leaves_the_base_alone(lab, na
     assert erased.seconds > 0
 
 
-@pytest.mark.parametrize("name", ["esd", "spm"])
-def test_the_same_seed_trains_the_same_weights(lab, name):
+def test_the_same_seed_trains_the_same_weights(lab):
     prompt = encode(lab.clip, "a cat")
     first, second, other = (
-        predict(METHODS[name](lab, CONCEPTS[:1], RETAIN, seed, QUICK).model_for(prompt), prompt) for seed in (0, 0, 1)
+        predict(METHODS["spm"](lab, CONCEPTS[:1], RETAIN, seed, QUICK).model_for(prompt), prompt) for seed in (0, 0, 1)
     )
     assert first.equal(second)
     assert not first.equal(other)
