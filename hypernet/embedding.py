@@ -1,24 +1,117 @@
-"""From a conditioning to the vector c that drives H.
+"""From a conditioning to the vectors c that drive H.
 
 c is the pooled output of the model's own text encoder, as ComfyUI carries it: for SD 1.x the last
 hidden state of CLIP-L at the end token, for SDXL the projected pooled vector of CLIP-G.
+
+A conditioning carries one pooled vector, that of the first chunk of its text, and keeps it whatever
+is done to its tokens afterwards. So every chunk is read from its tokens as well: a linear map, fitted
+in training, tells from their states what the pooled vector of that chunk would be.
 """
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 
-def driving_embedding(conditioning):
-    """Return c of one conditioning entry as an fp32 CPU vector (width,), or None when it has none.
+@dataclass(frozen=True)
+class Reader:
+    """c = weight f + bias for the features f of a chunk; weight (width, features), bias (width,), fp32."""
 
-    `conditioning` is the dict that rides beside the cross-attention tensor. A missing or zeroed
-    pooled vector (ConditioningZeroOut, encoders without one) means that there is no prompt to judge.
-    Of a batch of pooled vectors the first counts: the host repeats it over the batch.
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    def __call__(self, features):
+        """Features (n, features) to vectors c (n, width)."""
+        return features @ self.weight.T + self.bias
+
+    def fits(self, tokens):
+        """Whether token states (n, in) are of the encoder that the reader was fitted on."""
+        return 2 * tokens.shape[-1] == self.weight.shape[1]
+
+
+class Chunk(NamedTuple):
+    """Tokens that a text encoder made at once, start to stop, and what they mean.
+
+    views: vectors c (width,) that speak for the chunk, the first to be heard first; empty where c can't
+    be known. blank: nothing is said here, all states are zero.
     """
+
+    start: int
+    stop: int
+    views: tuple
+    blank: bool
+
+
+
+def chunk_features(tokens):
+    """The features of a chunk that a `Reader` reads: its mean state and its last, (n, in) to (2 in,).
+
+    In CLIP the last state has seen the whole chunk, as the end token's has; in encoders that read both
+    ways the mean has. Each is scaled to elements of about one: weighting tokens must not hide them.
+    """
+    return torch.cat([_scaled(tokens.mean(0)), _scaled(tokens[-1])])
+
+
+def _scaled(state):
+    return state / state.square().mean().sqrt().clamp_min(1e-6)
+
+
+def _on_cpu(tensor):
+    return tensor.detach().to(device="cpu", dtype=torch.float32)
+
+
+def driving_embedding(conditioning):
+    """Return the pooled vector of one conditioning entry, fp32 on the CPU (width,), or None without one.
+
+    `conditioning` is the dict that rides beside the cross-attention tensor. A missing or zeroed pooled
+    vector (ConditioningZeroOut, encoders without one) says nothing. The first of a batch counts.
+    """
+    return _pooled(conditioning)[0]
+
+
+def _pooled(conditioning):
+    """Pooled vectors of an entry, one a row of its batch, None for a row without one."""
     pooled = conditioning.get("pooled_output")
     if pooled is None:
-        return None
-    c = pooled.detach().reshape(-1, pooled.shape[-1])[0].to(device="cpu", dtype=torch.float32)
-    return c if bool(c.any()) else None
+        return [None]
+    return [c if bool(c.any()) else None for c in _on_cpu(pooled).reshape(-1, pooled.shape[-1])]
+
+
+def chunks_of(tokens, pooled, width, length=0, reader=None):
+    """The chunks of one prompt: token states (n, in) or None, and its pooled vector or None.
+
+    width: numbers in the c that H reads; vectors of other encoders don't count. length: tokens that the
+    text encoder makes at once, 0 where that is not known. reader: a `Reader` or None. Tokens that no
+    text encoder made (style models and the like) are chunks as well, the last one may be short.
+    """
+    first = () if pooled is None or pooled.shape[0] != width else (pooled,)
+    if tokens is None:
+        return [Chunk(0, 1, first, False)]
+    chunks = []
+    for start in range(0, tokens.shape[0], length or tokens.shape[0]):
+        part = tokens[start : start + (length or tokens.shape[0])]
+        blank = not bool(part.any())
+        views = first if start == 0 else ()
+        if reader is not None and reader.fits(part) and not blank:
+            views = (*views, reader(chunk_features(part).unsqueeze(0))[0])
+        chunks.append(Chunk(start, start + len(part), views, blank and not views))
+    return chunks
+
+
+def read_prompts(conditioning, tokens, width, length=0, reader=None):
+    """The chunks of every prompt in a conditioning entry: a list a row of its batch, see `chunks_of`.
+
+    tokens: (rows, n, in) or None. One row is the rule; nodes that schedule prompts over frames make
+    more, and the host then repeats tokens and pooled vectors each for itself.
+    """
+    pooled = _pooled(conditioning)
+    tokens = [None] if tokens is None else _on_cpu(tokens).unbind(0)
+    rows = math.lcm(len(tokens), len(pooled))
+    return [
+        chunks_of(tokens[row % len(tokens)], pooled[row % len(pooled)], width, length, reader) for row in range(rows)
+    ]
 
 
 def content_key(c):
