@@ -34,14 +34,14 @@ class Reader:
 class Chunk(NamedTuple):
     """Tokens that a text encoder made at once, start to stop, and what they mean.
 
-    views: vectors c (width,) that speak for the chunk, the first to be heard first; empty where c can't
-    be known. blank: nothing is said here, all states are zero.
+    views: vectors c (width,) that speak for the chunk, the first to be heard first. unknown: there is text
+    and no view of it; without either, nothing is said here.
     """
 
     start: int
     stop: int
     views: tuple
-    blank: bool
+    unknown: bool
 
 
 
@@ -88,7 +88,7 @@ def chunks_of(tokens, pooled, width, length=0, reader=None):
     """
     first = () if pooled is None or pooled.shape[0] != width else (pooled,)
     if tokens is None:
-        return [Chunk(0, 1, first, False)]
+        return [Chunk(0, 1, first, not first)]  # of a model that reads no tokens
     chunks = []
     for start in range(0, tokens.shape[0], length or tokens.shape[0]):
         part = tokens[start : start + (length or tokens.shape[0])]
@@ -96,7 +96,7 @@ def chunks_of(tokens, pooled, width, length=0, reader=None):
         views = first if start == 0 else ()
         if reader is not None and reader.fits(part) and not blank:
             views = (*views, reader(chunk_features(part).unsqueeze(0))[0])
-        chunks.append(Chunk(start, start + len(part), views, blank and not views))
+        chunks.append(Chunk(start, start + len(part), views, not (blank or views)))
     return chunks
 
 
