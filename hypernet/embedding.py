@@ -17,18 +17,28 @@ import torch
 
 @dataclass(frozen=True)
 class Reader:
-    """c = weight f + bias for the features f of a chunk; weight (width, features), bias (width,), fp32."""
+    """c = weight f + bias for the features f of a chunk, once for each text encoder whose states lie side by side.
 
+    widths: of each encoder's states; weight: (width, 2 * sum of widths), bias: (encoders, width), fp32.
+    """
+
+    widths: tuple[int, ...]
     weight: torch.Tensor
     bias: torch.Tensor
 
     def __call__(self, features):
-        """Features (n, features) to vectors c (n, width)."""
-        return features @ self.weight.T + self.bias
+        """Features (n, 2 * sum of widths) of `chunk_features` to vectors c (encoders, n, width)."""
+        sizes = [2 * width for width in self.widths]
+        parts = zip(features.split(sizes, -1), self.weight.split(sizes, -1), self.bias, strict=True)
+        return torch.stack([own @ weight.T + bias for own, weight, bias in parts])
+
+    def views(self, tokens):
+        """What each encoder's states (n, in) say of a chunk, as a tuple of vectors c (width,)."""
+        return self(chunk_features(tokens, self.widths).unsqueeze(0)).squeeze(1).unbind(0)
 
     def fits(self, tokens):
-        """Whether token states (n, in) are of the encoder that the reader was fitted on."""
-        return 2 * tokens.shape[-1] == self.weight.shape[1]
+        """Whether token states (n, in) are of the encoders that the reader was fitted on."""
+        return tokens.shape[-1] == sum(self.widths)
 
 
 class Chunk(NamedTuple):
@@ -45,13 +55,14 @@ class Chunk(NamedTuple):
 
 
 
-def chunk_features(tokens):
-    """The features of a chunk that a `Reader` reads: its mean state and its last, (n, in) to (2 in,).
+def chunk_features(tokens, widths):
+    """The features of a chunk that a `Reader` reads, (n, in) to (2 in,): of each encoder the mean state and the last.
 
     In CLIP the last state has seen the whole chunk, as the end token's has; in encoders that read both
     ways the mean has. Each is scaled to elements of about one: weighting tokens must not hide them.
     """
-    return torch.cat([_scaled(tokens.mean(0)), _scaled(tokens[-1])])
+    states = [state for own in tokens.split(list(widths), -1) for state in (own.mean(0), own[-1])]
+    return torch.cat([_scaled(state) for state in states])
 
 
 def _scaled(state):
@@ -95,7 +106,7 @@ def chunks_of(tokens, pooled, width, length=0, reader=None):
         blank = not bool(part.any())
         views = first if start == 0 else ()
         if reader is not None and reader.fits(part) and not blank:
-            views = (*views, reader(chunk_features(part).unsqueeze(0))[0])
+            views = (*views, *reader.views(part))
         chunks.append(Chunk(start, start + len(part), views, not (blank or views)))
     return chunks
 

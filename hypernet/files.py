@@ -23,7 +23,7 @@ from .targets import family_by_key
 FORMAT, READABLE = "2", ("1", "2")
 SUFFIX = ".safetensors"
 _LIMITS = {"rank": 256, "hidden": 8192, "trajectory": 100_000, "octaves": 16, "embedding_width": 65_536}
-_MAX_LAYERS, _MAX_FEATURES, _MAX_TOKENS = 4096, 262_144, 65_536
+_MAX_LAYERS, _MAX_FEATURES, _MAX_TOKENS, _MAX_ENCODERS = 4096, 262_144, 65_536, 8
 _READER_WEIGHT, _READER_BIAS, _CONCEPTS = "reader.weight", "reader.bias", "concepts.c"
 
 
@@ -38,7 +38,7 @@ class Record:
     `concepts`: pairs (erased concept, what it turns into). `dead_zone`: the threshold of
     ``deadzone``. `base`: family class and weight spread of the model it was trained on. `training`:
     settings and measurements of the run. `reading`: of the text encoder, `tokens` that it makes at once
-    and `features` that the file's reader takes (0 without a reader); empty in files of format 1.
+    and `widths` of the states that the file's reader takes (none without one); empty in files of format 1.
     """
 
     family: str
@@ -160,11 +160,14 @@ def _parse_record(text):
 
 def _parse_reading(values):
     """`Record.reading`, of which older files have nothing."""
-    limits = {"tokens": (1, _MAX_TOKENS), "features": (0, _MAX_FEATURES)}
-    for name, (least, most) in limits.items() if values else ():
-        if type(values[name]) is not int or not least <= values[name] <= most:
-            raise ValueError(f"{name} of the text encoder is {values[name]!r}")
-    return dict(values)
+    if not values:
+        return {}
+    tokens, widths = values["tokens"], values["widths"]
+    if type(tokens) is not int or not 1 <= tokens <= _MAX_TOKENS:
+        raise ValueError(f"the text encoder makes {tokens!r} tokens")
+    if type(widths) is not list or not all(type(width) is int and 1 <= width <= _MAX_FEATURES for width in widths):
+        raise ValueError(f"the widths of the text encoder are {widths!r}")
+    return {"tokens": tokens, "widths": widths[:_MAX_ENCODERS]}
 
 
 def _describe(file, path):
@@ -239,10 +242,10 @@ def load(path):
         shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
         tensors = read_tensors(file, shapes | _shapes_of_reading(record, config.embedding_width), path)
     network.load_state_dict({name: tensors[name] for name in shapes}, assign=True)
-    reader = Reader(tensors[_READER_WEIGHT], tensors[_READER_BIAS]) if _READER_WEIGHT in tensors else None
-    return TrainedHypernet(
-        network.requires_grad_(False).eval(), record, path.stem, reader, tensors.get(_CONCEPTS)
-    )
+    reader = None
+    if widths := record.reading.get("widths"):
+        reader = Reader(tuple(widths), tensors[_READER_WEIGHT], tensors[_READER_BIAS])
+    return TrainedHypernet(network.requires_grad_(False).eval(), record, path.stem, reader, tensors.get(_CONCEPTS))
 
 
 def _shapes_of_reading(record, width):
@@ -250,8 +253,8 @@ def _shapes_of_reading(record, width):
     if not record.reading:
         return {}
     shapes = {_CONCEPTS: (len(record.concepts), width)}
-    if features := record.reading["features"]:
-        shapes |= {_READER_WEIGHT: (width, features), _READER_BIAS: (width,)}
+    if widths := record.reading["widths"]:
+        shapes |= {_READER_WEIGHT: (width, 2 * sum(widths)), _READER_BIAS: (len(widths), width)}
     return shapes
 
 

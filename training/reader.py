@@ -35,29 +35,34 @@ class Prompts:
     @property
     def reading(self):
         """`Record.reading` of a file trained on these prompts."""
-        return {"tokens": self.chunk, "features": 0 if self.reader is None else self.reader.weight.shape[1]}
+        return {"tokens": self.chunk, "widths": [] if self.reader is None else list(self.reader.widths)}
 
     def views_of(self, rows, text_of=lambda text: text):
         """Rows of a list, repeated once for each view, and the c of all, (views * rows, width)."""
         texts = [text_of(row) for row in rows]
         views = [torch.stack([self.encoded[text].c for text in texts])]
         if self.reader is not None:
-            views += [self.reader(torch.stack([layer[text] for text in texts])) for layer in self.features]
+            read = [self.reader(torch.stack([layer[text] for text in texts])) for layer in self.features]
+            views += [c for layer in read for c in layer]
         return [*rows] * len(views), torch.cat(views)
 
 
-def encode_prompts(clip, drawn, train, held_out, on_progress):
-    """Encode every text once and fit the reader. drawn: texts that are drawn as well; returns `Prompts`."""
+def encode_prompts(clip, drawn, train, held_out, encoders, on_progress):
+    """Encode every text once and fit the reader. drawn: texts that are drawn as well; returns `Prompts`.
+
+    encoders: widths of the family's encoders where their states lie side by side.
+    """
     texts = list(dict.fromkeys([*drawn, *train, *held_out]))
     skipped = skipping_last_layer(clip)
     encoded, features = {}, [{}] if skipped is None else [{}, {}]
     with torch.no_grad():
-        chunk = encode(clip, "").conditioning[0][0].shape[1]
+        _, chunk, width = encode(clip, "").conditioning[0][0].shape
+        widths = encoders if sum(encoders) == width else (width,)
         for done, text in enumerate(texts):
             prompt = encode(clip, text)
             both = [prompt] if skipped is None else [prompt, encode(skipped, text)]
             for layer, version in zip(features, both, strict=True):
-                layer[text] = chunk_features(version.conditioning[0][0][0, :chunk].float().cpu())
+                layer[text] = chunk_features(version.conditioning[0][0][0, :chunk].float().cpu(), widths)
             encoded[text] = prompt if text in drawn else replace(prompt, conditioning=[])
             if done % 16 == 0:
                 on_progress()
@@ -68,14 +73,15 @@ def encode_prompts(clip, drawn, train, held_out, on_progress):
             )
             for part in (train, held_out)
         ]
-        reader, share = fit_reader(*pairs)
+        reader, share = fit_reader(*pairs, widths)
     return Prompts(encoded, features, chunk, reader, share)
 
 
 def ridge(features, c, strength):
-    """The `Reader` that minimises sum |W f + b - c|^2 + strength * n * mean variance * |W|^2.
+    """W and b that minimise sum |W f + b - c|^2 + strength * n * mean variance * |W|^2.
 
-    features: (n, f); c: (n, width). Solved in the smaller of n and f, in fp64.
+    features: (n, f); c: (n, width). Returns (W (width, f), b (width,)), fp32. Solved in the smaller of n
+    and f, in fp64.
     """
     features, c = features.double(), c.double()
     center, mean = features.mean(0), c.mean(0)
@@ -87,21 +93,28 @@ def ridge(features, c, strength):
     else:
         gram = X.T @ X
         solution = torch.linalg.solve(gram + weight * torch.eye(len(gram), dtype=gram.dtype), X.T @ Y)
-    return Reader(solution.T.float().contiguous(), (mean - center @ solution).float())
+    return solution.T.float(), (mean - center @ solution).float()
 
 
-def explained(reader, features, c):
-    """The share of the variance of c (n, width) that a reader tells from features (n, f)."""
-    rest = (reader(features) - c).square().sum()
-    return 1 - (rest / (c - c.mean(0)).square().sum()).item()
+def explained(found, c):
+    """The share of the variance of c (n, width) that the vectors `found` tell."""
+    return 1 - ((found - c).square().sum() / (c - c.mean(0)).square().sum()).item()
 
 
-def fit_reader(train, held_out):
-    """Fit on pairs (features, c) and choose the strength on held-out ones.
+def fit_reader(train, held_out, widths):
+    """Fit on a pair (features, c), each encoder for itself, and choose each one's strength on a held-out pair.
 
-    Returns (reader, share of variance explained on the held-out pairs); the reader is None where tokens
-    don't tell c.
+    Returns (reader, share of variance that it explains on the held-out pair, the least of its encoders); the
+    reader is None where tokens don't tell c.
     """
-    readers = [ridge(*train, strength) for strength in _STRENGTHS]
-    share, best = max((explained(reader, *held_out), -number) for number, reader in enumerate(readers))
-    return readers[-best] if share >= READABLE else None, share
+    sizes = [2 * width for width in widths]
+    best = []
+    for own, unseen in zip(train[0].split(sizes, -1), held_out[0].split(sizes, -1), strict=True):
+        maps = [ridge(own, train[1], strength) for strength in _STRENGTHS]
+        shares = [explained(unseen @ weight.T + bias, held_out[1]) for weight, bias in maps]
+        share = max(shares)
+        best.append((share, *maps[shares.index(share)]))
+    share = min(found[0] for found in best)
+    if share < READABLE:
+        return None, share
+    return Reader(tuple(widths), torch.cat([W for _, W, _ in best], 1), torch.stack([b for *_, b in best])), share

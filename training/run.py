@@ -119,9 +119,8 @@ def _encode_all(clip, plan, report):
     wordings = [phrase.prompt for phrase in plan.phrases]
     drawn = ["", _kept(plan), *wordings, *(phrase.mapping for phrase in plan.phrases)]
     retain = plan.retain
-    return encode_prompts(
-        clip, drawn, [*retain.train, *wordings], retain.held_out, lambda: report("reading prompts", 0, 1)
-    )
+    texts = drawn, [*retain.train, *wordings], retain.held_out
+    return encode_prompts(clip, *texts, plan.family.encoders, lambda: report("reading prompts", 0, 1))
 
 
 def _kept(plan):
