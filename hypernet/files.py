@@ -15,13 +15,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from .embedding import Reader
 from .network import Hypernet, HypernetConfig
 from .targets import family_by_key
 
-FORMAT = "1"
+# Format 1, as first published, has neither a reader nor the concepts' embeddings.
+FORMAT, READABLE = "2", ("1", "2")
 SUFFIX = ".safetensors"
 _LIMITS = {"rank": 256, "hidden": 8192, "trajectory": 100_000, "octaves": 16, "embedding_width": 65_536}
-_MAX_LAYERS, _MAX_FEATURES = 4096, 262_144
+_MAX_LAYERS, _MAX_FEATURES, _MAX_TOKENS, _MAX_ENCODERS = 4096, 262_144, 65_536, 8
+_READER_WEIGHT, _READER_BIAS, _CONCEPTS = "reader.weight", "reader.bias", "concepts.c"
 
 
 class HypernetFileError(ValueError):
@@ -34,7 +37,8 @@ class Record:
 
     `concepts`: pairs (erased concept, what it turns into). `dead_zone`: the threshold of
     ``deadzone``. `base`: family class and weight spread of the model it was trained on. `training`:
-    settings and measurements of the run.
+    settings and measurements of the run. `reading`: of the text encoder, `tokens` that it makes at once
+    and `widths` of the states that the file's reader takes (none without one); empty in files of format 1.
     """
 
     family: str
@@ -42,6 +46,7 @@ class Record:
     dead_zone: float
     base: dict = field(default_factory=dict)
     training: dict = field(default_factory=dict)
+    reading: dict = field(default_factory=dict)
 
     def summary(self):
         """The erased concepts in words, one a line."""
@@ -50,11 +55,31 @@ class Record:
 
 @dataclass(frozen=True)
 class TrainedHypernet:
-    """What travels on an UNHYPE socket: the network, its record and a name for messages."""
+    """What travels on an UNHYPE socket: the network, its record and a name for messages.
+
+    reader: reads c from tokens. concept_c: the mean embedding of each concept's wordings, (concepts,
+    width) fp32 on the CPU. Both are None where the file has none.
+    """
 
     network: Hypernet
     record: Record
     name: str
+    reader: Reader | None = None
+    concept_c: torch.Tensor | None = None
+
+    @property
+    def chunk(self):
+        """Tokens that the text encoder makes at once, 0 where the file doesn't say."""
+        return self.record.reading.get("tokens", 0)
+
+    def tensors(self):
+        """Everything that the file holds, by name."""
+        tensors = dict(self.network.state_dict())
+        if self.reader is not None:
+            tensors |= {_READER_WEIGHT: self.reader.weight, _READER_BIAS: self.reader.bias}
+        if self.concept_c is not None:
+            tensors[_CONCEPTS] = self.concept_c
+        return tensors
 
 
 def write_aside(tensors, path, metadata):
@@ -96,7 +121,7 @@ def metadata_of(trained, extra=None):
 
 def save(trained, path, extra=None):
     """Save a `TrainedHypernet` at `path`; see `write_aside` for what it raises."""
-    write_aside(trained.network.state_dict(), path, metadata_of(trained, extra))
+    write_aside(trained.tensors(), path, metadata_of(trained, extra))
 
 
 def _is_number(value):
@@ -130,7 +155,19 @@ def _parse_record(text):
     base, training = dict(values["base"]), dict(values["training"])
     if not all(_is_number(spread) for spread in base.get("weight_spread", ())):
         raise ValueError("the weight spread is not made of numbers")
-    return Record(str(values["family"]), concepts, dead_zone, base, training)
+    return Record(str(values["family"]), concepts, dead_zone, base, training, _parse_reading(values.get("reading", {})))
+
+
+def _parse_reading(values):
+    """`Record.reading`, of which older files have nothing."""
+    if not values:
+        return {}
+    tokens, widths = values["tokens"], values["widths"]
+    if type(tokens) is not int or not 1 <= tokens <= _MAX_TOKENS:
+        raise ValueError(f"the text encoder makes {tokens!r} tokens")
+    if type(widths) is not list or not all(type(width) is int and 1 <= width <= _MAX_FEATURES for width in widths):
+        raise ValueError(f"the widths of the text encoder are {widths!r}")
+    return {"tokens": tokens, "widths": widths[:_MAX_ENCODERS]}
 
 
 def _describe(file, path):
@@ -141,7 +178,7 @@ def _describe(file, path):
             f"'{path.name}' is a safetensors file but no UnHype hypernet (a LoRA or a checkpoint perhaps). "
             "Pick a file that Train Erasure wrote."
         )
-    if metadata.get("unhype.format") != FORMAT:
+    if metadata.get("unhype.format") not in READABLE:
         raise HypernetFileError(
             f"'{path.name}' has UnHype format {metadata.get('unhype.format')}, this version reads {FORMAT}. "
             "Update the UnHype node pack."
@@ -203,9 +240,22 @@ def load(path):
         with torch.device("meta"):
             network = Hypernet(config)
         shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-        tensors = read_tensors(file, shapes, path)
-    network.load_state_dict(tensors, assign=True)
-    return TrainedHypernet(network.requires_grad_(False).eval(), record, path.stem)
+        tensors = read_tensors(file, shapes | _shapes_of_reading(record, config.embedding_width), path)
+    network.load_state_dict({name: tensors[name] for name in shapes}, assign=True)
+    reader = None
+    if widths := record.reading.get("widths"):
+        reader = Reader(tuple(widths), tensors[_READER_WEIGHT], tensors[_READER_BIAS])
+    return TrainedHypernet(network.requires_grad_(False).eval(), record, path.stem, reader, tensors.get(_CONCEPTS))
+
+
+def _shapes_of_reading(record, width):
+    """What a file holds beside the network."""
+    if not record.reading:
+        return {}
+    shapes = {_CONCEPTS: (len(record.concepts), width)}
+    if widths := record.reading["widths"]:
+        shapes |= {_READER_WEIGHT: (width, 2 * sum(widths)), _READER_BIAS: (len(widths), width)}
+    return shapes
 
 
 def check_fits(trained, family, layers):

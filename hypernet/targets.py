@@ -27,7 +27,8 @@ class Family:
     """A model family: how to recognise it and where its text enters.
 
     `config` is the name of the host's configuration class (or of an ancestor of it), `pattern` a
-    regular expression over layer names, `architecture` the name used by modelspec metadata.
+    regular expression over layer names, `architecture` the name used by modelspec metadata. `encoders`:
+    widths of its text encoders where several lie side by side in each token.
     """
 
     key: str
@@ -36,6 +37,7 @@ class Family:
     network: str
     pattern: str
     architecture: str
+    encoders: tuple[int, ...] = ()
 
 
 _CROSS_ATTENTION = r"(input_blocks|middle_block|output_blocks)\..*\.attn2\.to_[kv]"
@@ -43,7 +45,9 @@ _CROSS_ATTENTION = r"(input_blocks|middle_block|output_blocks)\..*\.attn2\.to_[k
 FAMILIES = (
     Family("sd15", "Stable Diffusion 1.x", "SD15", "UNetModel", _CROSS_ATTENTION, "stable-diffusion-v1-5"),
     Family("sd20", "Stable Diffusion 2.x", "SD20", "UNetModel", _CROSS_ATTENTION, "stable-diffusion-v2-1"),
-    Family("sdxl", "Stable Diffusion XL", "SDXL", "UNetModel", _CROSS_ATTENTION, "stable-diffusion-xl-v1-base"),
+    Family(
+        "sdxl", "Stable Diffusion XL", "SDXL", "UNetModel", _CROSS_ATTENTION, "stable-diffusion-xl-v1-base", (768, 1280)
+    ),
 )
 
 

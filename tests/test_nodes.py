@@ -17,7 +17,7 @@ from unhype.training.loop import TrainingError
 from unhype.training.run import Request
 from unhype.training.settings import Settings
 
-IDS = ("UnHypeLoadHypernet", "UnHypeApplyErasure", "UnHypeTrainErasure", "UnHypeHypernetToLora")
+IDS = ("UnHypeLoadHypernet", "UnHypeApplyErasure", "UnHypeTrainErasure", "UnHypeHypernetToLora", "UnHypeInspectPrompt")
 
 
 @pytest.fixture(scope="module")

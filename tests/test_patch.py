@@ -247,7 +247,7 @@ def test_a_prompt_without_an_embedding_runs_the_base_and_says_so(model, trained,
     with caplog.at_level(logging.INFO):
         found = sample(apply_erasure(model, trained), silent, NEGATIVE)
     assert torch.equal(found, sample(model, silent, NEGATIVE))
-    assert "carries no pooled prompt embedding" in caplog.text
+    assert caplog.text.count("carries no embedding that hypernet 'tiny' can read; it runs the model unchanged") == 1
 
 
 def test_a_zeroed_prompt_beside_another_leaves_that_one_erased(model, trained):
@@ -378,9 +378,9 @@ def test_no_factors_are_kept_when_a_sampling_has_ended_or_failed(model, trained)
     clone, _ = stop_in_the_middle_block(erased, fail)
     with pytest.raises(RuntimeError):
         sample(clone, A, NEGATIVE)
-    assert len(wrapper.__self__._written) == 0
+    assert len(wrapper.__self__.writer._written) == 0
     sample(erased, A, NEGATIVE)
-    assert len(wrapper.__self__._written) == 0
+    assert len(wrapper.__self__.writer._written) == 0
 
 
 def test_the_parent_model_and_the_prompts_are_not_written_to(model, trained):
@@ -536,14 +536,6 @@ def test_a_hypernet_for_layers_that_the_model_lacks_is_refused(model, trained):
 def test_refusal_holds_at_strength_zero_too(models):
     with pytest.raises(HypernetFileError):
         apply_erasure(models["sd15"], tiny_hypernet(models["sdxl"]), 0.0)
-
-
-def test_a_prompt_of_another_text_encoder_is_refused_in_words(model, trained):
-    foreign = prompt(1, width=POOLED + 8)
-    message = rf"reads embeddings of {POOLED} numbers, but this prompt was encoded with {POOLED + 8}. Use the CLIP"
-    with pytest.raises(HypernetFileError, match=message):
-        sample(apply_erasure(model, trained), foreign, NEGATIVE)
-    assert overridden(model) == []
 
 
 def test_a_relative_of_the_trained_model_is_taken_with_a_note(model, caplog):

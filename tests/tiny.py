@@ -113,6 +113,12 @@ def embedding(conditioning):
 class TinyClip:
     """A CLIP without an encoder: each text has its own random conditioning, the same on every machine."""
 
+    def clone(self):
+        return self
+
+    def clip_layer(self, layer):
+        """As in encoders that have no such choice."""
+
     def tokenize(self, text):
         return text
 

@@ -1,0 +1,120 @@
+"""Fitting the reader that tells a chunk's pooled vector from its token states.
+
+Ridge regression over all prompts that training encodes anyway, once at the encoder's own layer and
+once at clip-skip 2, if that gives other states for the same pooled vector.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..hypernet.embedding import Reader, chunk_features
+from .frozen import encode, skipping_last_layer
+
+# Ridge strengths that are tried, as shares of the features' mean variance.
+_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+# Below this share of explained variance a reader would put words into the mouth of every prompt.
+READABLE = 0.5
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The encoded texts of a run.
+
+    encoded: text to `EncodedPrompt`; of texts that are only kept, H needs no more than c. features: of each
+    layer of the encoder that is read, text to the features of its first chunk, whose pooled vector is known.
+    reader, explained: as `fit_reader` found them; chunk: tokens that the encoder makes at once.
+    """
+
+    encoded: dict
+    features: list
+    chunk: int
+    reader: Reader | None
+    explained: float
+
+    @property
+    def reading(self):
+        """`Record.reading` of a file trained on these prompts."""
+        return {"tokens": self.chunk, "widths": [] if self.reader is None else list(self.reader.widths)}
+
+    def views_of(self, rows, text_of=lambda text: text):
+        """Rows of a list, repeated once for each view, and the c of all, (views * rows, width)."""
+        texts = [text_of(row) for row in rows]
+        views = [torch.stack([self.encoded[text].c for text in texts])]
+        if self.reader is not None:
+            read = [self.reader(torch.stack([layer[text] for text in texts])) for layer in self.features]
+            views += [c for layer in read for c in layer]
+        return [*rows] * len(views), torch.cat(views)
+
+
+def encode_prompts(clip, drawn, train, held_out, encoders, on_progress):
+    """Encode every text once and fit the reader. drawn: texts that are drawn as well; returns `Prompts`.
+
+    encoders: widths of the family's encoders where their states lie side by side.
+    """
+    texts = list(dict.fromkeys([*drawn, *train, *held_out]))
+    skipped = skipping_last_layer(clip)
+    encoded, features = {}, [{}] if skipped is None else [{}, {}]
+    with torch.no_grad():
+        _, chunk, width = encode(clip, "").conditioning[0][0].shape
+        widths = encoders if sum(encoders) == width else (width,)
+        for done, text in enumerate(texts):
+            prompt = encode(clip, text)
+            both = [prompt] if skipped is None else [prompt, encode(skipped, text)]
+            for layer, version in zip(features, both, strict=True):
+                layer[text] = chunk_features(version.conditioning[0][0][0, :chunk].float().cpu(), widths)
+            encoded[text] = prompt if text in drawn else replace(prompt, conditioning=[])
+            if done % 16 == 0:
+                on_progress()
+        pairs = [
+            (
+                torch.stack([layer[text] for layer in features for text in part]),
+                torch.stack([encoded[text].c for _ in features for text in part]),
+            )
+            for part in (train, held_out)
+        ]
+        reader, share = fit_reader(*pairs, widths)
+    return Prompts(encoded, features, chunk, reader, share)
+
+
+def ridge(features, c, strength):
+    """W and b that minimise sum |W f + b - c|^2 + strength * n * mean variance * |W|^2.
+
+    features: (n, f); c: (n, width). Returns (W (width, f), b (width,)), fp32. Solved in the smaller of n
+    and f, in fp64.
+    """
+    features, c = features.double(), c.double()
+    center, mean = features.mean(0), c.mean(0)
+    X, Y = features - center, c - mean
+    weight = strength * X.square().sum() / X.shape[1]
+    if X.shape[0] < X.shape[1]:
+        gram = X @ X.T
+        solution = X.T @ torch.linalg.solve(gram + weight * torch.eye(len(gram), dtype=gram.dtype), Y)
+    else:
+        gram = X.T @ X
+        solution = torch.linalg.solve(gram + weight * torch.eye(len(gram), dtype=gram.dtype), X.T @ Y)
+    return solution.T.float(), (mean - center @ solution).float()
+
+
+def explained(found, c):
+    """The share of the variance of c (n, width) that the vectors `found` tell."""
+    return 1 - ((found - c).square().sum() / (c - c.mean(0)).square().sum()).item()
+
+
+def fit_reader(train, held_out, widths):
+    """Fit on a pair (features, c), each encoder for itself, and choose each one's strength on a held-out pair.
+
+    Returns (reader, share of variance that it explains on the held-out pair, the least of its encoders); the
+    reader is None where tokens don't tell c.
+    """
+    sizes = [2 * width for width in widths]
+    best = []
+    for own, unseen in zip(train[0].split(sizes, -1), held_out[0].split(sizes, -1), strict=True):
+        maps = [ridge(own, train[1], strength) for strength in _STRENGTHS]
+        shares = [explained(unseen @ weight.T + bias, held_out[1]) for weight, bias in maps]
+        share = max(shares)
+        best.append((share, *maps[shares.index(share)]))
+    share = min(found[0] for found in best)
+    if share < READABLE:
+        return None, share
+    return Reader(tuple(widths), torch.cat([W for _, W, _ in best], 1), torch.stack([b for *_, b in best])), share
