@@ -44,29 +44,38 @@ def add_to_rows(y, x, rows, factors):
     return y.index_add(0, rows, delta.to(y.dtype))
 
 
-def _rows_of(x, rows, factors, batch):
-    """Rows and factors for a layer that sees a multiple of the batch (each row repeated in place)."""
-    if x.shape[0] == batch:
-        return rows, factors
-    times = x.shape[0] // batch
-    spread = (rows.unsqueeze(1) * times + torch.arange(times, device=rows.device)).flatten()
-    return spread, Factors(factors.A.repeat_interleave(times, 0), factors.B.repeat_interleave(times, 0))
+def _sources(x, rows, batch, read):
+    """The row of the batch that each row of a layer's input x belongs to, (n,) long, -1 for none; None if unknown.
+
+    read: (batch, tokens, in), what the network was given to read, or None. Packages add, repeat or split rows
+    inside the network. Where a layer reads the prompt itself, rows are told by their tokens; of equal ones
+    those with a delta count. Elsewhere (image tokens) rows that joined the batch are known to come last.
+    """
+    if read is not None and read.shape[0] == batch and x.shape[1:] == read.shape[1:]:
+        same = (x.unsqueeze(1) == read.to(x).unsqueeze(0)).flatten(2).all(2).int()
+        best, source = (same * 2 - same.index_fill(1, rows, 0)).max(1)
+        return source.masked_fill(best == 0, -1)
+    if x.shape[0] < batch:
+        return None
+    source = torch.arange(x.shape[0], device=x.device)
+    return source.masked_fill(source >= batch, -1)
 
 
 @contextmanager
-def patched_layers(network, names, rows, layers, batch):
+def patched_layers(network, names, rows, layers, batch, read=None):
     """While open, the layers `names` of `network` add the deltas `layers` to the rows `rows`.
 
     rows: (p,) long, on the device that computes. layers: one `Factors` a name, for those p rows, on
-    the same device. batch: rows of the network's input. The modules' own `forward` is back afterwards
-    whatever happens in between; an earlier override by another node is kept and called.
+    the same device. batch: rows of the network's input; read: the tokens that those rows read, if known. The
+    modules' own `forward` is back afterwards whatever happens in between; an earlier override by another
+    node is kept and called.
     """
     former = []
     try:
         for name, factors in zip(names, layers, strict=True):
             module = network.get_submodule(name)
             former.append((module, module.__dict__.get("forward")))
-            module.forward = _with_delta(module.forward, rows, factors, batch)
+            module.forward = _with_delta(module.forward, rows, factors, batch, read)
         yield
     finally:
         for module, own in reversed(former):
@@ -76,17 +85,21 @@ def patched_layers(network, names, rows, layers, batch):
                 module.forward = own
 
 
-def _with_delta(forward, rows, factors, batch):
+def _with_delta(forward, rows, factors, batch, read):
     def forward_with_delta(x, *args, **kwargs):
         y = forward(x, *args, **kwargs)
-        if x.shape[0] % batch:
+        if x.shape[0] == batch:
+            return add_to_rows(y, x, rows, factors)
+        source = _sources(x, rows, batch, read)
+        if source is None:
             warnings.warn(
                 "UnHype: another node changes the batch inside the model in a way that hides which prompt a row "
                 "belongs to; those calls run without erasure.",
                 stacklevel=2,
             )
             return y
-        return add_to_rows(y, x, *_rows_of(x, rows, factors, batch))
+        own, delta = (source.unsqueeze(1) == rows).nonzero(as_tuple=True)
+        return add_to_rows(y, x, own, Factors(factors.A[delta], factors.B[delta]))
 
     return forward_with_delta
 
@@ -217,7 +230,7 @@ class Erasure:
             batch = table.stacked(tuple(rows.flatten().tolist()), x.device)
         if batch is None:
             return executor(x, t, c_concat, c_crossattn, control, options, **kw)
-        with patched_layers(executor.class_obj.diffusion_model, self.names, *batch, x.shape[0]):
+        with patched_layers(executor.class_obj.diffusion_model, self.names, *batch, x.shape[0], c_crossattn):
             return executor(x, t, c_concat, c_crossattn, control, options, **kw)
 
     def cleanup(self, *_):
