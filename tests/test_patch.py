@@ -19,6 +19,7 @@ from tiny import (
     prompt,
     replay,
     sample,
+    seeded,
     tiny_hypernet,
     tiny_model,
 )
@@ -461,20 +462,48 @@ def ones_on_row_one():
     return torch.tensor([1]), [Factors(torch.ones(1, 1, 3), torch.ones(1, 2, 1))]
 
 
-def test_rows_repeated_in_place_inside_the_model_keep_their_prompt():
-    network, x = OneLayer(), torch.ones(4, 5, 3)
+@pytest.mark.parametrize(
+    ("order", "changed"),
+    [
+        ([0, 1, 0, 1], [1, 3]),  # the batch repeated, as tiles are
+        ([0, 0, 1, 1], [2, 3]),  # each row repeated
+        ([0, 1, None], [1]),  # a row of another node's own joins
+        ([1], [0]),  # one row at a time
+        ([None, None, None], []),
+    ],
+    ids=str,
+)
+def test_rows_that_change_inside_the_model_are_told_by_what_they_read(order, changed):
+    network, read, (rows, layers) = OneLayer(), torch.randn(2, 5, 3, generator=seeded(3)), ones_on_row_one()
+    others = torch.randn(5, 3, generator=seeded(4))
+    x = torch.stack([others if row is None else read[row] for row in order])
+    plain = network.layer(x)
+    with patched_layers(network, ["layer"], rows, layers, batch=2, read=read):
+        y = network.layer(x)
+    assert [row for row in range(len(x)) if not torch.equal(y[row], plain[row])] == changed
+    torch.testing.assert_close(y[changed], 2 * plain[changed])
+
+
+def test_of_two_rows_that_read_the_same_the_one_with_a_delta_counts():
+    network, read, (rows, layers) = OneLayer(), torch.ones(2, 5, 3), ones_on_row_one()
+    with patched_layers(network, ["layer"], rows, layers, batch=2, read=read):
+        assert network.layer(read[:1])[0, 0].tolist() == [6, 6]
+
+
+def test_rows_that_join_the_batch_come_last_where_nothing_else_is_known():
+    network, x = OneLayer(), torch.ones(3, 5, 3)
     rows, layers = ones_on_row_one()
     with patched_layers(network, ["layer"], rows, layers, batch=2):
         y = network.layer(x)
-    assert y[:, 0, 0].tolist() == [3, 3, 6, 6]
+    assert y[:, 0, 0].tolist() == [3, 6, 3]
 
 
 def test_rows_that_cannot_be_told_apart_run_the_base_with_a_warning():
-    network, x = OneLayer(), torch.ones(3, 5, 3)
+    network, x = OneLayer(), torch.ones(1, 5, 3)
     rows, layers = ones_on_row_one()
     with patched_layers(network, ["layer"], rows, layers, batch=2), pytest.warns(UserWarning, match="without erasure"):
         y = network.layer(x)
-    assert torch.equal(y, torch.full((3, 5, 2), 3.0))
+    assert torch.equal(y, torch.full((1, 5, 2), 3.0))
 
 
 def test_overrides_go_when_they_cannot_all_be_put_on():

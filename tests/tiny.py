@@ -77,16 +77,11 @@ def seeded(seed):
     return torch.Generator().manual_seed(seed)
 
 
-def tiny_model(family="sd15", seed=0, context=CONTEXT, dtype=torch.float32):
-    """A ModelPatcher over a UNet with random weights; the same `seed` gives the same weights."""
-    tiny = _FAMILIES[family]
-    config = tiny.config({**copy.deepcopy(_UNET), **tiny.unet, "context_dim": context, "dtype": dtype})
-    config.unet_config.update(num_heads=2, num_head_channels=-1)
-    config.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
-    base = tiny.base(config, model_type=tiny.prediction, device="cpu")
+def draw_weights(network, seed):
+    """Give every parameter of a host's network, which comes uninitialised, random numbers of a sane size."""
     generator = seeded(seed)
     with torch.no_grad():
-        for name, weight in sorted(base.diffusion_model.named_parameters()):
+        for name, weight in sorted(network.named_parameters()):
             if weight.dim() > 1:
                 drawn = torch.randn(weight.shape, generator=generator) / weight[0].numel() ** 0.5
             elif name.endswith("weight"):
@@ -94,6 +89,20 @@ def tiny_model(family="sd15", seed=0, context=CONTEXT, dtype=torch.float32):
             else:
                 drawn = torch.randn(weight.shape, generator=generator) * 0.1
             weight.copy_(drawn)
+
+
+def tiny_model(family="sd15", seed=0, context=CONTEXT, dtype=torch.float32, operations=None):
+    """A ModelPatcher over a UNet with random weights; the same `seed` gives the same weights.
+
+    operations: the host's layer classes, when not those that it picks for the dtype.
+    """
+    tiny = _FAMILIES[family]
+    config = tiny.config({**copy.deepcopy(_UNET), **tiny.unet, "context_dim": context, "dtype": dtype})
+    config.unet_config.update(num_heads=2, num_head_channels=-1)
+    config.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
+    config.custom_operations = operations
+    base = tiny.base(config, model_type=tiny.prediction, device="cpu")
+    draw_weights(base.diffusion_model, seed)
     base.eval().requires_grad_(False)
     return comfy.model_patcher.ModelPatcher(base, CPU, CPU)
 
