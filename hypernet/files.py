@@ -15,16 +15,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from .deadzone import Switch
 from .embedding import Reader
+from .factors import delta_norm
 from .network import Hypernet, HypernetConfig
 from .targets import family_by_key
 
 # Format 1, as first published, has neither a reader nor the concepts' embeddings.
 FORMAT, READABLE = "2", ("1", "2")
 SUFFIX = ".safetensors"
-_LIMITS = {"rank": 256, "hidden": 8192, "trajectory": 100_000, "octaves": 16, "embedding_width": 65_536}
+_LIMITS = {"rank": 256, "basis": 1024, "hidden": 8192, "trajectory": 100_000, "octaves": 16, "embedding_width": 65_536}
 _MAX_LAYERS, _MAX_FEATURES, _MAX_TOKENS, _MAX_ENCODERS = 4096, 262_144, 65_536, 8
 _READER_WEIGHT, _READER_BIAS, _CONCEPTS = "reader.weight", "reader.bias", "concepts.c"
+_SWITCH = ("switch.weight", "switch.bias")
 
 
 class HypernetFileError(ValueError):
@@ -58,7 +61,8 @@ class TrainedHypernet:
     """What travels on an UNHYPE socket: the network, its record and a name for messages.
 
     reader: reads c from tokens. concept_c: the mean embedding of each concept's wordings, (concepts,
-    width) fp32 on the CPU. Both are None where the file has none.
+    width) fp32 on the CPU. switch: tells prompts that mean an erased concept. Each is None where the file
+    has none.
     """
 
     network: Hypernet
@@ -66,6 +70,14 @@ class TrainedHypernet:
     name: str
     reader: Reader | None = None
     concept_c: torch.Tensor | None = None
+    switch: Switch | None = None
+
+    def presence(self, c, layers):
+        """How present the erased concepts are in c (p, width), for which H writes `layers` at s = S: (p,).
+
+        The dead zone compares it with `Record.dead_zone`. Without a switch it is the size of the delta.
+        """
+        return delta_norm(layers) if self.switch is None else self.switch(c)
 
     @property
     def chunk(self):
@@ -79,6 +91,8 @@ class TrainedHypernet:
             tensors |= {_READER_WEIGHT: self.reader.weight, _READER_BIAS: self.reader.bias}
         if self.concept_c is not None:
             tensors[_CONCEPTS] = self.concept_c
+        if self.switch is not None:
+            tensors |= {f"switch.{name}": tensor for name, tensor in self.switch.state_dict().items()}
         return tensors
 
 
@@ -120,8 +134,9 @@ def metadata_of(trained, extra=None):
 
 
 def save(trained, path, extra=None):
-    """Save a `TrainedHypernet` at `path`; see `write_aside` for what it raises."""
-    write_aside(trained.tensors(), path, metadata_of(trained, extra))
+    """Save a `TrainedHypernet` at `path` in fp16; see `write_aside` for what it raises."""
+    halves = {name: tensor.half() for name, tensor in trained.tensors().items()}
+    write_aside(halves, path, metadata_of(trained, extra))
 
 
 def _is_number(value):
@@ -134,8 +149,6 @@ def _parse_config(text):
         value = getattr(config, name)
         if type(value) is not int or not 1 <= value <= limit:
             raise ValueError(f"{name} is {value!r}")
-    if not _is_number(config.alpha):
-        raise ValueError(f"alpha is {config.alpha!r}")
     if not 1 <= len(config.layers) <= _MAX_LAYERS:
         raise ValueError(f"{len(config.layers)} layers")
     for layer in config.layers:
@@ -191,8 +204,11 @@ def _describe(file, path):
         ) from error
 
 
-def read_tensors(file, shapes, path):
-    """Read the fp32 tensors `shapes` (name to shape) of an open file, all checked before any is read."""
+def read_tensors(file, shapes, path, dtype="F32"):
+    """Read the tensors `shapes` (name to shape) of an open file as fp32, all checked before any is read.
+
+    dtype: what they are stored as, in safetensors' words.
+    """
     names = set(file.keys())
     if names != set(shapes):
         wrong = sorted(names.symmetric_difference(shapes))
@@ -202,13 +218,13 @@ def read_tensors(file, shapes, path):
         )
     for name, shape in shapes.items():
         found = file.get_slice(name)
-        if tuple(found.get_shape()) != tuple(shape) or found.get_dtype() != "F32":
+        if tuple(found.get_shape()) != tuple(shape) or found.get_dtype() != dtype:
             raise HypernetFileError(
                 f"Tensor '{name}' in '{path.name}' is {found.get_dtype()} {tuple(found.get_shape())}, expected "
-                f"F32 {tuple(shape)}. Download or train it again."
+                f"{dtype} {tuple(shape)}. Download or train it again."
             )
     # Copies: on a mapped file, sums differ in the last bit with the alignment, and Windows can't replace it.
-    tensors = {name: file.get_tensor(name).clone() for name in shapes}
+    tensors = {name: file.get_tensor(name).clone().float() for name in shapes}
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise HypernetFileError(f"Tensor '{name}' in '{path.name}' holds values that are not numbers.")
@@ -240,12 +256,17 @@ def load(path):
         with torch.device("meta"):
             network = Hypernet(config)
         shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-        tensors = read_tensors(file, shapes | _shapes_of_reading(record, config.embedding_width), path)
+        beside = _shapes_of_reading(record, config.embedding_width)
+        if _SWITCH[0] in file.keys():  # noqa: SIM118 - the file is no dict
+            beside |= {_SWITCH[0]: (len(record.concepts), config.embedding_width), _SWITCH[1]: (len(record.concepts),)}
+        tensors = read_tensors(file, shapes | beside, path, "F16")
     network.load_state_dict({name: tensors[name] for name in shapes}, assign=True)
     reader = None
     if widths := record.reading.get("widths"):
         reader = Reader(tuple(widths), tensors[_READER_WEIGHT], tensors[_READER_BIAS])
-    return TrainedHypernet(network.requires_grad_(False).eval(), record, path.stem, reader, tensors.get(_CONCEPTS))
+    switch = Switch(*(tensors[name] for name in _SWITCH)) if _SWITCH[0] in tensors else None
+    network = network.requires_grad_(False).eval()
+    return TrainedHypernet(network, record, path.stem, reader, tensors.get(_CONCEPTS), switch)
 
 
 def _shapes_of_reading(record, width):

@@ -49,8 +49,8 @@ class Writer:
 
     def write(self, c):
         """Factors for embeddings c, (p, width): a list with one entry each, None inside the dead zone."""
-        layers, norms = factors_of(self.trained, c.to(self.trained.network.alpha.device), self.strength)
-        silent = is_silent(norms, self.threshold).tolist()
+        layers, presence = factors_of(self.trained, c.to(self.trained.network.trunk.weight.device), self.strength)
+        silent = is_silent(presence, self.threshold).tolist()
         return [None if silent[p] else select(layers, slice(p, p + 1)) for p in range(c.shape[0])]
 
     def parts(self, conditionings):
@@ -123,5 +123,5 @@ def _strongest(trained):
             f"Apply Concept Erasure: hypernet '{trained.name}' was trained by an older version, whose files don't hold "
             "what unknown_prompts 'strict' needs. Choose 'base', or train it again."
         )
-    _, norms = factors_of(trained, trained.concept_c.to(trained.network.alpha.device), 1.0)
-    return trained.concept_c[int(norms.argmax())]
+    _, presence = factors_of(trained, trained.concept_c.to(trained.network.trunk.weight.device), 1.0)
+    return trained.concept_c[int(presence.argmax())]
