@@ -44,7 +44,7 @@ class HypernetConfig:
     @classmethod
     def from_dict(cls, values):
         """Rebuild a config from `to_dict`'s result; raises TypeError or KeyError when it is not one."""
-        layers = tuple(TargetLayer(layer["name"], layer["inputs"], layer["outputs"]) for layer in values["layers"])
+        layers = tuple(TargetLayer(**layer) for layer in values["layers"])
         return cls(**{**values, "layers": layers})
 
 

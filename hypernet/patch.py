@@ -34,14 +34,17 @@ _CACHED_PROMPTS = 256
 log = logging.getLogger("unhype")
 
 
-def add_to_rows(y, x, rows, factors):
+def add_to_rows(y, x, rows, factors, start=0):
     """y with the delta of each active row added; all other rows stay as they are, bit for bit.
 
-    x: (n, ..., in) input and y: (n, ..., out) output of the layer; rows: (p,) long indices into n;
-    factors: of those p rows. Differentiable in x and factors, y is not written to.
+    x: (n, ..., in) input and y: (n, ..., features) output of the layer; rows: (p,) long indices into n;
+    factors: of those p rows, for the output features from `start` on. Differentiable in x and factors,
+    y is not written to.
     """
-    delta = lowrank_delta(x.index_select(0, rows), factors)
-    return y.index_add(0, rows, delta.to(y.dtype))
+    delta = lowrank_delta(x.index_select(0, rows), factors).to(y.dtype)
+    changed = y.clone()
+    changed.narrow(-1, start, delta.shape[-1]).index_add_(0, rows, delta)
+    return changed
 
 
 def _rows_of(x, rows, factors, batch):
@@ -54,19 +57,19 @@ def _rows_of(x, rows, factors, batch):
 
 
 @contextmanager
-def patched_layers(network, names, rows, layers, batch):
-    """While open, the layers `names` of `network` add the deltas `layers` to the rows `rows`.
+def patched_layers(network, targets, rows, layers, batch):
+    """While open, the layers `targets` of `network` add the deltas `layers` to the rows `rows`.
 
-    rows: (p,) long, on the device that computes. layers: one `Factors` a name, for those p rows, on
-    the same device. batch: rows of the network's input. The modules' own `forward` is back afterwards
+    targets: `TargetLayer`s. rows: (p,) long, on the device that computes. layers: one `Factors` a
+    target, for those p rows, on the same device. batch: rows of the network's input. The modules' own `forward` is back afterwards
     whatever happens in between; an earlier override by another node is kept and called.
     """
     former = []
     try:
-        for name, factors in zip(names, layers, strict=True):
-            module = network.get_submodule(name)
+        for target, factors in zip(targets, layers, strict=True):
+            module = network.get_submodule(target.name)
             former.append((module, module.__dict__.get("forward")))
-            module.forward = _with_delta(module.forward, rows, factors, batch)
+            module.forward = _with_delta(module.forward, rows, factors, batch, target.start)
         yield
     finally:
         for module, own in reversed(former):
@@ -76,7 +79,7 @@ def patched_layers(network, names, rows, layers, batch):
                 module.forward = own
 
 
-def _with_delta(forward, rows, factors, batch):
+def _with_delta(forward, rows, factors, batch, start):
     def forward_with_delta(x, *args, **kwargs):
         y = forward(x, *args, **kwargs)
         if x.shape[0] % batch:
@@ -86,7 +89,7 @@ def _with_delta(forward, rows, factors, batch):
                 stacklevel=2,
             )
             return y
-        return add_to_rows(y, x, *_rows_of(x, rows, factors, batch))
+        return add_to_rows(y, x, *_rows_of(x, rows, factors, batch), start)
 
     return forward_with_delta
 
@@ -138,7 +141,7 @@ class Erasure:
         self.strength = strength
         self.threshold = trained.record.dead_zone if dead_zone else 0.0
         self.key = key
-        self.names = [layer.name for layer in trained.network.config.layers]
+        self.targets = trained.network.config.layers
         self._written = OrderedDict()
 
     def write(self, c):
@@ -217,7 +220,7 @@ class Erasure:
             batch = table.stacked(tuple(rows.flatten().tolist()), x.device)
         if batch is None:
             return executor(x, t, c_concat, c_crossattn, control, options, **kw)
-        with patched_layers(executor.class_obj.diffusion_model, self.names, *batch, x.shape[0]):
+        with patched_layers(executor.class_obj.diffusion_model, self.targets, *batch, x.shape[0]):
             return executor(x, t, c_concat, c_crossattn, control, options, **kw)
 
     def cleanup(self, *_):

@@ -107,7 +107,6 @@ class FrozenModel:
         self.checkpointing = checkpointing
         self.family = recognise(model.model)
         self.layers = target_layers(model.model, self.family)
-        self.names = [layer.name for layer in self.layers]
         self.patcher = _private_copy(model)
         self.device = model.load_device
 
@@ -183,7 +182,7 @@ class FrozenModel:
         with ExitStack() as stack:
             if factors is not None:
                 rows = torch.arange(z.shape[0], device=z.device)
-                patched = partial(patched_layers, self.network, self.names, rows, factors, z.shape[0])
+                patched = partial(patched_layers, self.network, self.layers, rows, factors, z.shape[0])
                 stack.enter_context(patched())
                 if self.checkpointing:
                     stack.enter_context(checkpointed(self.network, patched))
