@@ -33,8 +33,8 @@ class Family:
 
     config, network: names of the host's classes for configuration and network, or of ancestors of them.
     targets: pairs of a regular expression over layer names and the rule for the output rows that H
-    writes to. blocks: the modules that training runs again for backward, a regular expression.
-    architecture: the name used by modelspec metadata. embedding: what drives H, the POOLED vector of
+    writes to. blocks: the modules that training runs again for backward, a regular expression; in_place:
+    whether they write into their inputs. architecture: the name used by modelspec metadata. embedding: what drives H, the POOLED vector of
     the text encoder or, where there is none, the mean of its TOKENS. distilled: guidance is an input
     of the network, and negative prompts are not used.
     """
@@ -48,6 +48,7 @@ class Family:
     architecture: str
     embedding: str = POOLED
     distilled: bool = False
+    in_place: bool = False
 
 
 _UNET = {
@@ -63,6 +64,7 @@ _FLUX = {
         (r"single_blocks\.\d+\.linear1", value_before_mlp),
     ),
     "blocks": r"(double|single)_blocks\.\d+",
+    "in_place": True,
 }
 _SD3 = (
     (r"joint_blocks\.\d+\.(x|context)_block\.attn\.qkv", value_of_qkv),

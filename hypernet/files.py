@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from .families import POOLED, TOKENS
 from .network import Hypernet, HypernetConfig
 from .targets import family_by_key
 
@@ -34,7 +35,7 @@ class Record:
 
     `concepts`: pairs (erased concept, what it turns into). `dead_zone`: the threshold of
     ``deadzone``. `base`: family class and weight spread of the model it was trained on. `training`:
-    settings and measurements of the run.
+    settings and measurements of the run. `embedding`: what drives H, one of ``families``' sources.
     """
 
     family: str
@@ -42,6 +43,7 @@ class Record:
     dead_zone: float
     base: dict = field(default_factory=dict)
     training: dict = field(default_factory=dict)
+    embedding: str = POOLED
 
     def summary(self):
         """The erased concepts in words, one a line."""
@@ -118,6 +120,10 @@ def _parse_config(text):
             raise ValueError(f"the name of a layer is {layer.name!r}")
         if not all(type(n) is int and 1 <= n <= _MAX_FEATURES for n in (layer.inputs, layer.outputs)):
             raise ValueError(f"layer {layer.name} has {layer.inputs!r} inputs and {layer.outputs!r} outputs")
+        if type(layer.start) is not int or type(layer.features) is not int:
+            raise ValueError(f"layer {layer.name} has rows {layer.start!r} of {layer.features!r}")
+        if not 0 <= layer.start <= layer.features - layer.outputs <= _MAX_FEATURES:
+            raise ValueError(f"layer {layer.name} has rows {layer.start} to {layer.rows.stop} of {layer.features}")
     return config
 
 
@@ -130,7 +136,10 @@ def _parse_record(text):
     base, training = dict(values["base"]), dict(values["training"])
     if not all(_is_number(spread) for spread in base.get("weight_spread", ())):
         raise ValueError("the weight spread is not made of numbers")
-    return Record(str(values["family"]), concepts, dead_zone, base, training)
+    embedding = values.get("embedding", POOLED)
+    if embedding not in (POOLED, TOKENS):
+        raise ValueError(f"embedding is {embedding!r}")
+    return Record(str(values["family"]), concepts, dead_zone, base, training, embedding)
 
 
 def _describe(file, path):
@@ -208,6 +217,11 @@ def load(path):
     return TrainedHypernet(network.requires_grad_(False).eval(), record, path.stem)
 
 
+def _size(layer):
+    rows = "" if layer.outputs == layer.features else f" (rows {layer.start} to {layer.rows.stop} of {layer.features})"
+    return f"{layer.inputs} to {layer.outputs}{rows}"
+
+
 def check_fits(trained, family, layers):
     """Raise `HypernetFileError` in the user's words unless the hypernet fits a model of `family`.
 
@@ -223,9 +237,8 @@ def check_fits(trained, family, layers):
     for layer in config.layers:
         if own.get(layer.name) != layer:
             found = own.get(layer.name)
-            size = f"{found.inputs} to {found.outputs}" if found else "missing"
             raise HypernetFileError(
-                f"Hypernet '{trained.name}' does not fit this {family.title} model: layer '{layer.name}' is {size} "
-                f"in the model and {layer.inputs} to {layer.outputs} in the hypernet. It was trained on a model of "
-                "another size; train one on this model."
+                f"Hypernet '{trained.name}' does not fit this {family.title} model: layer '{layer.name}' is "
+                f"{_size(found) if found else 'missing'} in the model and {_size(layer)} in the hypernet. It was "
+                "trained on a model of another size; train one on this model."
             )

@@ -26,6 +26,7 @@ from .factors import Factors, lowrank_delta, select
 from .files import HypernetFileError, check_fits
 from .lora import factors_of
 from .targets import recognise, target_layers, weight_spread
+from .tokens import with_embedding
 
 KEY = "unhype"
 BASE = -1
@@ -159,7 +160,8 @@ class Erasure:
 
     def _row_numbers(self, conditionings, table):
         """The row number of each conditioning; all prompts that are new go through H in one pass."""
-        embeddings = [driving_embedding(conditioning) for conditioning in conditionings]
+        source = self.trained.record.embedding
+        embeddings = [driving_embedding(with_embedding(each, source)) for each in conditionings]
         if any(c is None for c in embeddings):
             log.info("UnHype: a conditioning carries no pooled prompt embedding; it runs the model unchanged.")
         keys = [None if c is None else content_key(c) for c in embeddings]

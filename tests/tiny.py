@@ -77,16 +77,12 @@ def seeded(seed):
     return torch.Generator().manual_seed(seed)
 
 
-def tiny_model(family="sd15", seed=0, context=CONTEXT, dtype=torch.float32):
-    """A ModelPatcher over a UNet with random weights; the same `seed` gives the same weights."""
-    tiny = _FAMILIES[family]
-    config = tiny.config({**copy.deepcopy(_UNET), **tiny.unet, "context_dim": context, "dtype": dtype})
-    config.unet_config.update(num_heads=2, num_head_channels=-1)
-    config.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
-    base = tiny.base(config, model_type=tiny.prediction, device="cpu")
+def draw_weights(network, seed):
+    """Random weights for a network of the host's, whose own are uninitialised memory; norms do nothing yet."""
     generator = seeded(seed)
+    values = [*network.named_parameters(), *((n, v) for n, v in network.named_buffers() if v.is_floating_point())]
     with torch.no_grad():
-        for name, weight in sorted(base.diffusion_model.named_parameters()):
+        for name, weight in sorted(values, key=lambda pair: pair[0]):
             if weight.dim() > 1:
                 drawn = torch.randn(weight.shape, generator=generator) / weight[0].numel() ** 0.5
             elif name.endswith("weight"):
@@ -94,6 +90,16 @@ def tiny_model(family="sd15", seed=0, context=CONTEXT, dtype=torch.float32):
             else:
                 drawn = torch.randn(weight.shape, generator=generator) * 0.1
             weight.copy_(drawn)
+
+
+def tiny_model(family="sd15", seed=0, context=CONTEXT, dtype=torch.float32):
+    """A ModelPatcher over a UNet with random weights; the same `seed` gives the same weights."""
+    tiny = _FAMILIES[family]
+    config = tiny.config({**copy.deepcopy(_UNET), **tiny.unet, "context_dim": context, "dtype": dtype})
+    config.unet_config.update(num_heads=2, num_head_channels=-1)
+    config.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
+    base = tiny.base(config, model_type=tiny.prediction, device="cpu")
+    draw_weights(base.diffusion_model, seed)
     base.eval().requires_grad_(False)
     return comfy.model_patcher.ModelPatcher(base, CPU, CPU)
 
@@ -129,16 +135,19 @@ def tiny_hypernet(model, seed=0, size=0.05, dead_zone=0.0, rank=2, width=POOLED,
     with torch.no_grad():
         for weight in network.right.parameters():
             weight.copy_(torch.randn(weight.shape, generator=generator) * size)
-    record = Record(family.key, tuple(concepts), dead_zone, {"weight_spread": weight_spread(model, layers)})
+    base = {"weight_spread": weight_spread(model, layers)}
+    record = Record(family.key, tuple(concepts), dead_zone, base, embedding=family.embedding)
     return TrainedHypernet(network.requires_grad_(False).eval(), record, "tiny")
 
 
 def sample(model, positive, negative, cfg=3.0, pictures=2, steps=3, seed=5):
-    """Latents (pictures, 4, 8, 8) as KSampler would make them."""
+    """Latents as KSampler would make them, (pictures, 4, 8, 8) for SD."""
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
-    noise = torch.randn(pictures, 4, LATENT, LATENT, generator=seeded(seed))
+    latent = model.model.latent_format
+    frames = [1] if latent.latent_dimensions == 3 else []
+    noise = torch.randn(pictures, latent.latent_channels, *frames, LATENT, LATENT, generator=seeded(seed))
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
     euler = comfy.samplers.sampler_object("euler")
     return guider.sample(noise, torch.zeros_like(noise), euler, sigmas, disable_pbar=True, seed=0)

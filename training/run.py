@@ -13,7 +13,7 @@ from ..hypernet.network import Hypernet, HypernetConfig
 from ..hypernet.targets import recognise, target_layers, weight_spread
 from .cache import build_cache
 from .checkpoint import load_checkpoint, save_checkpoint
-from .frozen import FrozenModel, encode, lora_fingerprint, out_of_memory_errors
+from .frozen import FrozenModel, differentiable, encode, lora_fingerprint, out_of_memory_errors
 from .loop import Material, TrainingError, measure_drift, new_state, norms, train
 from .preview import Previewer
 from .prompts import parse_concepts, phrasings, retain_split
@@ -116,7 +116,7 @@ def _encode_all(clip, plan, report):
     encoded = {}
     with torch.no_grad():
         for done, text in enumerate(dict.fromkeys([*drawn, *plan.retain.train, *plan.retain.held_out])):
-            prompt = encode(clip, text)
+            prompt = encode(clip, text, plan.family.embedding)
             encoded[text] = prompt if text in drawn else replace(prompt, conditioning=[])
             if done % 16 == 0:
                 report("reading prompts", 0, 1)
@@ -145,7 +145,7 @@ def _material(plan, frozen, encoded, generator, report):
     settings, phrases = plan.request.settings, plan.phrases
     probe = frozen.noise(1, settings.height, settings.width, torch.Generator().manual_seed(0))
     texts = {text for phrase in phrases for text in (phrase.prompt, phrase.mapping)}
-    conds = {text: frozen.model_conds(encoded[text], probe) for text in sorted(texts)}
+    conds = {text: frozen.model_conds(encoded[text], probe, settings.guidance) for text in sorted(texts)}
     cache = build_cache(
         frozen, phrases, encoded, conds, settings, generator, lambda done, total: report("preparing", done, total)
     )
@@ -197,6 +197,7 @@ def _train(plan, frozen, encoded, report):
     keeper = _Keeper(plan, Previewer(frozen, prompts, encoded[""], settings), report)
     if plan.request.resume and load_checkpoint(state, keeper.path, plan.recipe):
         log.info("UnHype: going on from the checkpoint at step %d.", state.step)
+    _announce_memory(frozen, hypernet, settings)
     frozen.load()
     try:
         reason = train(state, material, frozen.predict, settings, frozen.device, keeper)
@@ -206,6 +207,19 @@ def _train(plan, frozen, encoded, report):
             log.info("UnHype: stopped at step %d; queue the same settings again to go on from there.", state.step)
         raise
     return state, material, keeper, reason
+
+
+def _announce_memory(frozen, hypernet, settings):
+    """Say roughly how much memory training takes, before it starts."""
+    probe = frozen.noise(settings.batch, settings.height, settings.width, torch.Generator().manual_seed(0))
+    parts = [part / 1e9 for part in frozen.memory(hypernet, probe)]
+    log.info(
+        "UnHype: training takes roughly %.1f GB: %.1f for the model, %.1f for the hypernet and %.1f for a step of %d "
+        "pictures.",
+        sum(parts),
+        *parts,
+        settings.batch,
+    )
 
 
 def _record(plan, state, material, reason, seconds):
@@ -223,7 +237,7 @@ def _record(plan, state, material, reason, seconds):
         "held_out_silent": round((benign < threshold).float().mean().item(), 4),
         "retain_prompts": [len(plan.retain.train), len(plan.retain.held_out)],
     }
-    return Record(plan.family.key, plan.concepts, threshold, plan.base, training)
+    return Record(plan.family.key, plan.concepts, threshold, plan.base, training, plan.family.embedding)
 
 
 def train_erasure(model, clip, request, report):
@@ -250,7 +264,7 @@ def train_erasure(model, clip, request, report):
     except out_of_memory_errors() as error:
         raise TrainingError(
             "Train Erasure: the GPU ran out of memory. Lower 'batch', or 'width' and 'height', and keep "
-            "'checkpointing' on. Training goes on from its last checkpoint if the other settings stay the same."
+            "'checkpointing' on; load a large model in fp8. Training goes on from its last checkpoint if the other settings stay the same."
         ) from error
 
 
@@ -259,7 +273,8 @@ def _run(model, clip, plan, path, report):
     encoded = _encode_all(clip, plan, report)
     frozen = FrozenModel(model, plan.request.settings.checkpointing)
     try:
-        state, material, keeper, reason = _train(plan, frozen, encoded, report)
+        with differentiable():
+            state, material, keeper, reason = _train(plan, frozen, encoded, report)
         record = _record(plan, state, material, reason, time.monotonic() - started)
     finally:
         frozen.release()
