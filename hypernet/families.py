@@ -33,10 +33,10 @@ class Family:
 
     config, network: names of the host's classes for configuration and network, or of ancestors of them.
     targets: pairs of a regular expression over layer names and the rule for the output rows that H
-    writes to. blocks: the modules that training runs again for backward, a regular expression; in_place:
-    whether they write into their inputs. architecture: the name used by modelspec metadata. embedding: what drives H, the POOLED vector of
-    the text encoder or, where there is none, the mean of its TOKENS. distilled: guidance is an input
-    of the network, and negative prompts are not used.
+    writes to. blocks: the modules that training runs again for backward, a regular expression;
+    in_place: whether they write into their inputs. architecture: the name used by modelspec metadata.
+    embedding: what drives H, the POOLED vector of the text encoder or, where there is none, the mean of
+    its TOKENS. distilled: guidance is an input of the network, and pictures are drawn without CFG.
     """
 
     key: str

@@ -17,10 +17,13 @@ from safetensors.torch import save_file
 
 from .families import POOLED, TOKENS
 from .network import Hypernet, HypernetConfig
+from .published import KIND, PublishedConfig, PublishedHypernet
 from .targets import family_by_key
 
 FORMAT = "1"
 SUFFIX = ".safetensors"
+# Kind of network in a file's config to its classes; what is trained here says no kind.
+_KINDS = {None: (HypernetConfig, Hypernet), KIND: (PublishedConfig, PublishedHypernet)}
 _LIMITS = {"rank": 256, "hidden": 8192, "trajectory": 100_000, "octaves": 16, "embedding_width": 65_536}
 _MAX_LAYERS, _MAX_FEATURES = 4096, 262_144
 
@@ -54,7 +57,7 @@ class Record:
 class TrainedHypernet:
     """What travels on an UNHYPE socket: the network, its record and a name for messages."""
 
-    network: Hypernet
+    network: Hypernet | PublishedHypernet
     record: Record
     name: str
 
@@ -106,7 +109,10 @@ def _is_number(value):
 
 
 def _parse_config(text):
-    config = HypernetConfig.from_dict(json.loads(text))
+    """The class of the network and its config."""
+    values = json.loads(text)
+    config_class, network_class = _KINDS[values.pop("kind", None)]
+    config = config_class.from_dict(values)
     for name, limit in _LIMITS.items():
         value = getattr(config, name)
         if type(value) is not int or not 1 <= value <= limit:
@@ -124,7 +130,7 @@ def _parse_config(text):
             raise ValueError(f"layer {layer.name} has rows {layer.start!r} of {layer.features!r}")
         if not 0 <= layer.start <= layer.features - layer.outputs <= _MAX_FEATURES:
             raise ValueError(f"layer {layer.name} has rows {layer.start} to {layer.rows.stop} of {layer.features}")
-    return config
+    return network_class, config
 
 
 def _parse_record(text):
@@ -207,10 +213,10 @@ def load(path):
     """
     path = Path(path)
     with open_checked(path) as file:
-        config, record = _describe(file, path)
+        (network_class, config), record = _describe(file, path)
         family_by_key(record.family)
         with torch.device("meta"):
-            network = Hypernet(config)
+            network = network_class(config)
         shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
         tensors = read_tensors(file, shapes, path)
     network.load_state_dict(tensors, assign=True)

@@ -31,7 +31,8 @@ def to_lora(trained, c, text, strength=1.0):
     """A LoRA state dict in ComfyUI's key names, fp32: up (features, rank), down (rank, in), alpha = rank.
 
     Where H writes to some rows of a fused layer, `up` is zero in the others: every loader knows the
-    layer's own name, few know names for its parts. c: (width,) the embedding of `text`. Raises `SilentPromptError` inside the dead zone.
+    layer's own name, few know names for its parts. c: (width,) the embedding of `text`. Raises
+    `SilentPromptError` inside the dead zone.
     """
     layers, norms = factors_of(trained, c.unsqueeze(0), strength)
     if bool(is_silent(norms, trained.record.dead_zone)):

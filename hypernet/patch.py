@@ -62,8 +62,9 @@ def patched_layers(network, targets, rows, layers, batch):
     """While open, the layers `targets` of `network` add the deltas `layers` to the rows `rows`.
 
     targets: `TargetLayer`s. rows: (p,) long, on the device that computes. layers: one `Factors` a
-    target, for those p rows, on the same device. batch: rows of the network's input. The modules' own `forward` is back afterwards
-    whatever happens in between; an earlier override by another node is kept and called.
+    target, for those p rows, on the same device. batch: rows of the network's input. The modules' own
+    `forward` is back afterwards whatever happens in between; an earlier override by another node is
+    kept and called.
     """
     former = []
     try:

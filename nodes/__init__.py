@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .apply import ApplyErasure
 from .export import HypernetToLora
+from .import_weights import ImportWeights
 from .load import LoadHypernet
 from .train import TrainErasure
 
@@ -12,7 +13,7 @@ class UnHypeExtension(ComfyExtension):
     """What ComfyUI asks for the pack's nodes."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadHypernet, ApplyErasure, TrainErasure, HypernetToLora]
+        return [LoadHypernet, ApplyErasure, TrainErasure, HypernetToLora, ImportWeights]
 
 
 async def comfy_entrypoint() -> UnHypeExtension:

@@ -186,7 +186,11 @@ def key_of(name):
 
 def _known(config, sizes):
     """The sizes that this host's network takes: newer ones have more."""
-    networks = {"Flux": "flux.model.FluxParams", "Flux2": "flux.model.FluxParams", "Chroma": "chroma.model.ChromaParams"}
+    networks = {
+        "Flux": "flux.model.FluxParams",
+        "Flux2": "flux.model.FluxParams",
+        "Chroma": "chroma.model.ChromaParams",
+    }
     base = next((networks[cls.__name__] for cls in config.__mro__ if cls.__name__ in networks), None)
     if base is None:
         return sizes

@@ -76,6 +76,11 @@ def make_plan(model, request):
     start = request.start_from
     if start is not None:
         check_fits(start, family, layers)
+        if not isinstance(start.network, Hypernet):
+            raise TrainingError(
+                f"Train Erasure: hypernet '{start.name}' was imported from the paper's authors. It can be applied, but "
+                "not trained further; leave 'start_from' empty."
+            )
         named = {concept.lower() for concept, _ in concepts}
         concepts = (*(pair for pair in start.record.concepts if pair[0].lower() not in named), *concepts)
     settings = request.settings
@@ -264,7 +269,8 @@ def train_erasure(model, clip, request, report):
     except out_of_memory_errors() as error:
         raise TrainingError(
             "Train Erasure: the GPU ran out of memory. Lower 'batch', or 'width' and 'height', and keep "
-            "'checkpointing' on; load a large model in fp8. Training goes on from its last checkpoint if the other settings stay the same."
+            "'checkpointing' on; load a large model in fp8. Training goes on from its last checkpoint if the other "
+            "settings stay the same."
         ) from error
 
 
