@@ -19,7 +19,7 @@ class ImportWeights(io.ComfyNode):
             category=CATEGORY,
             description="Opens weights that the authors of the UnHype paper published, for Stable Diffusion 1.x or "
             "Flux.1, and saves them beside the original as a file that Load UnHype Hypernet takes. Needed once a file.",
-            search_aliases=["erase", "unlearn", "convert", "pth", "load hypernet"],
+            search_aliases=["erase", "unlearn", "remove concept", "convert", "pth"],
             is_output_node=True,
             inputs=[
                 io.Combo.Input(

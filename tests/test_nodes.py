@@ -12,12 +12,20 @@ from tiny import tiny_hypernet, tiny_model
 
 from benchmarks.environment import ROOT
 from unhype.hypernet.files import save
-from unhype.nodes.folders import FOLDER, hypernet_names, hypernet_path, safe_name, training_folder
+from unhype.nodes.folders import (
+    FOLDER,
+    hypernet_names,
+    hypernet_path,
+    published_names,
+    published_path,
+    safe_name,
+    training_folder,
+)
 from unhype.training.loop import TrainingError
 from unhype.training.run import Request
 from unhype.training.settings import Settings
 
-IDS = ("UnHypeLoadHypernet", "UnHypeApplyErasure", "UnHypeTrainErasure", "UnHypeHypernetToLora")
+IDS = ("UnHypeLoadHypernet", "UnHypeApplyErasure", "UnHypeTrainErasure", "UnHypeHypernetToLora", "UnHypeImportWeights")
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +244,36 @@ def test_files_outside_the_model_folder_are_not_found(folder):
         with pytest.raises(FileNotFoundError):
             hypernet_path(name)
     outside.unlink()
+
+
+def test_files_of_the_authors_are_listed_apart_and_only_inside_the_folder(folder):
+    for name in ("people/theirs.pth", "a.pth", "b.pt"):
+        (folder / name).touch()
+    outside = folder.parent / "outside.pth"
+    outside.touch()
+    assert published_names() == ["a.pth", "people/theirs.pth"]
+    assert [name.replace("\\", "/") for name in hypernet_names()] == ["people/jane.safetensors"]
+    assert published_path("people/theirs.pth") == folder / "people" / "theirs.pth"
+    for name in ("../outside.pth", "people/../../outside.pth", str(outside), "b.pt"):
+        with pytest.raises(FileNotFoundError):
+            published_path(name)
+    outside.unlink()
+
+
+def test_an_authors_file_is_imported_by_the_node(nodes, folder):
+    from families import instance
+    from test_import import seeded, their_file
+
+    state, config = their_file("flux", 1, instance("flux"), seeded(1))
+    torch.save({"state_dict": state, "config": config}, folder / "theirs.pth")
+    node = nodes["UnHypeImportWeights"]
+    first = node.fingerprint_inputs("theirs.pth", "")
+    (trained,) = node.execute("theirs.pth", "airplane -> sky").result
+    assert trained.record.concepts == (("airplane", "sky"),)
+    assert hypernet_path("theirs.safetensors").is_file()
+    assert node.fingerprint_inputs("theirs.pth", "airplane -> sky") != first
+    with pytest.raises(PromptError, match="Import UnHype Weights, 'erases': .* not of the form"):
+        node.execute("theirs.pth", "a -> b -> c")
 
 
 def test_the_folder_is_comfyuis_own(folder):
