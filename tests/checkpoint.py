@@ -1,7 +1,8 @@
 """Models with random weights, as small as ComfyUI's own loaders accept them.
 
-A Stable Diffusion 1.x checkpoint for CheckpointLoaderSimple: the UNet has one level and one cross-attention block, the VAE is a TAESD. The text encoder has the
-size that ComfyUI prescribes for SD 1.x, 123 M parameters: nothing smaller is recognised.
+A Stable Diffusion 1.x checkpoint for CheckpointLoaderSimple: the UNet has one level and one
+cross-attention block, the VAE is a TAESD. The text encoder has the size that ComfyUI prescribes for
+SD 1.x, 123 M parameters: nothing smaller is recognised.
 A Flux.1 for UNETLoader, one block of each kind, which reads text as wide as CLIP-L's, and a TAESD of its
 latents for VAELoader. Hosts before 0.30 take no Flux smaller than the real width.
 """
@@ -9,7 +10,7 @@ latents for VAELoader. Hosts before 0.30 take no Flux smaller than the real widt
 import comfy.ops
 import comfy.sd1_clip
 import torch
-from comfy.ldm.flux.model import Flux
+from comfy.ldm.flux.model import Flux, FluxParams
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.taesd.taesd import TAESD
 from safetensors.torch import save_file
@@ -46,8 +47,9 @@ _FLUX = {
     "patch_size": 2,
     "qkv_bias": True,
     "guidance_embed": True,
-    "txt_ids_dims": [],
 }
+# Newer hosts want to know where text has places; Flux.1's has none.
+_FLUX |= {"txt_ids_dims": []} if "txt_ids_dims" in FluxParams.__dataclass_fields__ else {}
 
 
 def _tensors(prefix, module, generator):

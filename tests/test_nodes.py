@@ -7,6 +7,7 @@ from dataclasses import MISSING, fields
 
 import folder_paths
 import pytest
+import torch
 from comfy_api.latest import io
 from tiny import tiny_hypernet, tiny_model
 
@@ -22,6 +23,7 @@ from unhype.nodes.folders import (
     training_folder,
 )
 from unhype.training.loop import TrainingError
+from unhype.training.prompts import PromptError
 from unhype.training.run import Request
 from unhype.training.settings import Settings
 
@@ -220,6 +222,7 @@ def folder():
     for path in sorted(folder.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     folder.rmdir()
+    folder_paths.filename_list_cache.pop(FOLDER, None)
 
 
 def test_only_safetensors_are_offered(folder):
@@ -272,7 +275,7 @@ def test_an_authors_file_is_imported_by_the_node(nodes, folder):
     assert trained.record.concepts == (("airplane", "sky"),)
     assert hypernet_path("theirs.safetensors").is_file()
     assert node.fingerprint_inputs("theirs.pth", "airplane -> sky") != first
-    with pytest.raises(PromptError, match="Import UnHype Weights, 'erases': .* not of the form"):
+    with pytest.raises(PromptError, match=r"Import UnHype Weights, 'erases': .* not of the form"):
         node.execute("theirs.pth", "a -> b -> c")
 
 
