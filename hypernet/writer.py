@@ -40,12 +40,15 @@ class Writer:
     strength: up to 1 it is the trajectory step s / S, above 1 it multiplies the delta. dead_zone: whether
     text under the file's threshold gets nothing. unknown: one of POLICIES, what becomes of text that can't
     be judged: "base" leaves it alone, "strict" treats it as the erased concept with the largest delta.
+    joint: whether the target layers see the prompt's tokens together with the picture's, so that a prompt
+    gets one delta for all.
     """
 
-    def __init__(self, trained, strength=1.0, dead_zone=True, unknown="base"):
+    def __init__(self, trained, strength=1.0, dead_zone=True, unknown="base", joint=False):
         self.trained = trained
         self.strength = strength
         self.threshold = trained.record.dead_zone if dead_zone else 0.0
+        self.joint = joint
         self.fallback = _strongest(trained) if unknown == "strict" else None
         self._written = OrderedDict()
 
@@ -101,18 +104,22 @@ class Writer:
         What can't be judged and isn't erased follows the chunk before it, whose text it goes on with. At the
         beginning of a prompt it is left alone.
         """
-        parts, last = [], None
+        heard, last = [], None
         for chunk in chunks:
             keys = [content_key(c) for c in chunk.views]
             if chunk.unknown:
                 keys = [last if self.fallback is None else content_key(self.fallback)]
             last = self._heard(keys)
-            if last is None:
-                continue
-            if parts and parts[-1].key == last and parts[-1].stop == chunk.start:
-                parts[-1] = parts[-1]._replace(stop=chunk.stop)
-            else:
-                parts.append(Part(chunk.start, chunk.stop, chunks[-1].stop, last, self._written[last][0]))
+            heard.append((chunk.start, chunk.stop, last))
+        length = chunks[-1].stop
+        if self.joint:
+            heard = [(0, length, self._heard([key for *_, key in heard]))]
+        parts = []
+        for start, stop, key in heard:
+            if parts and parts[-1].key == key and parts[-1].stop == start:
+                parts[-1] = parts[-1]._replace(stop=stop)
+            elif key is not None:
+                parts.append(Part(start, stop, length, key, self._written[key][0]))
         return tuple(parts)
 
     def words_about_unknown(self):

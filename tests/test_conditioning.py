@@ -18,6 +18,7 @@ from unhype.hypernet.factors import Factors, delta_norm
 from unhype.hypernet.files import HypernetFileError, load, save
 from unhype.hypernet.patch import Spans, apply_erasure, patched_layers
 from unhype.hypernet.verdict import in_words, verdicts
+from unhype.hypernet.writer import Writer
 from unhype.nodes.bars import bar_picture
 from unhype.nodes.inspect import InspectPrompt
 
@@ -419,6 +420,19 @@ def test_a_chunk_added_to_a_prompt_that_a_node_encodes_while_sampling_is_seen(mo
     check(model, cast.trained, calls, (long, [(TOKENS, 2 * TOKENS, meaning(tokens_of(cast.loud)))]))
 
 
+def test_where_layers_see_prompt_and_picture_together_the_loudest_chunk_is_for_all(cast):
+    def parts(conditioning):
+        entry = {"cross_attn": conditioning[0][0], **conditioning[0][1]}
+        ((written,),), _ = Writer(cast.trained, joint=True).parts([entry])
+        return [(part.start, part.stop, part.length, part.key) for part in written]
+
+    key = meaning(tokens_of(cast.louder)).numpy().tobytes()
+    assert parts(concat(cast.quiet, cast.louder, cast.quieter)) == [(0, 3 * TOKENS, 3 * TOKENS, key)]
+    assert parts(concat(cast.quiet, cast.quieter)) == []
+    # As from two texts of which one gives the pooled vector: the tokens name what is erased.
+    assert parts([[cast.louder[0][0], cast.quiet[0][1]]]) == [(0, TOKENS, TOKENS, key)]
+
+
 # What can't be judged
 
 
@@ -463,7 +477,7 @@ def test_without_a_reader_later_chunks_follow_the_first_or_are_erased(model, cas
 
 def test_strict_needs_a_file_that_knows_its_concepts(model, cast):
     old = replace(cast.trained, reader=None, concept_c=None)
-    with pytest.raises(HypernetFileError, match="was trained by an older version.*Choose 'base', or train it again"):
+    with pytest.raises(HypernetFileError, match=r"was trained by an older version.*Choose 'base', or train it again"):
         apply_erasure(model, old, unknown="strict")
 
 
@@ -509,7 +523,7 @@ def test_reader_and_concepts_survive_the_file(cast, tmp_path):
 def test_a_reading_that_makes_no_sense_is_refused(cast, tmp_path, reading):
     trained = replace(cast.trained, record=replace(cast.trained.record, reading=reading))
     save(trained, tmp_path / "odd.safetensors")
-    with pytest.raises(HypernetFileError, match="The description inside 'odd.safetensors' is damaged"):
+    with pytest.raises(HypernetFileError, match=r"The description inside 'odd\.safetensors' is damaged"):
         load(tmp_path / "odd.safetensors")
 
 

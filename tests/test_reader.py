@@ -36,7 +36,7 @@ class SpeakingClip(TinyClip):
         self.layer = layer
 
     def encode_from_tokens_scheduled(self, tokens):
-        ((cross, values),) = super().encode_from_tokens_scheduled(tokens)
+        ((cross, _),) = super().encode_from_tokens_scheduled(tokens)
         map_ = torch.randn(POOLED, CONTEXT, generator=seeded(2)) / CONTEXT**0.5
         pooled = torch.nn.functional.normalize(cross[0].mean(0), dim=0) @ map_.T * CONTEXT**0.5
         if self.layer == -2:
