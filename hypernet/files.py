@@ -23,8 +23,8 @@ from .targets import family_by_key
 FORMAT, READABLE = "2", ("1", "2")
 SUFFIX = ".safetensors"
 _LIMITS = {"rank": 256, "hidden": 8192, "trajectory": 100_000, "octaves": 16, "embedding_width": 65_536}
-_MAX_LAYERS, _MAX_FEATURES, _MAX_TOKENS, _MAX_ENCODERS = 4096, 262_144, 65_536, 8
-_READER_WEIGHT, _READER_BIAS, _CONCEPTS = "reader.weight", "reader.bias", "concepts.c"
+_MAX_LAYERS, _MAX_FEATURES, _MAX_TOKENS = 4096, 262_144, 65_536
+_READER, _CONCEPTS = {part: f"reader.{part}" for part in ("weight", "bias", "key")}, "concepts.c"
 
 
 class HypernetFileError(ValueError):
@@ -37,8 +37,9 @@ class Record:
 
     `concepts`: pairs (erased concept, what it turns into). `dead_zone`: the threshold of
     ``deadzone``. `base`: family class and weight spread of the model it was trained on. `training`:
-    settings and measurements of the run. `reading`: of the text encoder, `tokens` that it makes at once
-    and `widths` of the states that the file's reader takes (none without one); empty in files of format 1.
+    settings and measurements of the run. `reading`: of the text encoder, `tokens` that it makes at once,
+    `widths` of the states that the file's reader takes and the `layers` that it knows (none without a reader);
+    empty in files of format 1.
     """
 
     family: str
@@ -76,7 +77,7 @@ class TrainedHypernet:
         """Everything that the file holds, by name."""
         tensors = dict(self.network.state_dict())
         if self.reader is not None:
-            tensors |= {_READER_WEIGHT: self.reader.weight, _READER_BIAS: self.reader.bias}
+            tensors |= {name: getattr(self.reader, part) for part, name in _READER.items()}
         if self.concept_c is not None:
             tensors[_CONCEPTS] = self.concept_c
         return tensors
@@ -162,12 +163,14 @@ def _parse_reading(values):
     """`Record.reading`, of which older files have nothing."""
     if not values:
         return {}
-    tokens, widths = values["tokens"], values["widths"]
+    tokens, widths, layers = values["tokens"], values["widths"], values["layers"]
     if type(tokens) is not int or not 1 <= tokens <= _MAX_TOKENS:
         raise ValueError(f"the text encoder makes {tokens!r} tokens")
     if type(widths) is not list or not all(type(width) is int and 1 <= width <= _MAX_FEATURES for width in widths):
         raise ValueError(f"the widths of the text encoder are {widths!r}")
-    return {"tokens": tokens, "widths": widths[:_MAX_ENCODERS]}
+    if type(layers) is not int or not bool(widths) <= layers <= _MAX_LAYERS:
+        raise ValueError(f"{layers!r} layers of the text encoder are read")
+    return {"tokens": tokens, "widths": widths, "layers": layers}
 
 
 def _describe(file, path):
@@ -244,7 +247,7 @@ def load(path):
     network.load_state_dict({name: tensors[name] for name in shapes}, assign=True)
     reader = None
     if widths := record.reading.get("widths"):
-        reader = Reader(tuple(widths), tensors[_READER_WEIGHT], tensors[_READER_BIAS])
+        reader = Reader(tuple(widths), **{part: tensors[name] for part, name in _READER.items()})
     return TrainedHypernet(network.requires_grad_(False).eval(), record, path.stem, reader, tensors.get(_CONCEPTS))
 
 
@@ -254,7 +257,13 @@ def _shapes_of_reading(record, width):
         return {}
     shapes = {_CONCEPTS: (len(record.concepts), width)}
     if widths := record.reading["widths"]:
-        shapes |= {_READER_WEIGHT: (width, 2 * sum(widths)), _READER_BIAS: (len(widths), width)}
+        layers, features = record.reading["layers"], 2 * sum(widths)
+        sizes = {
+            "weight": (layers, width, features),
+            "bias": (layers, len(widths), width),
+            "key": (layers, features + 1),
+        }
+        shapes |= {_READER[part]: size for part, size in sizes.items()}
     return shapes
 
 

@@ -246,8 +246,8 @@ class Erasure:
 def apply_erasure(model, trained, strength=1.0, dead_zone=True, unknown="base"):
     """Return a clone of `model` (ModelPatcher) that erases what `trained` erases; `model` is not touched.
 
-    strength, dead_zone, unknown: see `writer.Writer`. At strength 0 the clone is the model itself. Raises `targets.UnsupportedModelError` or
-    `HypernetFileError` when the hypernet does not fit.
+    strength, dead_zone, unknown: see `writer.Writer`. At strength 0 the clone is the model itself. Raises
+    `targets.UnsupportedModelError` or `HypernetFileError` when the hypernet does not fit.
     """
     family = recognise(model.model)
     layers = target_layers(model.model, family)
@@ -264,7 +264,7 @@ def apply_erasure(model, trained, strength=1.0, dead_zone=True, unknown="base"):
         )
     taken = {key for keys in clone.wrappers.values() for key in keys if str(key).startswith(KEY)}
     key = KEY if not taken else f"{KEY}_{len(taken) + 1}"
-    erasure = Erasure(Writer(trained, strength, dead_zone, unknown), key)
+    erasure = Erasure(Writer(trained, strength, dead_zone, unknown, family.joint), key)
     clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, erasure.key, erasure.outer_sample)
     clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, erasure.key, erasure.calc_cond_batch)
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, erasure.key, erasure.apply_model)

@@ -28,7 +28,8 @@ class Family:
 
     `config` is the name of the host's configuration class (or of an ancestor of it), `pattern` a
     regular expression over layer names, `architecture` the name used by modelspec metadata. `encoders`:
-    widths of its text encoders where several lie side by side in each token.
+    widths of its text encoders where several lie side by side in each token. `joint`: whether its target
+    layers see the tokens of prompt and picture together.
     """
 
     key: str
@@ -38,6 +39,7 @@ class Family:
     pattern: str
     architecture: str
     encoders: tuple[int, ...] = ()
+    joint: bool = False
 
 
 _CROSS_ATTENTION = r"(input_blocks|middle_block|output_blocks)\..*\.attn2\.to_[kv]"

@@ -66,7 +66,9 @@ def place_of(verdict, found):
 def in_words(trained, found):
     """The verdicts as text, a line a chunk, with a summary in front."""
     erased = sum(verdict.erased for verdict in found)
-    summary = f"Erased: {erased} of {len(found)} parts." if erased else "Nothing is erased: the original model draws this."
+    summary = (
+        f"Erased: {erased} of {len(found)} parts." if erased else "Nothing is erased: the original model draws this."
+    )
     return "\n".join([summary, *(f"{place_of(verdict, found)}: {_sentence(verdict)}" for verdict in found)])
 
 

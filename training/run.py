@@ -211,9 +211,10 @@ def _train(plan, frozen, prompts, report):
 def _record(plan, prompts, state, material, reason, seconds):
     settings = plan.request.settings
     erased, benign = norms(state.hypernet, material.phrase_c), norms(state.hypernet, material.held_out_c)
-    # A prompt stays exact only if all that speaks for it is silent.
+    # A prompt stays exact only if all that speaks for it is silent. Clip-skip, which is read less well, must not
+    # bring the threshold down for everybody.
     benign = benign.view(-1, len(plan.retain.held_out)).amax(0)
-    threshold = calibrate(benign, erased)
+    threshold = calibrate(benign, erased[: prompts.usual_views * len(plan.phrases)])
     training = {
         "recipe": plan.recipe,
         "settings": asdict(settings),
