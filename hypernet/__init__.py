@@ -1,6 +1,6 @@
 """The hypernet H(c, s): from the embedding of a prompt to low-rank weights of a diffusion model.
 
 Read in this order: ``embedding`` (what drives H), ``network`` (H itself), ``factors`` (the deltas it
-writes), ``deadzone`` (when a delta counts as none), ``targets`` (which layers), ``patch`` (how a
-ComfyUI model gets them), ``files`` (how they are kept).
+writes), ``deadzone`` (when a delta counts as none), ``writer`` (which tokens of a prompt get one),
+``targets`` (which layers), ``patch`` (how a ComfyUI model gets them), ``files`` (how they are kept).
 """

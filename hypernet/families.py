@@ -37,6 +37,8 @@ class Family:
     in_place: whether they write into their inputs. architecture: the name used by modelspec metadata.
     embedding: what drives H, the POOLED vector of the text encoder or, where there is none, the mean of
     its TOKENS. distilled: guidance is an input of the network, and pictures are drawn without CFG.
+    encoders: widths of its text encoders where several lie side by side in each token. joint: whether
+    its target layers see the tokens of prompt and picture together.
     """
 
     key: str
@@ -49,6 +51,8 @@ class Family:
     embedding: str = POOLED
     distilled: bool = False
     in_place: bool = False
+    encoders: tuple[int, ...] = ()
+    joint: bool = False
 
 
 _UNET = {
@@ -65,6 +69,7 @@ _FLUX = {
     ),
     "blocks": r"(double|single)_blocks\.\d+",
     "in_place": True,
+    "joint": True,
 }
 _SD3 = (
     (r"joint_blocks\.\d+\.(x|context)_block\.attn\.qkv", value_of_qkv),
@@ -78,8 +83,19 @@ _WAN = ((r"blocks\.\d+\.cross_attn\.[kv]", whole),)
 FAMILIES = (
     Family("sd15", "Stable Diffusion 1.x", "SD15", architecture="stable-diffusion-v1-5", **_UNET),
     Family("sd20", "Stable Diffusion 2.x", "SD20", architecture="stable-diffusion-v2-1", **_UNET),
-    Family("sdxl", "Stable Diffusion XL", "SDXL", architecture="stable-diffusion-xl-v1-base", **_UNET),
-    Family("sd3", "Stable Diffusion 3.x", "SD3", "MMDiT", _SD3, r"joint_blocks\.\d+", "stable-diffusion-v3-medium"),
+    Family(
+        "sdxl", "Stable Diffusion XL", "SDXL", architecture="stable-diffusion-xl-v1-base", encoders=(768, 1280), **_UNET
+    ),
+    Family(
+        "sd3",
+        "Stable Diffusion 3.x",
+        "SD3",
+        "MMDiT",
+        _SD3,
+        r"joint_blocks\.\d+",
+        "stable-diffusion-v3-medium",
+        joint=True,
+    ),
     Family("flux2", "Flux.2", "Flux2", "Flux", architecture="flux-2-dev", embedding=TOKENS, distilled=True, **_FLUX),
     Family("flux", "Flux.1", "Flux", "Flux", architecture="flux-1-dev", distilled=True, **_FLUX),
     Family("chroma", "Chroma", "Chroma", "Chroma", architecture="chroma", embedding=TOKENS, **_FLUX),
@@ -92,6 +108,7 @@ FAMILIES = (
         r"transformer_blocks\.\d+",
         "qwen-image",
         TOKENS,
+        joint=True,
     ),
     Family(
         "lumina2",
@@ -102,6 +119,7 @@ FAMILIES = (
         r"(layers|noise_refiner|context_refiner)\.\d+",
         "lumina-2",
         TOKENS,
+        joint=True,
     ),
     Family("wan", "Wan", "WAN21_T2V", "WanModel", _WAN, r"blocks\.\d+", "wan-2.1", TOKENS),
 )

@@ -15,17 +15,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from .embedding import Reader
 from .families import POOLED, TOKENS
 from .network import Hypernet, HypernetConfig
 from .published import KIND, PublishedConfig, PublishedHypernet
 from .targets import family_by_key
 
-FORMAT = "1"
+# Format 1, as first published, has neither a reader nor the concepts' embeddings.
+FORMAT, READABLE = "2", ("1", "2")
 SUFFIX = ".safetensors"
 # Kind of network in a file's config to its classes; what is trained here says no kind.
 _KINDS = {None: (HypernetConfig, Hypernet), KIND: (PublishedConfig, PublishedHypernet)}
 _LIMITS = {"rank": 256, "hidden": 8192, "trajectory": 100_000, "octaves": 16, "embedding_width": 65_536}
-_MAX_LAYERS, _MAX_FEATURES = 4096, 262_144
+_MAX_LAYERS, _MAX_FEATURES, _MAX_TOKENS = 4096, 262_144, 65_536
+_READER, _CONCEPTS = {part: f"reader.{part}" for part in ("weight", "bias", "key")}, "concepts.c"
 
 
 class HypernetFileError(ValueError):
@@ -38,7 +41,9 @@ class Record:
 
     `concepts`: pairs (erased concept, what it turns into). `dead_zone`: the threshold of
     ``deadzone``. `base`: family class and weight spread of the model it was trained on. `training`:
-    settings and measurements of the run. `embedding`: what drives H, one of ``families``' sources.
+    settings and measurements of the run. `reading`: of the text encoder, `tokens` that it makes at once,
+    `widths` of the states that the file's reader takes and the `layers` that it knows (none without a reader);
+    empty in files of format 1. `embedding`: what drives H, one of ``families``' sources.
     """
 
     family: str
@@ -46,6 +51,7 @@ class Record:
     dead_zone: float
     base: dict = field(default_factory=dict)
     training: dict = field(default_factory=dict)
+    reading: dict = field(default_factory=dict)
     embedding: str = POOLED
 
     def summary(self):
@@ -55,11 +61,31 @@ class Record:
 
 @dataclass(frozen=True)
 class TrainedHypernet:
-    """What travels on an UNHYPE socket: the network, its record and a name for messages."""
+    """What travels on an UNHYPE socket: the network, its record and a name for messages.
+
+    reader: reads c from tokens. concept_c: the mean embedding of each concept's wordings, (concepts,
+    width) fp32 on the CPU. Both are None where the file has none.
+    """
 
     network: Hypernet | PublishedHypernet
     record: Record
     name: str
+    reader: Reader | None = None
+    concept_c: torch.Tensor | None = None
+
+    @property
+    def chunk(self):
+        """Tokens that the text encoder makes at once, 0 where the file doesn't say."""
+        return self.record.reading.get("tokens", 0)
+
+    def tensors(self):
+        """Everything that the file holds, by name."""
+        tensors = dict(self.network.state_dict())
+        if self.reader is not None:
+            tensors |= {name: getattr(self.reader, part) for part, name in _READER.items()}
+        if self.concept_c is not None:
+            tensors[_CONCEPTS] = self.concept_c
+        return tensors
 
 
 def write_aside(tensors, path, metadata):
@@ -101,7 +127,7 @@ def metadata_of(trained, extra=None):
 
 def save(trained, path, extra=None):
     """Save a `TrainedHypernet` at `path`; see `write_aside` for what it raises."""
-    write_aside(trained.network.state_dict(), path, metadata_of(trained, extra))
+    write_aside(trained.tensors(), path, metadata_of(trained, extra))
 
 
 def _is_number(value):
@@ -142,10 +168,24 @@ def _parse_record(text):
     base, training = dict(values["base"]), dict(values["training"])
     if not all(_is_number(spread) for spread in base.get("weight_spread", ())):
         raise ValueError("the weight spread is not made of numbers")
-    embedding = values.get("embedding", POOLED)
+    reading, embedding = _parse_reading(values.get("reading", {})), values.get("embedding", POOLED)
     if embedding not in (POOLED, TOKENS):
         raise ValueError(f"embedding is {embedding!r}")
-    return Record(str(values["family"]), concepts, dead_zone, base, training, embedding)
+    return Record(str(values["family"]), concepts, dead_zone, base, training, reading, embedding)
+
+
+def _parse_reading(values):
+    """`Record.reading`, of which older files have nothing."""
+    if not values:
+        return {}
+    tokens, widths, layers = values["tokens"], values["widths"], values["layers"]
+    if type(tokens) is not int or not 1 <= tokens <= _MAX_TOKENS:
+        raise ValueError(f"the text encoder makes {tokens!r} tokens")
+    if type(widths) is not list or not all(type(width) is int and 1 <= width <= _MAX_FEATURES for width in widths):
+        raise ValueError(f"the widths of the text encoder are {widths!r}")
+    if type(layers) is not int or not bool(widths) <= layers <= _MAX_LAYERS:
+        raise ValueError(f"{layers!r} layers of the text encoder are read")
+    return {"tokens": tokens, "widths": widths, "layers": layers}
 
 
 def _describe(file, path):
@@ -156,7 +196,7 @@ def _describe(file, path):
             f"'{path.name}' is a safetensors file but no UnHype hypernet (a LoRA or a checkpoint perhaps). "
             "Pick a file that Train Erasure wrote."
         )
-    if metadata.get("unhype.format") != FORMAT:
+    if metadata.get("unhype.format") not in READABLE:
         raise HypernetFileError(
             f"'{path.name}' has UnHype format {metadata.get('unhype.format')}, this version reads {FORMAT}. "
             "Update the UnHype node pack."
@@ -218,9 +258,28 @@ def load(path):
         with torch.device("meta"):
             network = network_class(config)
         shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-        tensors = read_tensors(file, shapes, path)
-    network.load_state_dict(tensors, assign=True)
-    return TrainedHypernet(network.requires_grad_(False).eval(), record, path.stem)
+        tensors = read_tensors(file, shapes | _shapes_of_reading(record, config.embedding_width), path)
+    network.load_state_dict({name: tensors[name] for name in shapes}, assign=True)
+    reader = None
+    if widths := record.reading.get("widths"):
+        reader = Reader(tuple(widths), **{part: tensors[name] for part, name in _READER.items()})
+    return TrainedHypernet(network.requires_grad_(False).eval(), record, path.stem, reader, tensors.get(_CONCEPTS))
+
+
+def _shapes_of_reading(record, width):
+    """What a file holds beside the network."""
+    if not record.reading:
+        return {}
+    shapes = {_CONCEPTS: (len(record.concepts), width)}
+    if widths := record.reading["widths"]:
+        layers, features = record.reading["layers"], 2 * sum(widths)
+        sizes = {
+            "weight": (layers, width, features),
+            "bias": (layers, len(widths), width),
+            "key": (layers, features + 1),
+        }
+        shapes |= {_READER[part]: size for part, size in sizes.items()}
+    return shapes
 
 
 def _size(layer):

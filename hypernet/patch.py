@@ -2,10 +2,11 @@
 
 Three wrappers on a clone of the model patcher, and nothing on the network outside one call of it:
 
-- around the whole sampling, every conditioning gets a row number, and the prompts that mean an
-  erased concept get their factors from H;
+- around the whole sampling, every conditioning gets a row number, and the chunks of prompts that mean
+  an erased concept get their factors from H;
 - around each batch of conditionings, those that another node made by hand get theirs as well;
-- around each call of the network, the target layers add the delta of each row to their output.
+- around each call of the network, the target layers add the deltas of each row to their output, each on
+  the tokens of its own chunk.
 
 The row numbers travel in `model_conds`, the one part of a conditioning that ComfyUI keeps right when
 it copies conditionings for regional prompts, splits, tiles or reorders the batch.
@@ -13,65 +14,86 @@ it copies conditionings for regional prompts, splits, tiles or reorders the batc
 
 import logging
 import warnings
-from collections import OrderedDict
 from contextlib import contextmanager
 
 import torch
 from comfy.conds import CONDRegular
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
-from .deadzone import is_silent
-from .embedding import content_key, driving_embedding
-from .factors import Factors, lowrank_delta, select
-from .files import HypernetFileError, check_fits
-from .lora import factors_of
+from .factors import Factors, lowrank_delta
+from .files import check_fits
 from .targets import recognise, target_layers, weight_spread
-from .tokens import with_embedding
+from .writer import Writer
 
 KEY = "unhype"
 BASE = -1
-_CACHED_PROMPTS = 256
 
 log = logging.getLogger("unhype")
 
 
-def add_to_rows(y, x, rows, factors, start=0):
+class Spans:
+    """Of each of p deltas, the tokens that it is for: `start` to `stop` of a prompt that is `length` long."""
+
+    def __init__(self, spans, device):
+        self.start, self.stop, self.length = torch.tensor(spans, device=device).T.unsqueeze(2)
+        self._masks = {}
+
+    def mask(self, tokens):
+        """(p, tokens) bool. The host repeats a prompt's tokens where it batches prompts of several lengths."""
+        if tokens not in self._masks:
+            place = torch.arange(tokens, device=self.start.device) % self.length
+            self._masks[tokens] = (place >= self.start) & (place < self.stop)
+        return self._masks[tokens]
+
+
+def add_to_rows(y, x, rows, factors, mask=None, start=0):
     """y with the delta of each active row added; all other rows stay as they are, bit for bit.
 
     x: (n, ..., in) input and y: (n, ..., features) output of the layer; rows: (p,) long indices into n;
-    factors: of those p rows, for the output features from `start` on. Differentiable in x and factors,
-    y is not written to.
+    factors: of those p rows, for the output features from `start` on. mask: (p, tokens) bool, the tokens of
+    x (n, tokens, in) that each delta is for, all of them by default. Differentiable in x and factors, y is
+    not written to.
     """
-    delta = lowrank_delta(x.index_select(0, rows), factors).to(y.dtype)
+    delta = lowrank_delta(x.index_select(0, rows), factors)
+    if mask is not None:
+        delta = delta.masked_fill(~mask.unsqueeze(-1), 0.0)
     changed = y.clone()
-    changed.narrow(-1, start, delta.shape[-1]).index_add_(0, rows, delta)
+    changed.narrow(-1, start, delta.shape[-1]).index_add_(0, rows, delta.to(y.dtype))
     return changed
 
 
-def _rows_of(x, rows, factors, batch):
-    """Rows and factors for a layer that sees a multiple of the batch (each row repeated in place)."""
-    if x.shape[0] == batch:
-        return rows, factors
-    times = x.shape[0] // batch
-    spread = (rows.unsqueeze(1) * times + torch.arange(times, device=rows.device)).flatten()
-    return spread, Factors(factors.A.repeat_interleave(times, 0), factors.B.repeat_interleave(times, 0))
+def _sources(x, rows, batch, read):
+    """The row of the batch that each row of a layer's input x belongs to, (n,) long, -1 for none; None if unknown.
+
+    read: (batch, tokens, in), what the network was given to read, or None. Packages add, repeat or split rows
+    inside the network. Where a layer reads the prompt itself, rows are told by their tokens; of equal ones
+    those with a delta count. Elsewhere (image tokens) rows that joined the batch are known to come last.
+    """
+    if read is not None and read.shape[0] == batch and x.shape[1:] == read.shape[1:]:
+        same = (x.unsqueeze(1) == read.to(x).unsqueeze(0)).flatten(2).all(2).int()
+        best, source = (same * 2 - same.index_fill(1, rows, 0)).max(1)
+        return source.masked_fill(best == 0, -1)
+    if x.shape[0] < batch:
+        return None
+    source = torch.arange(x.shape[0], device=x.device)
+    return source.masked_fill(source >= batch, -1)
 
 
 @contextmanager
-def patched_layers(network, targets, rows, layers, batch):
+def patched_layers(network, targets, rows, layers, batch, spans=None, read=None):
     """While open, the layers `targets` of `network` add the deltas `layers` to the rows `rows`.
 
-    targets: `TargetLayer`s. rows: (p,) long, on the device that computes. layers: one `Factors` a
-    target, for those p rows, on the same device. batch: rows of the network's input. The modules' own
-    `forward` is back afterwards whatever happens in between; an earlier override by another node is
-    kept and called.
+    targets: `TargetLayer`s. rows: (p,) long, on the device that computes. layers: one `Factors` a target, for
+    those p rows, on the same device. batch: rows of the network's input. spans: the tokens of each delta, all of them by
+    default. read: the tokens that the batch's rows read, if known. The modules' own `forward` is back
+    afterwards whatever happens in between; an earlier override by another node is kept and called.
     """
     former = []
     try:
         for target, factors in zip(targets, layers, strict=True):
             module = network.get_submodule(target.name)
             former.append((module, module.__dict__.get("forward")))
-            module.forward = _with_delta(module.forward, rows, factors, batch, target.start)
+            module.forward = _with_delta(module.forward, rows, factors, batch, spans, read, target.start)
         yield
     finally:
         for module, own in reversed(former):
@@ -81,114 +103,105 @@ def patched_layers(network, targets, rows, layers, batch):
                 module.forward = own
 
 
-def _with_delta(forward, rows, factors, batch, start):
+def _with_delta(forward, rows, factors, batch, spans, read, start):
     def forward_with_delta(x, *args, **kwargs):
         y = forward(x, *args, **kwargs)
-        if x.shape[0] % batch:
+        mask = None if spans is None else spans.mask(x.shape[1])
+        if x.shape[0] == batch:
+            return add_to_rows(y, x, rows, factors, mask, start)
+        source = _sources(x, rows, batch, read)
+        if source is None:
             warnings.warn(
                 "UnHype: another node changes the batch inside the model in a way that hides which prompt a row "
                 "belongs to; those calls run without erasure.",
                 stacklevel=2,
             )
             return y
-        return add_to_rows(y, x, *_rows_of(x, rows, factors, batch), start)
+        own, delta = (source.unsqueeze(1) == rows).nonzero(as_tuple=True)
+        own_mask = None if mask is None else mask[delta]
+        return add_to_rows(y, x, own, Factors(factors.A[delta], factors.B[delta]), own_mask, start)
 
     return forward_with_delta
 
 
 class RowTable:
-    """The prompts of one sampling: row number to factors. Lives in `transformer_options`.
+    """The prompts of one sampling: row number to parts. Lives in `transformer_options`.
 
     A class of its own, because the host copies and merges dicts and lists that it finds there.
     """
 
     def __init__(self):
         self.numbers = {}
-        self.layers = []
+        self.prompts = []
+        self.told = False
         self._stacked = {}
 
-    def number(self, key, layers):
-        """The row number of the prompt `key`, whose factors (p = 1) are `layers`."""
+    def number(self, parts):
+        """The row number of a prompt of these `Part`s; BASE when there are none."""
+        if not parts:
+            return BASE
+        key = tuple(part[:4] for part in parts)
         if key not in self.numbers:
-            self.numbers[key] = len(self.layers)
-            self.layers.append(layers)
+            self.numbers[key] = len(self.prompts)
+            self.prompts.append(parts)
         return self.numbers[key]
 
     def stacked(self, numbers, device):
-        """Rows and their stacked factors on `device` for the row numbers of a batch.
+        """Rows, their stacked factors and their `Spans` on `device` for the row numbers of a batch.
 
-        `numbers`: tuple with one row number, or BASE, a row. Returns ((p,) long rows, factors) or
-        None when every row is BASE. Kept for the length of a sampling: each step asks the same.
+        `numbers`: tuple with one row number, or BASE, a row. Returns ((p,) long rows, factors, spans), one
+        of the p a part, or None when every row is BASE. spans is None when every part is a whole prompt.
+        Kept for the length of a sampling: each step asks the same.
         """
         if (numbers, device) not in self._stacked:
-            rows = [row for row, number in enumerate(numbers) if number != BASE]
-            layers = [
-                Factors(torch.cat([f.A for f in same]).to(device), torch.cat([f.B for f in same]).to(device))
-                for same in zip(*(self.layers[numbers[row]] for row in rows), strict=True)
-            ]
-            self._stacked[numbers, device] = (torch.tensor(rows, device=device), layers) if rows else None
+            self._stacked[numbers, device] = self._stack(numbers, device)
         return self._stacked[numbers, device]
+
+    def _stack(self, numbers, device):
+        active = [(row, part) for row, n in enumerate(numbers) if n != BASE for part in self.prompts[n]]
+        if not active:
+            return None
+        layers = [
+            Factors(torch.cat([f.A for f in same]).to(device), torch.cat([f.B for f in same]).to(device))
+            for same in zip(*(part.layers for _, part in active), strict=True)
+        ]
+        spans = [part[:3] for _, part in active]
+        whole = all(stop - start == length for start, stop, length in spans)
+        rows = torch.tensor([row for row, _ in active], device=device)
+        return rows, layers, None if whole else Spans(spans, device)
 
 
 class Erasure:
-    """One hypernet on one model: the three wrappers and the factors they share.
+    """One hypernet on one model: the three wrappers and the `Writer` they share.
 
-    strength: up to 1 it is the trajectory step s / S, above 1 it multiplies the delta. dead_zone:
-    whether prompts under the file's threshold run the base model. key: where this erasure keeps its
-    rows, its own for every Apply on the same model so that several add up.
+    key: where this erasure keeps its rows, its own for every Apply on the same model so that several add up.
     """
 
-    def __init__(self, trained, strength, dead_zone, key):
-        self.trained = trained
-        self.strength = strength
-        self.threshold = trained.record.dead_zone if dead_zone else 0.0
+    def __init__(self, writer, key):
+        self.writer = writer
         self.key = key
-        self.targets = trained.network.config.layers
-        self._written = OrderedDict()
-
-    def write(self, c):
-        """Factors for embeddings c, (p, width): a list with one entry a prompt, None inside the dead zone."""
-        network = self.trained.network
-        if c.shape[1] != network.config.embedding_width:
-            raise HypernetFileError(
-                f"Apply Concept Erasure: hypernet '{self.trained.name}' reads embeddings of "
-                f"{network.config.embedding_width} numbers, but this prompt was encoded with {c.shape[1]}. Use the "
-                "CLIP that belongs to the model."
-            )
-        layers, norms = factors_of(self.trained, c.to(network.alpha.device), self.strength)
-        silent = is_silent(norms, self.threshold).tolist()
-        return [None if silent[p] else select(layers, slice(p, p + 1)) for p in range(c.shape[0])]
+        self.targets = writer.trained.network.config.layers
 
     def _row_numbers(self, conditionings, table):
-        """The row number of each conditioning; all prompts that are new go through H in one pass."""
-        source = self.trained.record.embedding
-        embeddings = [driving_embedding(with_embedding(each, source)) for each in conditionings]
-        if any(c is None for c in embeddings):
-            log.info("UnHype: a conditioning carries no pooled prompt embedding; it runs the model unchanged.")
-        keys = [None if c is None else content_key(c) for c in embeddings]
-        new = {key: c for key, c in zip(keys, embeddings, strict=True) if key and key not in self._written}
-        if new:
-            self._written.update(zip(new, self.write(torch.stack(list(new.values()))), strict=True))
-        numbers = []
-        for key in keys:
-            layers = self._written[key] if key else None
-            numbers.append(BASE if layers is None else table.number(key, layers))
-        while len(self._written) > _CACHED_PROMPTS:
-            self._written.popitem(last=False)
-        return numbers
+        """The row numbers of each conditioning, one for each prompt of its batch."""
+        written, unknown = self.writer.parts(conditionings)
+        if unknown and not table.told:
+            table.told = True
+            log.info(*self.writer.words_about_unknown())
+        return [[table.number(parts) for parts in prompts] for prompts in written]
 
     def _tagged(self, conditionings, table, base_only=False):
-        """Copies of the conditionings that carry their row number; the originals are shared, so not written to."""
+        """Copies of the conditionings that carry their row numbers; the originals are shared, so not written to."""
         new = [conditioning for conditioning in conditionings if self.key not in conditioning["model_conds"]]
-        numbers = [BASE] * len(new) if base_only else self._row_numbers(new, table)
-        number_of = {id(conditioning): number for conditioning, number in zip(new, numbers, strict=True)}
+        numbers = [[BASE]] * len(new) if base_only else self._row_numbers(new, table)
+        numbers_of = {id(conditioning): own for conditioning, own in zip(new, numbers, strict=True)}
         tagged = []
         for conditioning in conditionings:
-            if id(conditioning) in number_of:
+            if id(conditioning) in numbers_of:
                 # On the CPU: the host batches conditionings only if their tensors share a device,
                 # and reading a row number must not wait for the GPU.
-                row = CONDRegular(torch.tensor([[number_of[id(conditioning)]]]))
-                conditioning = {**conditioning, "model_conds": {**conditioning["model_conds"], self.key: row}}
+                rows = CONDRegular(torch.tensor(numbers_of[id(conditioning)]).unsqueeze(1))
+                conditioning = {**conditioning, "model_conds": {**conditioning["model_conds"], self.key: rows}}
             tagged.append(conditioning)
         return tagged
 
@@ -223,19 +236,21 @@ class Erasure:
             batch = table.stacked(tuple(rows.flatten().tolist()), x.device)
         if batch is None:
             return executor(x, t, c_concat, c_crossattn, control, options, **kw)
-        with patched_layers(executor.class_obj.diffusion_model, self.targets, *batch, x.shape[0]):
+        rows, layers, spans = batch
+        network = executor.class_obj.diffusion_model
+        with patched_layers(network, self.targets, rows, layers, x.shape[0], spans, c_crossattn):
             return executor(x, t, c_concat, c_crossattn, control, options, **kw)
 
     def cleanup(self, *_):
         """ON_CLEANUP: drop the factors when a sampling ends, also after an error."""
-        self._written.clear()
+        self.writer.forget()
 
 
-def apply_erasure(model, trained, strength=1.0, dead_zone=True):
+def apply_erasure(model, trained, strength=1.0, dead_zone=True, unknown="base"):
     """Return a clone of `model` (ModelPatcher) that erases what `trained` erases; `model` is not touched.
 
-    At strength 0 the clone is the model itself. Raises `targets.UnsupportedModelError` or
-    `HypernetFileError` when the hypernet does not fit.
+    strength, dead_zone, unknown: see `writer.Writer`. At strength 0 the clone is the model itself. Raises
+    `targets.UnsupportedModelError` or `HypernetFileError` when the hypernet does not fit.
     """
     family = recognise(model.model)
     layers = target_layers(model.model, family)
@@ -251,7 +266,8 @@ def apply_erasure(model, trained, strength=1.0, dead_zone=True):
             family.title,
         )
     taken = {key for keys in clone.wrappers.values() for key in keys if str(key).startswith(KEY)}
-    erasure = Erasure(trained, strength, dead_zone, KEY if not taken else f"{KEY}_{len(taken) + 1}")
+    key = KEY if not taken else f"{KEY}_{len(taken) + 1}"
+    erasure = Erasure(Writer(trained, strength, dead_zone, unknown, family.joint), key)
     clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, erasure.key, erasure.outer_sample)
     clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, erasure.key, erasure.calc_cond_batch)
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, erasure.key, erasure.apply_model)

@@ -3,7 +3,8 @@
 from comfy_api.latest import io
 
 from ..hypernet.patch import apply_erasure
-from .schema import CATEGORY, Hypernet, schema
+from ..hypernet.writer import POLICIES
+from .schema import CATEGORY, Hypernet, advanced, schema
 
 
 class ApplyErasure(io.ComfyNode):
@@ -38,10 +39,19 @@ class ApplyErasure(io.ComfyNode):
                     "bit. Off: every prompt is steered by what the hypernet writes for it, however small, "
                     "which can catch distant wordings.",
                 ),
+                advanced(
+                    io.Combo.Input,
+                    "unknown_prompts",
+                    options=list(POLICIES),
+                    default=POLICIES[0],
+                    optional=True,
+                    tooltip="What to do with a prompt that carries nothing the eraser can read, such as one from the "
+                    "text encoder of another model. base: leave it alone. strict: treat it as erased.",
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The model with the erasure on it.")],
         )
 
     @classmethod
-    def execute(cls, model, unhype, strength, keep_others_exact):
-        return io.NodeOutput(apply_erasure(model, unhype, strength, keep_others_exact))
+    def execute(cls, model, unhype, strength, keep_others_exact, unknown_prompts=POLICIES[0]):
+        return io.NodeOutput(apply_erasure(model, unhype, strength, keep_others_exact, unknown_prompts))

@@ -23,6 +23,7 @@ from tiny import (
 
 import nodes
 from unhype.hypernet.embedding import driving_embedding
+from unhype.hypernet.factors import delta_norm
 from unhype.hypernet.families import FAMILIES, POOLED, TOKENS
 from unhype.hypernet.files import HypernetFileError, load
 from unhype.hypernet.lora import to_lora
@@ -30,6 +31,7 @@ from unhype.hypernet.network import Hypernet
 from unhype.hypernet.patch import apply_erasure
 from unhype.hypernet.targets import PREFIX, UnsupportedModelError, recognise, target_layers
 from unhype.hypernet.tokens import with_embedding
+from unhype.hypernet.verdict import verdicts
 from unhype.training import blocks
 from unhype.training.frozen import FrozenModel, MissingEmbeddingError, differentiable, encode
 from unhype.training.run import Request, train_erasure
@@ -282,6 +284,15 @@ def test_a_prompt_of_zeros_has_no_embedding():
     assert driving_embedding(with_embedding({"cross_attn": torch.zeros(1, 6, CONTEXT)}, TOKENS)) is None
 
 
+def test_a_verdict_and_the_sampler_judge_the_same_embedding(name, model, trained):
+    a = prompt(name, 1)
+    loud = replace(trained, record=replace(trained.record, dead_zone=1e-6))
+    (verdict,) = verdicts(loud, a)
+    size = delta_norm(trained.network(driven_by(name, a)[None], 300)).item()
+    assert verdict.erased
+    assert verdict.size == pytest.approx(size / 1e-6, rel=1e-4)
+
+
 def test_a_pooled_vector_is_left_as_it_is():
     entry = {"cross_attn": torch.ones(1, 6, CONTEXT), "pooled_output": torch.ones(1, 4)}
     assert with_embedding(entry, POOLED) is entry
@@ -295,6 +306,12 @@ class FamilyClip:
 
     def __init__(self, name):
         self.name = name
+
+    def clone(self):
+        return self
+
+    def clip_layer(self, layer):
+        """As in encoders that have no such choice."""
 
     def tokenize(self, text):
         return text

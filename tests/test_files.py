@@ -119,7 +119,7 @@ def test_the_model_library_finds_its_keys(models, family, architecture, tmp_path
 
 def test_our_own_keys_are_readable_json(path):
     found = metadata_of(path)
-    assert found["unhype.format"] == "1"
+    assert found["unhype.format"] == "2"
     assert json.loads(found["unhype.config"])["embedding_width"] == POOLED
     assert json.loads(found["unhype.record"])["training"]["losses"] == [1.5, 0.5]
 
@@ -197,9 +197,9 @@ def test_a_file_without_metadata_is_refused_alike(tmp_path):
 
 
 def test_a_newer_format_asks_for_an_update(path):
-    rewrite(path, metadata=lambda words: words.update({"unhype.format": "2"}))
+    rewrite(path, metadata=lambda words: words.update({"unhype.format": "3"}))
     message = refusal(path)
-    assert "has UnHype format 2, this version reads 1" in message
+    assert "has UnHype format 3, this version reads 2" in message
     assert message.endswith("Update the UnHype node pack.")
 
 

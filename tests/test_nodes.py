@@ -27,7 +27,14 @@ from unhype.training.prompts import PromptError
 from unhype.training.run import Request
 from unhype.training.settings import Settings
 
-IDS = ("UnHypeLoadHypernet", "UnHypeApplyErasure", "UnHypeTrainErasure", "UnHypeHypernetToLora", "UnHypeImportWeights")
+IDS = (
+    "UnHypeLoadHypernet",
+    "UnHypeApplyErasure",
+    "UnHypeTrainErasure",
+    "UnHypeHypernetToLora",
+    "UnHypeInspectPrompt",
+    "UnHypeImportWeights",
+)
 
 
 @pytest.fixture(scope="module")

@@ -142,6 +142,33 @@ def test_apply_draws_with_what_was_trained(server, trained):
         assert numpy.asarray(image).std() > 0
 
 
+def test_inspect_shows_each_part_of_a_prompt_in_words_and_bars(server, trained):
+    def text(words):
+        return {"class_type": "CLIPTextEncode", "inputs": {"clip": ["clip", 0], "text": words}}
+
+    prompt = {
+        "clip": {"class_type": "UnHypeTestCLIP", "inputs": {}},
+        "load": {"class_type": "UnHypeLoadHypernet", "inputs": {"hypernet": trained[1].name}},
+        "first": text("a house"),
+        "second": text("a cat"),
+        "both": {
+            "class_type": "ConditioningConcat",
+            "inputs": {"conditioning_to": ["first", 0], "conditioning_from": ["second", 0]},
+        },
+        "inspect": {
+            "class_type": "UnHypeInspectPrompt",
+            "inputs": {"unhype": ["load", 0], "conditioning": ["both", 0]},
+        },
+    }
+    entry = server.run(prompt)
+    (words,) = entry["outputs"]["inspect"]["text"]
+    assert [line.split(":")[0] for line in words.splitlines()[1:]] == ["Part 1", "Part 2"]
+    assert words.count("nearest to 'cat' (") == 2
+    (bars,) = server.pictures(entry, "inspect")
+    with Image.open(bars) as image:
+        assert image.width == 640
+
+
 @pytest.mark.parametrize(("strength", "same"), [(0.0, True), (3.0, False)])
 def test_before_and_after_differ_by_the_eraser_alone(server, trained, strength, same):
     prompt = reduced(to_prompt(read("before_after_sd15"), server.object_info()))

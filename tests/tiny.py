@@ -78,7 +78,7 @@ def seeded(seed):
 
 
 def draw_weights(network, seed):
-    """Random weights for a network of the host's, whose own are uninitialised memory; norms do nothing yet."""
+    """Give every parameter of a host's network, which comes uninitialised, random numbers of a sane size."""
     generator = seeded(seed)
     values = [*network.named_parameters(), *((n, v) for n, v in network.named_buffers() if v.is_floating_point())]
     with torch.no_grad():
@@ -92,12 +92,16 @@ def draw_weights(network, seed):
             weight.copy_(drawn)
 
 
-def tiny_model(family="sd15", seed=0, context=CONTEXT, dtype=torch.float32):
-    """A ModelPatcher over a UNet with random weights; the same `seed` gives the same weights."""
+def tiny_model(family="sd15", seed=0, context=CONTEXT, dtype=torch.float32, operations=None):
+    """A ModelPatcher over a UNet with random weights; the same `seed` gives the same weights.
+
+    operations: the host's layer classes, when not those that it picks for the dtype.
+    """
     tiny = _FAMILIES[family]
     config = tiny.config({**copy.deepcopy(_UNET), **tiny.unet, "context_dim": context, "dtype": dtype})
     config.unet_config.update(num_heads=2, num_head_channels=-1)
     config.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
+    config.custom_operations = operations
     base = tiny.base(config, model_type=tiny.prediction, device="cpu")
     draw_weights(base.diffusion_model, seed)
     base.eval().requires_grad_(False)
@@ -118,6 +122,12 @@ def embedding(conditioning):
 
 class TinyClip:
     """A CLIP without an encoder: each text has its own random conditioning, the same on every machine."""
+
+    def clone(self):
+        return self
+
+    def clip_layer(self, layer):
+        """As in encoders that have no such choice."""
 
     def tokenize(self, text):
         return text

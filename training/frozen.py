@@ -73,6 +73,17 @@ def differentiable():
         comfy.model_management.in_training = former
 
 
+def skipping_last_layer(clip):
+    """A clone of a CLIP that gives the token states of its last layer but one, or None if those are the same.
+
+    They are the same where that layer is the usual one, as in SDXL, and in encoders without such a choice.
+    """
+    skipping = clip.clone()
+    skipping.clip_layer(-2)
+    usual, other = (encode(version, "").conditioning[0][0] for version in (clip, skipping))
+    return None if torch.equal(usual, other) else skipping
+
+
 def out_of_memory_errors():
     """The exception types that mean that the GPU's memory ran out."""
     return (comfy.model_management.OOM_EXCEPTION, torch.OutOfMemoryError)

@@ -13,11 +13,15 @@ from ..hypernet.network import Hypernet, HypernetConfig
 from ..hypernet.targets import recognise, target_layers, weight_spread
 from .cache import build_cache
 from .checkpoint import load_checkpoint, save_checkpoint
-from .frozen import FrozenModel, differentiable, encode, lora_fingerprint, out_of_memory_errors
+from .frozen import FrozenModel, differentiable, lora_fingerprint, out_of_memory_errors
 from .loop import Material, TrainingError, measure_drift, new_state, norms, train
 from .preview import Previewer
 from .prompts import parse_concepts, phrasings, retain_split
+from .reader import encode_prompts
 from .settings import Settings
+
+# Part of every recipe: what else than settings and words decides a run. A new one makes old files train anew.
+_REVISION = "reads tokens"
 
 log = logging.getLogger("unhype")
 
@@ -91,7 +95,7 @@ def make_plan(model, request):
         "loras": lora_fingerprint(model),
     }
     origin = None if start is None else [start.record.training, round(float(start.network.right.inner_weight.sum()), 5)]
-    recipe = settings.recipe(concepts, retain.train, base, [layer.name for layer in layers], origin)
+    recipe = settings.recipe(_REVISION, concepts, retain.train, base, [layer.name for layer in layers], origin)
     return _Plan(request, concepts, phrasings(concepts, settings.kind), retain, recipe, base, family, layers)
 
 
@@ -116,16 +120,15 @@ def _finished(plan):
 
 
 def _encode_all(clip, plan, report):
-    """Every text of the run, text to `EncodedPrompt`; of prompts that are only kept, H needs no more than c."""
-    drawn = ["", _kept(plan), *(text for phrase in plan.phrases for text in (phrase.prompt, phrase.mapping))]
-    encoded = {}
-    with torch.no_grad():
-        for done, text in enumerate(dict.fromkeys([*drawn, *plan.retain.train, *plan.retain.held_out])):
-            prompt = encode(clip, text, plan.family.embedding)
-            encoded[text] = prompt if text in drawn else replace(prompt, conditioning=[])
-            if done % 16 == 0:
-                report("reading prompts", 0, 1)
-    return encoded
+    """Every text of the run as `Prompts`."""
+    wordings = [phrase.prompt for phrase in plan.phrases]
+    drawn = ["", _kept(plan), *wordings, *(phrase.mapping for phrase in plan.phrases)]
+    retain = plan.retain
+    texts = drawn, [*retain.train, *wordings], retain.held_out
+    family = plan.family
+    return encode_prompts(
+        clip, *texts, family.encoders, lambda: report("reading prompts", 0, 1), source=family.embedding
+    )
 
 
 def _kept(plan):
@@ -145,25 +148,25 @@ def _network(plan, width, generator):
     return network
 
 
-def _material(plan, frozen, encoded, generator, report):
-    """Everything that training reads, on the device where it is needed."""
-    settings, phrases = plan.request.settings, plan.phrases
+def _material(plan, frozen, prompts, generator, report):
+    """Everything that training reads, on the device where it is needed.
+
+    H sees each prompt as its pooled vector and as the reader tells it from tokens, each as a prompt of its own.
+    """
+    settings, encoded = plan.request.settings, prompts.encoded
+    phrases, phrase_c = prompts.views_of(plan.phrases, lambda phrase: phrase.prompt)
     probe = frozen.noise(1, settings.height, settings.width, torch.Generator().manual_seed(0))
     texts = {text for phrase in phrases for text in (phrase.prompt, phrase.mapping)}
     conds = {text: frozen.model_conds(encoded[text], probe, settings.guidance) for text in sorted(texts)}
     cache = build_cache(
         frozen, phrases, encoded, conds, settings, generator, lambda done, total: report("preparing", done, total)
     )
-
-    def stack(prompts):
-        return torch.stack([encoded[prompt].c for prompt in prompts]).to(frozen.device)
-
     return Material(
         cache,
-        stack([phrase.prompt for phrase in phrases]),
+        phrase_c.to(frozen.device),
         [conds[phrase.prompt] for phrase in phrases],
-        stack(plan.retain.train),
-        stack(plan.retain.held_out),
+        prompts.views_of(plan.retain.train)[1].to(frozen.device),
+        prompts.views_of(plan.retain.held_out)[1].to(frozen.device),
     )
 
 
@@ -190,16 +193,16 @@ class _Keeper:
             log.warning("UnHype: could not write the checkpoint (%s); training goes on.", error)
 
 
-def _train(plan, frozen, encoded, report):
-    settings = plan.request.settings
+def _train(plan, frozen, prompts, report):
+    settings, encoded = plan.request.settings, prompts.encoded
     width = encoded[""].c.shape[0]
-    material = _material(plan, frozen, encoded, torch.Generator().manual_seed(settings.seed), report)
+    material = _material(plan, frozen, prompts, torch.Generator().manual_seed(settings.seed), report)
     # A generator of its own: how the cache was made must not shift the draws of the steps.
     generator = torch.Generator().manual_seed(settings.seed + 1)
     hypernet = _network(plan, width, generator).to(frozen.device)
     state = new_state(hypernet, settings, generator)
-    prompts = [encoded[plan.phrases[1].prompt], encoded[_kept(plan)]]
-    keeper = _Keeper(plan, Previewer(frozen, prompts, encoded[""], settings), report)
+    shown = [encoded[plan.phrases[1].prompt], encoded[_kept(plan)]]
+    keeper = _Keeper(plan, Previewer(frozen, shown, encoded[""], settings), report)
     if plan.request.resume and load_checkpoint(state, keeper.path, plan.recipe):
         log.info("UnHype: going on from the checkpoint at step %d.", state.step)
     _announce_memory(frozen, hypernet, settings)
@@ -227,10 +230,13 @@ def _announce_memory(frozen, hypernet, settings):
     )
 
 
-def _record(plan, state, material, reason, seconds):
+def _record(plan, prompts, state, material, reason, seconds):
     settings = plan.request.settings
     erased, benign = norms(state.hypernet, material.phrase_c), norms(state.hypernet, material.held_out_c)
-    threshold = calibrate(benign, erased)
+    # A prompt stays exact only if all that speaks for it is silent. Clip-skip, which is read less well, must not
+    # bring the threshold down for everybody.
+    benign = benign.view(-1, len(plan.retain.held_out)).amax(0)
+    threshold = calibrate(benign, erased[: prompts.usual_views * len(plan.phrases)])
     training = {
         "recipe": plan.recipe,
         "settings": asdict(settings),
@@ -241,8 +247,18 @@ def _record(plan, state, material, reason, seconds):
         "erased_norms": [round(value, 4) for value in torch.quantile(erased, torch.tensor([0.0, 0.5, 1.0])).tolist()],
         "held_out_silent": round((benign < threshold).float().mean().item(), 4),
         "retain_prompts": [len(plan.retain.train), len(plan.retain.held_out)],
+        "reader_explains": round(prompts.explained, 4),
     }
-    return Record(plan.family.key, plan.concepts, threshold, plan.base, training, plan.family.embedding)
+    return Record(
+        plan.family.key, plan.concepts, threshold, plan.base, training, prompts.reading, plan.family.embedding
+    )
+
+
+def _concept_c(plan, prompts):
+    """The mean embedding of each concept's wordings, (concepts, width)."""
+    c = torch.stack([prompts.encoded[phrase.prompt].c for phrase in plan.phrases])
+    own = torch.tensor([phrase.concept for phrase in plan.phrases])
+    return torch.stack([c[own == concept].mean(0) for concept in range(len(plan.concepts))])
 
 
 def train_erasure(model, clip, request, report):
@@ -276,17 +292,17 @@ def train_erasure(model, clip, request, report):
 
 def _run(model, clip, plan, path, report):
     started = time.monotonic()
-    encoded = _encode_all(clip, plan, report)
+    prompts = _encode_all(clip, plan, report)
     frozen = FrozenModel(model, plan.request.settings.checkpointing)
     try:
         with differentiable():
-            state, material, keeper, reason = _train(plan, frozen, encoded, report)
-        record = _record(plan, state, material, reason, time.monotonic() - started)
+            state, material, keeper, reason = _train(plan, frozen, prompts, report)
+        record = _record(plan, prompts, state, material, reason, time.monotonic() - started)
     finally:
         frozen.release()
     record = replace(record, training={**record.training, "losses": [round(loss, 6) for loss in state.losses]})
     network = state.hypernet.cpu().requires_grad_(False).eval()
-    trained = TrainedHypernet(network, record, path.stem)
+    trained = TrainedHypernet(network, record, path.stem, prompts.reader, _concept_c(plan, prompts))
     save(trained, path, plan.request.file_metadata)
     keeper.path.unlink(missing_ok=True)
     return Outcome(trained, path, state.losses, reason)

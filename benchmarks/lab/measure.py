@@ -45,32 +45,35 @@ def noise_of(seeds, size=16):
     return torch.cat([comfy.sample.prepare_noise(empty, seed) for seed in seeds])
 
 
-def sample(patcher, clip, vae, prompts, seeds, steps=12, cfg=3.0, sampler="euler", scheduler="normal", negative=""):
+def sample(patcher, clip, vae, prompts, seeds, negative="", **options):
     """Pictures (prompts x seeds, 32, 32, 3) in [0, 1], all seeds of the first prompt first.
 
-    One call of ComfyUI's sampler a prompt, with the seeds as its batch, so that what a node does to a
-    prompt happens here as well. The same seed starts every prompt from the same noise.
+    One call of ComfyUI's sampler a prompt, see `sample_conditioning` for the options. The same seed starts
+    every prompt from the same noise.
     """
-    noise = noise_of(seeds)
     unwanted = encode(clip, negative)
-    pictures = []
+    latents = [sample_conditioning(patcher, encode(clip, prompt), unwanted, seeds, **options) for prompt in prompts]
+    return vae.decode(torch.cat(latents)).clone()
+
+
+def sample_conditioning(patcher, positive, negative, seeds, steps=12, cfg=3.0, sampler="euler", scheduler="normal"):
+    """Latents (seeds, 12, 16, 16) of one CONDITIONING, with the seeds as the batch of one call of ComfyUI's
+    sampler, so that what a node does to a prompt happens here as well."""
+    noise = noise_of(seeds)
     with torch.inference_mode():
-        for prompt in prompts:
-            latent = comfy.sample.sample(
-                patcher,
-                noise,
-                steps,
-                cfg,
-                sampler,
-                scheduler,
-                encode(clip, prompt),
-                unwanted,
-                torch.zeros_like(noise),
-                disable_pbar=True,
-                seed=seeds[0],
-            )
-            pictures.append(vae.decode(latent))
-    return torch.cat(pictures).clone()
+        return comfy.sample.sample(
+            patcher,
+            noise,
+            steps,
+            cfg,
+            sampler,
+            scheduler,
+            positive,
+            negative,
+            torch.zeros_like(noise),
+            disable_pbar=True,
+            seed=seeds[0],
+        )
 
 
 def accuracy(judge, images, names, count):

@@ -77,10 +77,13 @@ class _Sentence(comfy.sd1_clip.SDClipModel):
 
     def forward(self, tokens):
         """Lists of token ids to (n, 64, 384) and (n, 384)."""
-        states = super().forward(tokens)[0]
+        states = last = super().forward(tokens)[0]
+        if self.layer != "last":  # clip-skip: as in CLIP, the pooled vector stays that of the last layer
+            chosen, self.layer = self.layer, "last"
+            last, self.layer = super().forward(tokens)[0], chosen
         # The length is given to the pooled vector anew, so a sum does for the mean. Elements of about one,
         # for a vector of length one drowns beside a network's other inputs.
-        pooled = torch.nn.functional.normalize(states.sum(1), dim=1) * WIDTH**0.5
+        pooled = torch.nn.functional.normalize(last.sum(1), dim=1) * WIDTH**0.5
         return states, pooled
 
 

@@ -1,9 +1,9 @@
-// Load UnHype Hypernet and Train Erasure say in words what they loaded or trained. ComfyUI's interface shows such
-// text on its own text nodes only, so this puts it on ours.
+// Load UnHype Hypernet, Train Erasure and Inspect Prompt say in words what they loaded, trained or found.
+// ComfyUI's interface shows such text on its own text nodes only, so this puts it on ours.
 
 import { app } from "../../../scripts/app.js"
 
-const NODES = new Set(["UnHypeLoadHypernet", "UnHypeTrainErasure"])
+const NODES = new Set(["UnHypeLoadHypernet", "UnHypeTrainErasure", "UnHypeInspectPrompt"])
 const BOX = "result"
 const BOX_HEIGHT = 110 // of eight lines
 

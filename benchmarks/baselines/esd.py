@@ -1,0 +1,69 @@
+"""ESD-x as a static LoRA on cross-attention (Gandikota et al. 2023, arXiv 2303.07345), and its fair twin.
+
+ESD trains the erased prompt's prediction towards e* = e_empty - eta (e_p - e_empty). The twin aims at our target
+e* = e_m - gamma (e_p - e_m) with the mapping's prediction e_m, and keeps the token states c of retain prompts
+where they are: || B A c ||^2 / out, what our retention measures, for a LoRA that every prompt shares.
+"""
+
+import time
+
+import torch
+
+from unhype.training.losses import steered_target, task_loss
+
+from .eraser import Eraser, edited, unchanged
+from .states import token_states
+from .task import deltas_of, draw, for_rows, make_task, new_lora
+
+LEARNING_RATE = 3e-3
+ETA, RETAIN_WEIGHT = 1.0, 1.0
+
+
+def drift_loss(lora, states):
+    """Mean squared change of the layers' outputs at token states (n, width), mean over layers, a scalar."""
+    changes = [(states @ factors.A[0].T @ factors.B[0].T).square().mean() for factors in lora]
+    return torch.stack(changes).mean()
+
+
+def train_lora(task, kept, strength, retain_weight, seed, settings):
+    """One LoRA of `settings.rank` for all concepts. kept: token states (n, width) of the retain prompts."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    frozen = task.frozen
+    lora = new_lora(frozen.layers, settings.rank, generator, frozen.device)
+    optimiser = torch.optim.Adam([tensor for factors in lora for tensor in factors], lr=LEARNING_RATE)
+    for _ in range(settings.steps):
+        samples = draw(task.cache, settings, generator, frozen.device)
+        target = steered_target(samples.e_p, samples.e_m, strength)
+        prediction = frozen.predict(samples.z, samples.sigma, task.conds_of(samples), for_rows(lora, len(samples)))
+        loss = task_loss(prediction, target).mean()
+        if retain_weight:
+            chosen = kept[torch.randint(len(kept), (settings.retain_batch * 8,), generator=generator)]
+            loss = loss + retain_weight * drift_loss(lora, chosen.to(frozen.device))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+    return lora
+
+
+def _erase(name, lab, concepts, retain, seed, settings, strength, retain_weight):
+    started = time.perf_counter()
+    with torch.inference_mode(False), torch.enable_grad():
+        task = make_task(lab, concepts, seed, settings)
+        kept = token_states(lab.clip, retain.train) if retain_weight else None
+        lora = train_lora(task, kept, strength, retain_weight, seed, settings)
+    task.frozen.release()
+    numbers = sum(tensor.numel() for factors in lora for tensor in factors)
+    model = edited(lab.patcher, deltas_of(task.frozen.layers, lora))
+    return Eraser(name, model, unchanged, time.perf_counter() - started, numbers, 4 * numbers)
+
+
+def erase(lab, concepts, retain, seed, settings, eta=ETA):
+    """ESD-x as published: away from the concept towards the empty prompt, nothing retained, mappings not read."""
+    unmapped = tuple((concept, "") for concept, _ in concepts)
+    return _erase("esd", lab, unmapped, retain, seed, settings, eta, 0.0)
+
+
+def erase_to_mapping(lab, concepts, retain, seed, settings, gamma=None, retain_weight=RETAIN_WEIGHT):
+    """The twin: our target (gamma of the settings unless given) and retention, in one static LoRA."""
+    strength = settings.gamma if gamma is None else gamma
+    return _erase("esd mapping", lab, concepts, retain, seed, settings, strength, retain_weight)

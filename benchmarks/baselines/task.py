@@ -1,0 +1,68 @@
+"""The task that the trained methods share with ours: frozen model, latents, predictions, one LoRA a run."""
+
+from dataclasses import dataclass
+
+import torch
+
+from unhype.hypernet.factors import Factors
+from unhype.training.cache import TaskCache, build_cache
+from unhype.training.frozen import FrozenModel
+from unhype.training.prompts import phrasings
+
+from .states import encode_prompts
+
+
+@dataclass(frozen=True)
+class Task:
+    """frozen: a private copy of the model; conds: text to `model_conds`, of all phrases; cache: what it predicts."""
+
+    frozen: FrozenModel
+    phrases: list
+    conds: dict
+    cache: TaskCache
+
+    def conds_of(self, samples):
+        """The `model_conds` of the erased prompts of a batch, one a row."""
+        return [self.conds[self.phrases[int(phrase)].prompt] for phrase in samples.phrase]
+
+
+def make_task(lab, concepts, seed, settings):
+    """Phrasings, latents and frozen predictions as our own training makes them from the same seed."""
+    phrases = phrasings(concepts, settings.kind)
+    texts = {"", *(text for phrase in phrases for text in (phrase.prompt, phrase.mapping))}
+    encoded = encode_prompts(lab.clip, sorted(texts))
+    frozen = FrozenModel(lab.patcher, settings.checkpointing)
+    probe = frozen.noise(1, settings.height, settings.width, torch.Generator().manual_seed(0))
+    conds = {text: frozen.model_conds(prompt, probe) for text, prompt in encoded.items()}
+    generator = torch.Generator().manual_seed(seed)
+    cache = build_cache(frozen, phrases, encoded, conds, settings, generator, lambda done, total: None)
+    frozen.load()
+    return Task(frozen, phrases, conds, cache)
+
+
+def new_lora(layers, rank, generator, device):
+    """One LoRA that changes nothing yet: `Factors` a layer, A (1, rank, in) random, B (1, out, rank) zero."""
+    return [
+        Factors(
+            (torch.randn(1, rank, layer.inputs, generator=generator) / layer.inputs**0.5).to(device).requires_grad_(),
+            torch.zeros(1, layer.outputs, rank, device=device, requires_grad=True),
+        )
+        for layer in layers
+    ]
+
+
+def for_rows(lora, count):
+    """The same LoRA for each of `count` rows."""
+    return [Factors(A.expand(count, -1, -1), B.expand(count, -1, -1)) for A, B in lora]
+
+
+def deltas_of(layers, lora):
+    """Layer name to B A, (out, in)."""
+    return {
+        layer.name: (factors.B[0] @ factors.A[0]).detach().cpu() for layer, factors in zip(layers, lora, strict=True)
+    }
+
+
+def draw(cache, settings, generator, device):
+    """A random batch of the cache on the device."""
+    return cache.batch(torch.randint(len(cache), (settings.batch,), generator=generator), device)

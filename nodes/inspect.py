@@ -1,0 +1,42 @@
+"""Inspect Prompt."""
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..hypernet.verdict import in_words, verdicts
+from .bars import bar_picture
+from .schema import CATEGORY, Hypernet, schema
+
+
+class InspectPrompt(io.ComfyNode):
+    """UNHYPE and CONDITIONING to words and a picture of what the eraser makes of it."""
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="UnHypeInspectPrompt",
+            display_name="Inspect Prompt",
+            category=CATEGORY,
+            description="Shows what an eraser makes of a prompt: which erased concept each part of it resembles, how "
+            "strongly, and whether it is erased or stays as it is.",
+            search_aliases=["erase", "unlearn", "remove concept", "concept erasure", "debug", "why", "dead zone"],
+            is_output_node=True,  # so that a prompt can be looked at without drawing anything
+            inputs=[
+                Hypernet.Input("unhype", tooltip="From Load UnHype Hypernet or Train Erasure."),
+                io.Conditioning.Input("conditioning", tooltip="The prompt as it goes into the sampler."),
+            ],
+            outputs=[
+                io.String.Output("text", display_name="text", tooltip="The findings, a line for each part."),
+                io.Image.Output("picture", display_name="IMAGE", tooltip="The findings as bars."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, unhype, conditioning):
+        found = verdicts(unhype, conditioning)
+        text = in_words(unhype, found)
+        bars = bar_picture(found)
+        pixels = torch.frombuffer(bytearray(bars.tobytes()), dtype=torch.uint8)
+        picture = pixels.view(1, bars.height, bars.width, 3).float() / 255
+        shown = {**ui.PreviewImage(picture, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
+        return io.NodeOutput(text, picture, ui=shown)

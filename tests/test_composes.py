@@ -1,0 +1,308 @@
+"""Erasure beside what people put around a sampler: right, whichever of the two comes first.
+
+What is right is told without the pack: `by_hand` adds the dense change B A, written out from the hypernet, to the
+target layers of those rows of a block that read a prompt's own tokens, and to no others. `test_patch` shows that
+the same change is what ComfyUI makes of the exported LoRA.
+"""
+
+import inspect
+import json
+import os
+from contextlib import contextmanager
+
+import comfy.model_management
+import comfy.ops
+import comfy.samplers
+import pytest
+import torch
+from comfy_api.torch_helpers import set_torch_compile_wrapper
+from parts import GUIDER_PARTS, MODEL_PARTS, PROMPT_PARTS, Missing, run_node
+from tiny import LATENT, embedding, overridden, prompt, seeded, tiny_hypernet, tiny_model
+
+from benchmarks.environment import ROOT
+from unhype.hypernet.patch import apply_erasure
+
+A, B, NEGATIVE = prompt(1), prompt(2), prompt(3)
+# Every prompt of the parts that isn't a negative one.
+POSITIVE = [A, B, prompt(2, tokens=16), prompt(4)]
+# Four pictures are four frames to nodes that look at windows of frames, and a cache needs steps to leave out.
+SETTINGS = {"context windows": {"pictures": 4}, "easy cache": {"steps": 3}}
+SAME_PICTURE = {"partly loaded"}
+
+
+@pytest.fixture(autouse=True)
+def _as_a_node_runs():
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="module")
+def shared():
+    """The tiny model, copies of its weights, and its picture."""
+    model = tiny_model()
+    with torch.inference_mode():
+        picture = draw(GUIDER_PARTS["cfg"](model, A, NEGATIVE))
+    comfy.model_management.unload_all_models()
+    return model, {name: weight.clone() for name, weight in model.model.state_dict().items()}, picture
+
+
+@pytest.fixture
+def model(shared):
+    """The tiny model; whatever a test does with it, it gives the same picture afterwards."""
+    model, before, picture = shared
+    yield model
+    assert torch.equal(draw(GUIDER_PARTS["cfg"](model, A, NEGATIVE)), picture)
+    assert overridden(model) == []
+    comfy.model_management.unload_all_models()
+    after = model.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.fixture(scope="module")
+def trained(shared):
+    return tiny_hypernet(shared[0])
+
+
+@contextmanager
+def available():
+    """Skips what this ComfyUI lacks."""
+    try:
+        yield
+    except Missing as lacking:
+        pytest.skip(f"ComfyUI {os.environ.get('UNHYPE_HOST')} has {lacking}")
+
+
+def draw(guider, pictures=2, steps=2, sampler="euler", denoise=1.0, latent=None, mask=None, side=LATENT):
+    """Latents as SamplerCustomAdvanced would make them."""
+    torch.manual_seed(0)  # a few nodes draw from the global generator
+    sampling = guider.model_patcher.get_model_object("model_sampling")
+    sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", round(steps / denoise))[-steps - 1 :]
+    noise = torch.randn(pictures, 4, side, side, generator=seeded(5))
+    latent = torch.zeros_like(noise) if latent is None else latent
+    method = comfy.samplers.sampler_object(sampler)
+    return guider.sample(noise, latent, method, sigmas, denoise_mask=mask, disable_pbar=True, seed=0)
+
+
+def _reads(context, conditioning):
+    """Which rows of a block's context are this prompt, whose tokens the host repeats to make lengths equal."""
+    tokens = conditioning[0][0][0].to(context)
+    if context.shape[1] % len(tokens):
+        return torch.zeros(len(context), dtype=torch.bool)
+    return (context == tokens.repeat(context.shape[1] // len(tokens), 1)).flatten(1).all(1)
+
+
+@contextmanager
+def by_hand(model, trained, conditionings):
+    """While open, the target layers of `model` add B A x to the rows that read one of the conditionings."""
+    network, layers, hooks, rows = model.model.diffusion_model, trained.network.config.layers, [], {}
+    written = [trained.network(embedding(conditioning).unsqueeze(0), 300) for conditioning in conditionings]
+
+    def note(block, args, kwargs):
+        context = kwargs.get("context", args[1] if len(args) > 1 else None)
+        rows[block] = [_reads(context, conditioning) for conditioning in conditionings]
+
+    def add(layer, block, number):
+        def hook(module, args, y):
+            y = y.clone()
+            for own, factors in zip(rows[block], written, strict=True):
+                dense = factors[number].B[0] @ factors[number].A[0]
+                y[own] += args[0][own].float() @ dense.T
+            return y
+
+        return layer.register_forward_hook(hook)
+
+    for number, layer in enumerate(layers):
+        block = network.get_submodule(layer.name.partition(".attn2")[0])
+        if block not in rows:
+            rows[block] = []
+            hooks.append(block.register_forward_pre_hook(note, with_kwargs=True))
+        hooks.append(add(network.get_submodule(layer.name), block, number))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def check(found, expected, base):
+    """The pictures agree to a thousandth of what the erasure changes, and it does change them."""
+    effect = (expected - base).abs().max()
+    assert effect > 0.01 * base.abs().max()
+    assert (found - expected).abs().max() <= 1e-3 * effect
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """What by_hand gives for a part, so that both orders share it."""
+    return {}
+
+
+@pytest.mark.parametrize("order", ["erasure first", "erasure last"])
+@pytest.mark.parametrize("name", MODEL_PARTS)
+def test_a_model_part(model, trained, expected, name, order):
+    part, settings, guider = MODEL_PARTS[name], SETTINGS.get(name, {}), GUIDER_PARTS["cfg"]
+    if name not in expected:
+        with available():
+            changed = part(model)
+        base = draw(guider(changed, A, NEGATIVE), **settings)
+        with by_hand(model, trained, POSITIVE):
+            expected[name] = draw(guider(changed, A, NEGATIVE), **settings), base
+        same = torch.equal(base, draw(guider(model, A, NEGATIVE), **settings))
+        assert same == (name in SAME_PICTURE), "what shows nothing here tests nothing"
+    erased = part(apply_erasure(model, trained)) if order == "erasure first" else apply_erasure(part(model), trained)
+    found = draw(guider(erased, A, NEGATIVE), **settings)
+    check(found, *expected[name])
+    assert torch.equal(draw(guider(erased, A, NEGATIVE), **settings), found), "queued twice"
+
+
+PAIRS = [*((prompts, "cfg") for prompts in PROMPT_PARTS), *(("regional", guider) for guider in GUIDER_PARTS)]
+
+
+@pytest.mark.parametrize(("prompts", "guider"), dict.fromkeys(PAIRS))
+def test_a_guider_with_prompts(model, trained, prompts, guider):
+    with available():
+        positive, negative = PROMPT_PARTS[prompts](A, NEGATIVE)
+        plain = GUIDER_PARTS[guider](model, positive, negative)
+    base = draw(plain)
+    with by_hand(model, trained, POSITIVE):
+        expected = draw(plain)
+    found = draw(GUIDER_PARTS[guider](apply_erasure(model, trained), positive, negative))
+    check(found, expected, base)
+
+
+LATENTS = {
+    "one": {"pictures": 1},
+    "five": {"pictures": 5},
+    "larger": {"side": 2 * LATENT},
+    "img2img": {"denoise": 0.5, "latent": torch.randn(2, 4, LATENT, LATENT, generator=seeded(60))},
+    "inpainting": {
+        "latent": torch.randn(2, 4, LATENT, LATENT, generator=seeded(61)),
+        "mask": (torch.rand(1, 1, LATENT, LATENT, generator=seeded(62)) > 0.5).float(),
+    },
+    "ancestral": {"sampler": "euler_ancestral"},
+    "two calls a step": {"sampler": "heun"},
+    "multistep": {"sampler": "dpmpp_2m"},
+    "cfg++": {"sampler": "euler_cfg_pp"},
+}
+
+
+@pytest.mark.parametrize("name", LATENTS)
+def test_a_latent_or_sampler(model, trained, name):
+    guider = GUIDER_PARTS["cfg"]
+    base = draw(guider(model, A, NEGATIVE), **LATENTS[name])
+    with by_hand(model, trained, [A]):
+        expected = draw(guider(model, A, NEGATIVE), **LATENTS[name])
+    check(draw(guider(apply_erasure(model, trained), A, NEGATIVE), **LATENTS[name]), expected, base)
+
+
+def test_a_second_pass_at_another_size_with_the_same_guider(model, trained):
+    def twice(guider):
+        small = draw(guider, steps=2)
+        large = torch.nn.functional.interpolate(small, scale_factor=2.0)
+        return draw(guider, steps=2, denoise=0.5, latent=large, side=2 * LATENT)
+
+    guider = GUIDER_PARTS["cfg"]
+    base = twice(guider(model, A, NEGATIVE))
+    with by_hand(model, trained, [A]):
+        expected = twice(guider(model, A, NEGATIVE))
+    check(twice(guider(apply_erasure(model, trained), A, NEGATIVE)), expected, base)
+
+
+def test_two_branches_with_hypernets_of_their_own(model, trained):
+    """One graph, one loaded model, two samplers that take turns."""
+    other, guider = tiny_hypernet(model, seed=7), GUIDER_PARTS["cfg"]
+    base, branches = draw(guider(model, A, NEGATIVE)), [trained, other, trained]
+    found = [draw(guider(apply_erasure(model, hypernet), A, NEGATIVE)) for hypernet in branches]
+    for hypernet, picture in zip(branches, found, strict=True):
+        with by_hand(model, hypernet, [A]):
+            check(picture, draw(guider(model, A, NEGATIVE)), base)
+
+
+def test_parts_stacked_on_both_sides(model, trained):
+    def stack(model, *names):
+        for name in names:
+            model = MODEL_PARTS[name](model)
+        return model
+
+    below, above, guider = ("lora", "freeu", "pag"), ("merge", "ip-adapter", "tiles", "rescale cfg"), GUIDER_PARTS["cfg"]
+    positive, negative = PROMPT_PARTS["regional"](*PROMPT_PARTS["control net"](A, NEGATIVE))
+    plain = stack(model, *below, *above)
+    base = draw(guider(plain, positive, negative))
+    with by_hand(model, trained, POSITIVE):
+        expected = draw(guider(plain, positive, negative))
+    erased = stack(apply_erasure(stack(model, *below), trained), *above)
+    check(draw(guider(erased, positive, negative)), expected, base)
+
+
+def test_a_merge_takes_the_weights_of_its_second_model_only(model, trained):
+    """No patch survives there, so the help of Apply Concept Erasure says where to connect."""
+    erased, other, guider = apply_erasure(model, trained), tiny_model(seed=9), GUIDER_PARTS["cfg"]
+
+    def merged_into_other(second):
+        inputs = {"model1": other, "model2": second, "ratio": 0.5}
+        return run_node("comfy_extras.nodes_model_merging", "ModelMergeSimple", **inputs)[0]
+
+    found = draw(guider(merged_into_other(erased), A, NEGATIVE))
+    assert torch.equal(found, draw(guider(merged_into_other(model), A, NEGATIVE)))
+    assert "`model1`" in (ROOT / "web" / "docs" / "UnHypeApplyErasure.md").read_text("utf-8")
+
+
+def quantised_model():
+    """The tiny model with its cross-attention stored as the host's scaled fp8 tensors."""
+    if not hasattr(comfy.ops, "mixed_precision_ops"):
+        raise Missing("no mixed precision operations")
+    weights = tiny_model().model.diffusion_model.state_dict()
+    layers = {name.removesuffix(".weight") for name in weights if ".attn2." in name and weights[name].dim() > 1}
+    kind = {"format": "float8_e4m3fn"}
+    for layer in layers:
+        weight = weights[f"{layer}.weight"]
+        weights[f"{layer}.weight_scale"] = scale = weight.abs().max() / torch.finfo(torch.float8_e4m3fn).max
+        weights[f"{layer}.weight"] = (weight / scale).to(torch.float8_e4m3fn)
+    options, known = {"compute_dtype": torch.float32}, inspect.signature(comfy.ops.mixed_precision_ops).parameters
+    if "layer_quant_config" in known:
+        options["layer_quant_config"] = dict.fromkeys(layers, kind)
+    else:
+        options |= {"quant_config": {"mixed_ops": True}, "disabled": {kind["format"]}}
+        mark = torch.tensor(list(json.dumps(kind).encode()), dtype=torch.uint8)
+        weights |= {f"{layer}.comfy_quant": mark.clone() for layer in layers}
+    model = tiny_model(operations=comfy.ops.mixed_precision_ops(**options))
+    model.model.diffusion_model.load_state_dict(weights, strict=False)
+    assert type(model.model.diffusion_model.get_submodule(layer).weight.data).__name__ == "QuantizedTensor"
+    return model
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: tiny_model(dtype=torch.float8_e4m3fn), quantised_model], ids=["fp8 storage", "mixed precision"]
+)
+def test_weights_of_eight_bits(trained, make):
+    with available():
+        model = make()
+    guider = GUIDER_PARTS["cfg"]
+    base = draw(guider(model, A, NEGATIVE))
+    with by_hand(model, trained, [A]):
+        expected = draw(guider(model, A, NEGATIVE))
+    check(draw(guider(apply_erasure(model, trained), A, NEGATIVE)), expected, base)
+    assert torch.equal(draw(guider(model, A, NEGATIVE)), base)
+
+
+def test_a_compiled_block_is_compiled_once_for_all_prompts(model, trained):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    def compiled(model):
+        clone = model.clone()
+        keys = ["diffusion_model.middle_block.1.transformer_blocks.0.attn2"]
+        set_torch_compile_wrapper(model=clone, backend=backend, keys=keys)
+        return clone
+
+    plain, guider = apply_erasure(model, trained), GUIDER_PARTS["cfg"]
+    expected = {name: draw(guider(plain, positive, NEGATIVE)) for name, positive in (("A", A), ("B", B))}
+    for both in (compiled(apply_erasure(model, trained)), apply_erasure(compiled(model), trained)):
+        assert torch.equal(draw(guider(both, A, NEGATIVE)), expected["A"])
+        before = len(graphs)
+        assert before > 0
+        assert torch.equal(draw(guider(both, B, NEGATIVE)), expected["B"])
+        assert len(graphs) == before
