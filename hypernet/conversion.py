@@ -128,8 +128,7 @@ def _network(config, layers, path):
         family, target = _target(name, inputs, outputs, path)
         families.append(family)
         targets.append(target)
-    alpha = float(next(iter(layers.values()))["alpha_b"])
-    network = PublishedHypernet(PublishedConfig(width, tuple(targets), rank, alpha, hidden, trajectory, octaves))
+    network = PublishedHypernet(PublishedConfig(width, tuple(targets), rank, hidden, trajectory, octaves))
     weights = {
         "alpha": torch.stack([parts["alpha"].reshape(()) for parts in layers.values()]),
         "alpha_base": torch.stack([parts["alpha_b"].reshape(()) for parts in layers.values()]),

@@ -1,26 +1,50 @@
-"""The dead zone: the size of a delta under which it counts as none.
+"""The dead zone: prompts that count as meaning nothing erased, and run the base model bit for bit.
 
-H never writes exactly nothing for a benign prompt, and guidance amplifies what is left. A prompt
-whose delta at s = S is smaller than the threshold runs the base model itself, bit for bit.
+H never writes exactly nothing for a benign prompt, and guidance amplifies what is left. So a `Switch`
+looks at c first: one linear score a concept, near 1 for its wordings and near 0 for other prompts. The
+size of the delta that H writes makes a much worse switch (benchmarks/results/erasure.json).
 """
 
 import torch
+from torch.nn import Module
 
 
-def calibrate(benign_norms, target_norms, false_alarms=0.01, reach=0.6, ceiling=0.5):
-    """Pick the threshold between the deltas of benign prompts and those of erased ones.
+class Switch(Module):
+    """presence(c) = max over concepts k of w_k c + b_k, scaled so that each concept's threshold is 1.
 
-    benign_norms: (n,) sizes for prompts that training never saw; target_norms: (m,) sizes for the
-    phrasings of the erased concepts; both at s = S. On a logarithmic scale from the weakest erased
-    phrasing down to the benign quantile 1 - `false_alarms`, the threshold lies at `reach`: nearer to the
-    benign side, since wordings that training never saw get weaker deltas than those it did. Never above
-    `ceiling` times the weakest erased phrasing, never below the benign quantile unless the two overlap.
+    weight: (concepts, width), bias: (concepts,), fp32; what the concepts of a file are is in its record.
     """
-    benign = torch.quantile(benign_norms.float(), 1 - false_alarms).item()
-    target = target_norms.float().min().item()
+
+    def __init__(self, weight, bias):
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    def scores(self, c):
+        """How present each concept is: (p, width) to (p, concepts)."""
+        return c.to(self.weight) @ self.weight.T + self.bias
+
+    def forward(self, c):
+        """How present the most present concept is: (p, width) to (p,)."""
+        return self.scores(c).amax(1)
+
+
+def calibrate(benign, target, false_alarms=0.01, reach=0.6, ceiling=0.5):
+    """Pick the threshold between the scores of benign prompts and those of erased ones.
+
+    benign: (n,) scores of prompts that training never saw; target: (m,) scores of the phrasings of the
+    erased concepts. On a logarithmic scale from the weakest erased phrasing down to the benign quantile
+    1 - `false_alarms`, the threshold lies at `reach`: nearer to the benign side, since wordings that
+    training never saw score lower than those it did. Never above `ceiling` times the weakest erased
+    phrasing, never below the benign quantile unless the two overlap. Where it is at or above that
+    quantile, a benign prompt like those n is taken for an erased one with a probability of at most
+    false_alarms + 1 / (n + 1) (split conformal prediction).
+    """
+    benign = max(torch.quantile(benign.float(), 1 - false_alarms).item(), 0.0)
+    target = max(target.float().min().item(), 0.0)
     return min(max(benign, benign**reach * target ** (1 - reach)), ceiling * target)
 
 
-def is_silent(norms, threshold):
-    """True where a delta of that size counts as none; norms (p,) to bool (p,)."""
-    return norms < threshold
+def is_silent(presence, threshold):
+    """True where a presence counts as none; (p,) to bool (p,)."""
+    return presence < threshold

@@ -38,7 +38,8 @@ class Family:
     embedding: what drives H, the POOLED vector of the text encoder or, where there is none, the mean of
     its TOKENS. distilled: guidance is an input of the network, and pictures are drawn without CFG.
     encoders: widths of its text encoders where several lie side by side in each token. joint: whether
-    its target layers see the tokens of prompt and picture together.
+    its target layers see the tokens of prompt and picture together; reads_text: whether they read the
+    text encoder's tokens themselves and are all that does.
     """
 
     key: str
@@ -53,11 +54,13 @@ class Family:
     in_place: bool = False
     encoders: tuple[int, ...] = ()
     joint: bool = False
+    reads_text: bool = False
 
 
 _UNET = {
     "network": "UNetModel",
     "targets": ((r"(input_blocks|middle_block|output_blocks)\..*\.attn2\.to_[kv]", whole),),
+    "reads_text": True,
     "blocks": r"(input_blocks\.\d+|middle_block|output_blocks\.\d+)\.\d+",
 }
 # The paper's layers of Flux.1: values of both streams, and the way out of the picture's.

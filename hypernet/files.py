@@ -15,7 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from .deadzone import Switch
 from .embedding import Reader
+from .factors import delta_norm
 from .families import POOLED, TOKENS
 from .network import Hypernet, HypernetConfig
 from .published import KIND, PublishedConfig, PublishedHypernet
@@ -26,9 +28,10 @@ FORMAT, READABLE = "2", ("1", "2")
 SUFFIX = ".safetensors"
 # Kind of network in a file's config to its classes; what is trained here says no kind.
 _KINDS = {None: (HypernetConfig, Hypernet), KIND: (PublishedConfig, PublishedHypernet)}
-_LIMITS = {"rank": 256, "hidden": 8192, "trajectory": 100_000, "octaves": 16, "embedding_width": 65_536}
+_LIMITS = {"rank": 256, "basis": 1024, "hidden": 8192, "trajectory": 100_000, "octaves": 16, "embedding_width": 65_536}
 _MAX_LAYERS, _MAX_FEATURES, _MAX_TOKENS = 4096, 262_144, 65_536
 _READER, _CONCEPTS = {part: f"reader.{part}" for part in ("weight", "bias", "key")}, "concepts.c"
+_SWITCH = ("switch.weight", "switch.bias")
 
 
 class HypernetFileError(ValueError):
@@ -64,7 +67,8 @@ class TrainedHypernet:
     """What travels on an UNHYPE socket: the network, its record and a name for messages.
 
     reader: reads c from tokens. concept_c: the mean embedding of each concept's wordings, (concepts,
-    width) fp32 on the CPU. Both are None where the file has none.
+    width) fp32 on the CPU. switch: tells prompts that mean an erased concept. Each is None where the file
+    has none.
     """
 
     network: Hypernet | PublishedHypernet
@@ -72,6 +76,19 @@ class TrainedHypernet:
     name: str
     reader: Reader | None = None
     concept_c: torch.Tensor | None = None
+    switch: Switch | None = None
+
+    def presence(self, c, layers):
+        """How present the erased concepts are in c (p, width), for which H writes `layers` at s = S: (p,).
+
+        The dead zone compares it with `Record.dead_zone`. Without a switch it is the size of the delta.
+        """
+        return delta_norm(layers) if self.switch is None else self.switch(c)
+
+    @property
+    def device(self):
+        """Where H computes."""
+        return next(self.network.parameters()).device
 
     @property
     def chunk(self):
@@ -85,6 +102,8 @@ class TrainedHypernet:
             tensors |= {name: getattr(self.reader, part) for part, name in _READER.items()}
         if self.concept_c is not None:
             tensors[_CONCEPTS] = self.concept_c
+        if self.switch is not None:
+            tensors |= {f"switch.{name}": tensor for name, tensor in self.switch.state_dict().items()}
         return tensors
 
 
@@ -126,8 +145,13 @@ def metadata_of(trained, extra=None):
 
 
 def save(trained, path, extra=None):
-    """Save a `TrainedHypernet` at `path`; see `write_aside` for what it raises."""
-    write_aside(trained.tensors(), path, metadata_of(trained, extra))
+    """Save a `TrainedHypernet` at `path` in fp16, imported ones as exactly as they came in fp32.
+
+    See `write_aside` for what it raises.
+    """
+    exact = isinstance(trained.network, PublishedHypernet)
+    tensors = {name: tensor if exact else tensor.half() for name, tensor in trained.tensors().items()}
+    write_aside(tensors, path, metadata_of(trained, extra))
 
 
 def _is_number(value):
@@ -140,11 +164,9 @@ def _parse_config(text):
     config_class, network_class = _KINDS[values.pop("kind", None)]
     config = config_class.from_dict(values)
     for name, limit in _LIMITS.items():
-        value = getattr(config, name)
+        value = getattr(config, name, 1)
         if type(value) is not int or not 1 <= value <= limit:
             raise ValueError(f"{name} is {value!r}")
-    if not _is_number(config.alpha):
-        raise ValueError(f"alpha is {config.alpha!r}")
     if not 1 <= len(config.layers) <= _MAX_LAYERS:
         raise ValueError(f"{len(config.layers)} layers")
     for layer in config.layers:
@@ -209,8 +231,11 @@ def _describe(file, path):
         ) from error
 
 
-def read_tensors(file, shapes, path):
-    """Read the fp32 tensors `shapes` (name to shape) of an open file, all checked before any is read."""
+def read_tensors(file, shapes, path, dtype="F32"):
+    """Read the tensors `shapes` (name to shape) of an open file as fp32, all checked before any is read.
+
+    dtype: what they are stored as, in safetensors' words.
+    """
     names = set(file.keys())
     if names != set(shapes):
         wrong = sorted(names.symmetric_difference(shapes))
@@ -220,13 +245,13 @@ def read_tensors(file, shapes, path):
         )
     for name, shape in shapes.items():
         found = file.get_slice(name)
-        if tuple(found.get_shape()) != tuple(shape) or found.get_dtype() != "F32":
+        if tuple(found.get_shape()) != tuple(shape) or found.get_dtype() != dtype:
             raise HypernetFileError(
                 f"Tensor '{name}' in '{path.name}' is {found.get_dtype()} {tuple(found.get_shape())}, expected "
-                f"F32 {tuple(shape)}. Download or train it again."
+                f"{dtype} {tuple(shape)}. Download or train it again."
             )
     # Copies: on a mapped file, sums differ in the last bit with the alignment, and Windows can't replace it.
-    tensors = {name: file.get_tensor(name).clone() for name in shapes}
+    tensors = {name: file.get_tensor(name).clone().float() for name in shapes}
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise HypernetFileError(f"Tensor '{name}' in '{path.name}' holds values that are not numbers.")
@@ -258,12 +283,18 @@ def load(path):
         with torch.device("meta"):
             network = network_class(config)
         shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-        tensors = read_tensors(file, shapes | _shapes_of_reading(record, config.embedding_width), path)
+        beside = _shapes_of_reading(record, config.embedding_width)
+        if _SWITCH[0] in file.keys():  # noqa: SIM118 - the file is no dict
+            beside |= {_SWITCH[0]: (len(record.concepts), config.embedding_width), _SWITCH[1]: (len(record.concepts),)}
+        stored = "F32" if network_class is PublishedHypernet else "F16"
+        tensors = read_tensors(file, shapes | beside, path, stored)
     network.load_state_dict({name: tensors[name] for name in shapes}, assign=True)
     reader = None
     if widths := record.reading.get("widths"):
         reader = Reader(tuple(widths), **{part: tensors[name] for part, name in _READER.items()})
-    return TrainedHypernet(network.requires_grad_(False).eval(), record, path.stem, reader, tensors.get(_CONCEPTS))
+    switch = Switch(*(tensors[name] for name in _SWITCH)) if _SWITCH[0] in tensors else None
+    network = network.requires_grad_(False).eval()
+    return TrainedHypernet(network, record, path.stem, reader, tensors.get(_CONCEPTS), switch)
 
 
 def _shapes_of_reading(record, width):

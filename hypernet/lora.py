@@ -3,7 +3,6 @@
 import torch
 
 from .deadzone import is_silent
-from .factors import delta_norm
 from .targets import PREFIX
 
 
@@ -15,7 +14,7 @@ def factors_of(trained, c, strength):
     """The factors of one prompt at a strength, as Apply Concept Erasure uses them.
 
     c: (p, width) embeddings. Up to 1 `strength` is s / S, above 1 it multiplies the delta. Returns
-    (layers, norms): one `Factors` a layer, and the size of each prompt's delta at s = S, (p,).
+    (layers, presence): one `Factors` a layer, and what the dead zone compares with its threshold, (p,).
     """
     network = trained.network
     last = network.config.trajectory
@@ -24,7 +23,7 @@ def factors_of(trained, c, strength):
         layers = full if strength >= 1 else network(c, strength * last)
     if strength > 1:
         layers = [factors._replace(B=factors.B * strength) for factors in layers]
-    return layers, delta_norm(full)
+    return layers, trained.presence(c, full)
 
 
 def to_lora(trained, c, text, strength=1.0):
@@ -34,8 +33,8 @@ def to_lora(trained, c, text, strength=1.0):
     layer's own name, few know names for its parts. c: (width,) the embedding of `text`. Raises
     `SilentPromptError` inside the dead zone.
     """
-    layers, norms = factors_of(trained, c.unsqueeze(0), strength)
-    if bool(is_silent(norms, trained.record.dead_zone)):
+    layers, presence = factors_of(trained, c.unsqueeze(0), strength)
+    if bool(is_silent(presence, trained.record.dead_zone)):
         erased = ", ".join(concept for concept, _ in trained.record.concepts)
         raise SilentPromptError(
             f"Hypernet to LoRA: '{text[:80]}' means nothing that hypernet '{trained.name}' erases ({erased}), so there "

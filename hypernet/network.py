@@ -1,19 +1,26 @@
 """H(c, s): the embedding c of a prompt and a trajectory step s to the factors of every target layer.
 
-UnHype (arXiv 2602.03410), section 3, with the layer equation of method part 2:
+UnHype (arXiv 2602.03410), section 3, with what all layers have in common shared between them. A trunk
+reads c and s once. Each target layer has a small basis, `down` (basis, in) and `up` (out, basis), and
+the trunk only decides how the basis is mixed. With g = s / S:
 
-    g = s / S        a = alpha_base + g * alpha
-    A = a * (A_const + g * left(c, s))        B = g * right(c, s)
+    h = relu(W [c, code(s)] + b)
+    P = P_const + g * left(h)              (rank, basis)
+    Q = g * right(h)                       (basis, rank)
+    A = P down                             (rank, in)
+    B = up Q                               (out, rank)
 
-At s = 0 every prompt gets exactly no change (B = 0). The last layer of `right` starts at zero, so a
-new network changes nothing at any s, while A is not zero and lets the gradient of B through.
+The published network has a pair of two-layer heads for each layer instead, which is some thirty
+times larger and erases no better (benchmarks/results/erasure.json). At s = 0 every prompt gets exactly
+no change (B = 0). `right` starts at zero, so a new network changes nothing at any s, while A is not
+zero and lets the gradient of B through.
 """
 
 import math
 from dataclasses import asdict, dataclass
 
 import torch
-from torch.nn import Module, Parameter, ParameterDict
+from torch.nn import Module, Parameter, ParameterList
 from torch.nn.functional import linear, relu
 
 from .factors import Factors
@@ -24,16 +31,17 @@ from .targets import TargetLayer
 class HypernetConfig:
     """Everything that decides the shape of H; saved beside its weights.
 
-    `embedding_width`: numbers in c. `hidden`: width of each head. `trajectory`: S, the last step.
-    `octaves`: frequencies of the step code; the fastest has a period of 2 S / 2**(octaves - 1) steps,
-    far above the two steps under which a code over whole steps would alias.
+    `embedding_width`: numbers in c. `basis`: directions that a layer's deltas are mixed from. `hidden`:
+    width of the trunk. `trajectory`: S, the last step. `octaves`: frequencies of the step code; the
+    fastest has a period of 2 S / 2**(octaves - 1) steps, far above the two steps under which a code over
+    whole steps would alias.
     """
 
     embedding_width: int
     layers: tuple[TargetLayer, ...]
     rank: int = 4
-    alpha: float = 1.0
-    hidden: int = 100
+    basis: int = 16
+    hidden: int = 64
     trajectory: int = 300
     octaves: int = 4
 
@@ -62,59 +70,39 @@ def _uniform(shape, fan_in, generator):
     return (torch.rand(shape, generator=generator) * 2 - 1) / math.sqrt(fan_in)
 
 
-class HeadBank(Module):
-    """Many two-layer heads that read the same vector, evaluated together.
+class Affine(Module):
+    """v to W v + b, seeded by `generator`; with `zero` it starts as the map to zero."""
 
-    Head n maps v to W2_n relu(W1_n v + b1_n) + b2_n. The first layers are one matrix; the second
-    ones are stacked by output size, so a whole model costs a handful of matrix products.
-    """
-
-    def __init__(self, width, hidden, sizes, generator, zero_last=False):
+    def __init__(self, inputs, outputs, generator, zero=False):
         super().__init__()
-        self.hidden = hidden
-        self.sizes = tuple(sizes)
-        self.inner_weight = Parameter(_uniform((len(sizes) * hidden, width), width, generator))
-        self.inner_bias = Parameter(_uniform((len(sizes) * hidden,), width, generator))
-        self.outer_weight, self.outer_bias = ParameterDict(), ParameterDict()
-        for size in sorted(set(sizes)):
-            count = self.sizes.count(size)
-            weight, bias = (count, size, hidden), (count, size)
-            self.outer_weight[str(size)] = Parameter(
-                torch.zeros(weight) if zero_last else _uniform(weight, hidden, generator)
-            )
-            self.outer_bias[str(size)] = Parameter(
-                torch.zeros(bias) if zero_last else _uniform(bias, hidden, generator)
-            )
+        self.weight = Parameter(
+            torch.zeros(outputs, inputs) if zero else _uniform((outputs, inputs), inputs, generator)
+        )
+        self.bias = Parameter(torch.zeros(outputs))
 
     def forward(self, v):
-        """v: (p, width). Returns a list with one (p, size_n) tensor a head."""
-        h = relu(linear(v, self.inner_weight, self.inner_bias)).unflatten(-1, (len(self.sizes), self.hidden))
-        heads = [None] * len(self.sizes)
-        for size in sorted(set(self.sizes)):
-            index = [n for n, own in enumerate(self.sizes) if own == size]
-            out = torch.einsum("pnh,noh->npo", h[:, index], self.outer_weight[str(size)])
-            out = out + self.outer_bias[str(size)].unsqueeze(1)
-            for n, rows in zip(index, out.unbind(0), strict=True):
-                heads[n] = rows
-        return heads
+        """v: (p, inputs). Returns (p, outputs)."""
+        return linear(v, self.weight, self.bias)
 
 
 class Hypernet(Module):
-    """The network H. `generator` seeds the weights and the fixed constants A_const."""
+    """The network H. `generator` seeds the weights and the fixed constants P_const."""
 
     def __init__(self, config, generator=None):
         super().__init__()
         self.config = config
-        width = config.embedding_width + 2 * config.octaves
-        rank = config.rank
-        self.left = HeadBank(width, config.hidden, [rank * layer.inputs for layer in config.layers], generator)
-        self.right = HeadBank(
-            width, config.hidden, [rank * layer.outputs for layer in config.layers], generator, zero_last=True
+        count, rank, basis = len(config.layers), config.rank, config.basis
+        self.trunk = Affine(config.embedding_width + 2 * config.octaves, config.hidden, generator)
+        self.left = Affine(config.hidden, count * rank * basis, generator)
+        self.right = Affine(config.hidden, count * basis * rank, generator, zero=True)
+        self.register_buffer("P_const", torch.randn(count, rank, basis, generator=generator) / math.sqrt(rank))
+        scale = 1 / math.sqrt(basis)
+        self.down = ParameterList(
+            [torch.randn(basis, layer.inputs, generator=generator) * scale for layer in config.layers]
         )
-        self.alpha = Parameter(torch.full((len(config.layers),), float(config.alpha)))
-        for n, layer in enumerate(config.layers):
-            constant = torch.randn(rank, layer.inputs, generator=generator) / math.sqrt(rank)
-            self.register_buffer(f"A_const_{n}", constant)
+        self.up = ParameterList(
+            [torch.randn(layer.outputs, basis, generator=generator) * scale for layer in config.layers]
+        )
 
     def forward(self, c, step):
         """Write the factors of every target layer, in the order of `config.layers`.
@@ -123,14 +111,12 @@ class Hypernet(Module):
         Returns a list with one `Factors` a layer, A (p, rank, in) and B (p, out, rank).
         """
         config = self.config
+        count, rank, basis = len(config.layers), config.rank, config.basis
         step = torch.as_tensor(step, dtype=torch.float32, device=c.device).expand(c.shape[0])
-        v = torch.cat([c, step_code(step, config.trajectory, config.octaves)], dim=-1)
-        g = (step / config.trajectory).view(-1, 1, 1)
-        layers = []
-        for n, (layer, left, right) in enumerate(zip(config.layers, self.left(v), self.right(v), strict=True)):
-            a = config.alpha + g * self.alpha[n]
-            constant = getattr(self, f"A_const_{n}")
-            A = a * (constant + g * left.view(-1, config.rank, layer.inputs))
-            B = g * right.view(-1, layer.outputs, config.rank)
-            layers.append(Factors(A, B))
-        return layers
+        h = relu(self.trunk(torch.cat([c, step_code(step, config.trajectory, config.octaves)], dim=-1)))
+        g = (step / config.trajectory).view(-1, 1, 1, 1)
+        P = self.P_const + g * self.left(h).view(-1, count, rank, basis)
+        Q = g * self.right(h).view(-1, count, basis, rank)
+        return [
+            Factors(P[:, n] @ down, up @ Q[:, n]) for n, (down, up) in enumerate(zip(self.down, self.up, strict=True))
+        ]

@@ -26,13 +26,12 @@ class PublishedConfig:
     """Everything that decides the shape of the network; saved beside its weights.
 
     `embedding_width`: numbers in c. `hidden`: width of each head. `trajectory`: S, the last step.
-    `octaves`: number of frequencies. `alpha`: what both scales of every layer started from.
+    `octaves`: number of frequencies.
     """
 
     embedding_width: int
     layers: tuple[TargetLayer, ...]
     rank: int
-    alpha: float
     hidden: int
     trajectory: int
     octaves: int = 16

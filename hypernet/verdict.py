@@ -47,14 +47,14 @@ def _judge(trained, chunk, place):
     if not chunk.views:
         return Verdict(*place, None, 0.0, 0.0, False, not chunk.unknown)
     c = torch.stack(chunk.views)
-    _, norms = factors_of(trained, c.to(trained.network.alpha.device), 1.0)
-    loudest = int(norms.argmax())
+    _, presence = factors_of(trained, c.to(trained.device), 1.0)
+    loudest = int(presence.argmax())
     concept, resemblance = None, 0.0
     if trained.concept_c is not None:
         alike = cosine_similarity(trained.concept_c, c[loudest].unsqueeze(0))
         concept, resemblance = trained.record.concepts[int(alike.argmax())][0], alike.max().item()
-    size = (norms[loudest] / max(trained.record.dead_zone, 1e-9)).item()
-    erased = not bool(is_silent(norms[loudest], trained.record.dead_zone))
+    size = (presence[loudest] / max(trained.record.dead_zone, 1e-9)).item()
+    erased = not bool(is_silent(presence[loudest], trained.record.dead_zone))
     return Verdict(*place, concept, resemblance, size, erased, True)
 
 

@@ -48,17 +48,18 @@ class Writer:
     def __init__(self, trained, strength=1.0, dead_zone=True, unknown="base", joint=False):
         self.trained = trained
         self.strength = strength
-        self.threshold = trained.record.dead_zone if dead_zone else 0.0
+        self.threshold = trained.record.dead_zone if dead_zone else float("-inf")
         self.joint = joint
         self.fallback = _strongest(trained) if unknown == "strict" else None
         self._written = OrderedDict()
 
     def write(self, c):
-        """What H writes for embeddings c, (p, width): a list of (factors, size of the delta at s = S), one each,
-        None inside the dead zone."""
-        layers, norms = factors_of(self.trained, c.to(self.trained.network.alpha.device), self.strength)
-        silent = is_silent(norms, self.threshold).tolist()
-        return [None if silent[p] else (select(layers, slice(p, p + 1)), norms[p].item()) for p in range(c.shape[0])]
+        """What H writes for embeddings c, (p, width): a list of (factors, presence), one each, None inside the
+        dead zone."""
+        layers, presence = factors_of(self.trained, c.to(self.trained.device), self.strength)
+        silent = is_silent(presence, self.threshold).tolist()
+        parts = [select(layers, slice(p, p + 1)) for p in range(c.shape[0])]
+        return [None if silent[p] else (parts[p], presence[p].item()) for p in range(c.shape[0])]
 
     def parts(self, conditionings):
         """The `Part`s of each prompt of each conditioning, and whether some of the text can't be judged.
@@ -150,5 +151,5 @@ def _strongest(trained):
             f"Apply Concept Erasure: hypernet '{trained.name}' was trained by an older version, whose files don't hold "
             "what unknown_prompts 'strict' needs. Choose 'base', or train it again."
         )
-    _, norms = factors_of(trained, trained.concept_c.to(trained.network.alpha.device), 1.0)
-    return trained.concept_c[int(norms.argmax())]
+    _, presence = factors_of(trained, trained.concept_c.to(trained.device), 1.0)
+    return trained.concept_c[int(presence.argmax())]

@@ -147,7 +147,7 @@ def tiny_hypernet(model, seed=0, size=0.05, dead_zone=0.0, rank=2, width=POOLED,
             weight.copy_(torch.randn(weight.shape, generator=generator) * size)
     base = {"weight_spread": weight_spread(model, layers)}
     record = Record(family.key, tuple(concepts), dead_zone, base, embedding=family.embedding)
-    return TrainedHypernet(network.requires_grad_(False).eval(), record, "tiny")
+    return TrainedHypernet(network.half().float().requires_grad_(False).eval(), record, "tiny")
 
 
 def sample(model, positive, negative, cfg=3.0, pictures=2, steps=3, seed=5):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..hypernet.factors import delta_norm
+from .attention import jittered
 from .losses import retention_loss
 from .objectives import OBJECTIVE, TaskBatch, draw_steps
 
@@ -36,7 +37,8 @@ class Material:
     """What training reads: the task cache and the embeddings, all fixed for the run.
 
     phrase_c: (phrases, width); phrase_conds: `model_conds` a phrase; retain_c, held_out_c: (., width),
-    the last never trained on.
+    the last never trained on. attention: an `AttentionTask`, in place of cache and phrase_conds for the
+    objective that runs no diffusion steps.
     """
 
     cache: object
@@ -44,6 +46,7 @@ class Material:
     phrase_conds: list
     retain_c: torch.Tensor
     held_out_c: torch.Tensor
+    attention: object = None
 
 
 def new_state(hypernet, settings, generator):
@@ -65,19 +68,31 @@ def measure_drift(hypernet, material):
     return (benign / norms(hypernet, material.phrase_c).median().clamp_min(1e-12)).item()
 
 
-def _losses(state, material, predict, settings, device):
+def _diffusion_loss(state, material, predict, settings, device):
     hypernet, generator = state.hypernet, state.generator
     index = torch.randint(len(material.cache), (settings.batch,), generator=generator)
     step = draw_steps(settings.objective, settings.batch, hypernet.config.trajectory, generator).to(device)
     samples = material.cache.batch(index, device)
     conds = [material.phrase_conds[int(phrase)] for phrase in samples.phrase]
     batch = TaskBatch(material.phrase_c[samples.phrase.to(device)], samples, conds)
-    removal = OBJECTIVE[settings.objective](hypernet, predict, batch, step, settings)
+    return OBJECTIVE[settings.objective](hypernet, predict, batch, step, settings)
 
+
+def _losses(state, material, predict, settings, device):
+    hypernet, generator = state.hypernet, state.generator
+    if material.attention is None:
+        removal = _diffusion_loss(state, material, predict, settings, device)
+    else:
+        removal = material.attention.loss(hypernet, settings, generator)
     chosen = torch.randint(len(material.retain_c), (settings.retain_batch,), generator=generator)
     s = draw_steps("direct", settings.retain_batch, hypernet.config.trajectory, generator).to(device)
-    retention = retention_loss(hypernet(material.retain_c[chosen.to(device)], s)).mean()
-    return removal, retention
+    c = jittered(material.retain_c[chosen.to(device)], settings.jitter, generator)
+    return removal, retention_loss(hypernet(c, s)).mean()
+
+
+def learning_rate(settings, step):
+    """Warms up over 20 steps and falls with the root of the step from step 60 on: the same however long a run is."""
+    return settings.learning_rate * min(1.0, (step + 1) / 20, (60 / (step + 1)) ** 0.5)
 
 
 def train_step(state, material, predict, settings, device):
@@ -94,6 +109,8 @@ def train_step(state, material, predict, settings, device):
             f"Train Erasure: the loss is no longer a number at step {state.step + 1}. Lower the learning rate (it is "
             f"{settings.learning_rate:g}) and queue again; the last checkpoint from before is kept."
         )
+    for group in state.optimiser.param_groups:
+        group["lr"] = learning_rate(settings, state.step)
     state.optimiser.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(state.hypernet.parameters(), settings.gradient_clip)

@@ -29,7 +29,7 @@ def draw_steps(objective, count, trajectory, generator):
     Direct training spends half of its samples at s = S, where the hypernet is used, and the rest
     along the way, so that s stays a dial. Matching needs whole steps below S.
     """
-    if objective == "direct":
+    if objective in ("attention", "direct"):
         s = torch.rand(count, generator=generator) * trajectory
         return torch.where(torch.rand(count, generator=generator) < 0.5, torch.tensor(float(trajectory)), s)
     return torch.randint(0, trajectory, (count,), generator=generator).float()

@@ -5,12 +5,15 @@ concept into those for training and those held out to watch drift and to set the
 """
 
 import hashlib
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 RETAIN_FILE = Path(__file__).with_name("retain.txt")
 HELD_OUT_SHARE = 4
+_COMPANY = 120
 _MAX_NAME = 300
 _ARROWS = re.compile(r"\s*(?:->|=>|\u2192)\s*")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
@@ -78,13 +81,46 @@ TEMPLATES = {
     ),
 }
 
+# The concept {c} among other things {o}; both come with their articles. Scoring uses other words.
+COMPANY = {
+    "object": (
+        "{c} with {o}",
+        "{o} with {c}",
+        "{c} beside {o}",
+        "{o} beside {c}",
+        "{c}, {o}",
+        "{o}, {c}",
+        "{o} in front of {c}",
+        "{c} behind {o}",
+        "a photo of {c} together with {o}",
+        "a picture of {o} and also {c}",
+    ),
+    "person": (
+        "{c} with {o}",
+        "{c} beside {o}",
+        "{c}, {o}",
+        "{o}, {c}",
+        "{c} looking at {o}",
+        "a photo of {c} holding {o}",
+        "a portrait of {c} in front of {o}",
+        "a picture of {o} and also {c}",
+    ),
+    "style": (
+        "{o} in the style of {c}",
+        "{o} by {c}",
+        "{o}, {c} style",
+        "a painting of {o} in the manner of {c}",
+        "a drawing of {o}, {c}",
+        "a picture of {o}, inspired by {c}",
+    ),
+}
+
 
 class PromptError(ValueError):
     """The concept or preserve list can't be used; the message says why and what to write instead."""
 
 
-@dataclass(frozen=True)
-class Phrase:
+class Phrase(NamedTuple):
     """One wording of one concept: the prompt to erase and the prompt it is to turn into."""
 
     concept: int
@@ -94,10 +130,11 @@ class Phrase:
 
 @dataclass(frozen=True)
 class RetainSplit:
-    """Prompts that must keep their pictures: for training, and held out of it."""
+    """Prompts that must keep their pictures: for training, and held out of it. partners: names that training knows."""
 
     train: tuple[str, ...]
     held_out: tuple[str, ...]
+    partners: tuple[str, ...] = ()
 
 
 def _clean(text):
@@ -161,6 +198,40 @@ def phrasings(concepts, kind):
     ]
 
 
+def _shuffled(items, salt):
+    """The items in an order that looks random and depends on the words alone."""
+    return sorted(items, key=lambda item: hashlib.sha256(f"{salt} {item}".encode()).digest())
+
+
+def sentences(concepts, kind, partners, count):
+    """Prompts that name a concept among other things, as a list of `Phrase`; about `count`, shared out evenly.
+
+    partners: names of other things. With one H for the whole prompt these teach it to leave them alone.
+    """
+    each = max(4, count // len(concepts))
+    found = []
+    for index, (concept, mapping) in enumerate(concepts):
+        chosen = _shuffled(itertools.product(COMPANY[kind], partners), concept)[:each]
+        names = [concept, mapping] if kind != "object" else [with_article(name) if name else "" for name in (concept, mapping)]
+        for template, partner in chosen:
+            prompt, other = (
+                template.replace("{c}", name).replace("{o}", with_article(partner)) if name else with_article(partner)
+                for name in names
+            )
+            found.append(Phrase(index, prompt, other))
+    return found
+
+
+def company(partners, count):
+    """`count` benign prompts that are built as `sentences` are, of two partners each."""
+    pairs = _shuffled(itertools.permutations(partners, 2), "company")[:count]
+    templates = COMPANY["object"]
+    return [
+        templates[n % len(templates)].replace("{c}", with_article(one)).replace("{o}", with_article(other))
+        for n, (one, other) in enumerate(pairs)
+    ]
+
+
 def _mentions(prompt, names):
     return any(re.search(rf"\b{re.escape(name)}(s|es)?\b", prompt, re.IGNORECASE) for name in names)
 
@@ -174,8 +245,8 @@ def retain_split(preserve, concepts, kind="object", path=RETAIN_FILE):
 
     `preserve`: text of the user's list, a concept or a whole prompt a line; up to three words count
     as a concept and get several phrasings. Prompts that name an erased concept are left out. The
-    split depends on the words alone, so that a resumed run sees the same one. Raises `PromptError`
-    when the user asks to keep what is to be erased.
+    split depends on the words alone, so that a resumed run sees the same one. Both parts get prompts of
+    two things each, too. Raises `PromptError` when the user asks to keep what is to be erased.
     """
     names = [concept for concept, _ in concepts]
     groups = [tuple(part.strip() for part in line.split("|", 1)) for line in _content_lines(path.read_text("utf-8"))]
@@ -189,5 +260,9 @@ def retain_split(preserve, concepts, kind="object", path=RETAIN_FILE):
             train += [fill(template, line) for template in TEMPLATES[kind][:8]]
         else:
             train.append(line)
-    train = dict.fromkeys(train)
-    return RetainSplit(tuple(train), tuple(prompt for prompt in dict.fromkeys(held_out) if prompt not in train))
+    partners = {group for group, _ in kept if len(group.split()) <= 2 and not _mentions(group, names)}
+    unseen = sorted(group for group in partners if _is_held_out(group))
+    partners = sorted(partners.difference(unseen))
+    train = dict.fromkeys([*train, *company(partners, _COMPANY)])
+    held_out = dict.fromkeys([*held_out, *company(unseen, _COMPANY // 2)])
+    return RetainSplit(tuple(train), tuple(prompt for prompt in held_out if prompt not in train), tuple(partners))

@@ -7,18 +7,19 @@ from pathlib import Path
 
 import torch
 
-from ..hypernet.deadzone import calibrate
 from ..hypernet.files import HypernetFileError, Record, TrainedHypernet, check_fits, load, save
 from ..hypernet.network import Hypernet, HypernetConfig
 from ..hypernet.targets import recognise, target_layers, weight_spread
+from .attention import AttentionTask, token_pairs
 from .cache import build_cache
 from .checkpoint import load_checkpoint, save_checkpoint
 from .frozen import FrozenModel, differentiable, lora_fingerprint, out_of_memory_errors
 from .loop import Material, TrainingError, measure_drift, new_state, norms, train
 from .preview import Previewer
-from .prompts import parse_concepts, phrasings, retain_split
+from .prompts import parse_concepts, phrasings, retain_split, sentences
 from .reader import encode_prompts
 from .settings import Settings
+from .switch import fit_switch
 
 # Part of every recipe: what else than settings and words decides a run. A new one makes old files train anew.
 _REVISION = "reads tokens"
@@ -65,6 +66,7 @@ class _Plan:
     request: Request
     concepts: tuple
     phrases: list
+    sentences: list
     retain: object
     recipe: str
     base: dict
@@ -88,15 +90,23 @@ def make_plan(model, request):
         named = {concept.lower() for concept, _ in concepts}
         concepts = (*(pair for pair in start.record.concepts if pair[0].lower() not in named), *concepts)
     settings = request.settings
+    if settings.objective == "attention" and not family.reads_text:
+        settings = replace(settings, objective="direct")
+        request = replace(request, settings=settings)
+        log.info(
+            "UnHype: %s reads prompts in other ways than the attention objective covers; training direct.", family.title
+        )
     retain = retain_split(request.preserve, concepts, settings.kind)
+    named = sentences(concepts, settings.kind, retain.partners, settings.sentences)
     base = {
         "model": type(model.model).__name__,
         "weight_spread": weight_spread(model, layers),
         "loras": lora_fingerprint(model),
     }
-    origin = None if start is None else [start.record.training, round(float(start.network.right.inner_weight.sum()), 5)]
+    origin = None if start is None else [start.record.training, round(float(start.network.right.weight.sum()), 5)]
     recipe = settings.recipe(_REVISION, concepts, retain.train, base, [layer.name for layer in layers], origin)
-    return _Plan(request, concepts, phrasings(concepts, settings.kind), retain, recipe, base, family, layers)
+    phrases = phrasings(concepts, settings.kind)
+    return _Plan(request, concepts, phrases, named, retain, recipe, base, family, layers)
 
 
 def _finished(plan):
@@ -121,8 +131,9 @@ def _finished(plan):
 
 def _encode_all(clip, plan, report):
     """Every text of the run as `Prompts`."""
-    wordings = [phrase.prompt for phrase in plan.phrases]
-    drawn = ["", _kept(plan), *wordings, *(phrase.mapping for phrase in plan.phrases)]
+    phrases = [*plan.phrases, *plan.sentences]
+    wordings = [phrase.prompt for phrase in phrases]
+    drawn = ["", _kept(plan), *wordings, *(phrase.mapping for phrase in phrases)]
     retain = plan.retain
     texts = drawn, [*retain.train, *wordings], retain.held_out
     family = plan.family
@@ -139,7 +150,7 @@ def _kept(plan):
 def _network(plan, width, generator):
     start, settings = plan.request.start_from, plan.request.settings
     if start is None:
-        config = HypernetConfig(width, plan.layers, rank=settings.rank, hidden=settings.hidden)
+        config = HypernetConfig(width, plan.layers, rank=settings.rank, basis=settings.basis, hidden=settings.hidden)
         return Hypernet(config, generator)
     if start.network.config.embedding_width != width:
         raise TrainingError("Train Erasure: the hypernet to continue from was trained with another CLIP.")
@@ -148,26 +159,42 @@ def _network(plan, width, generator):
     return network
 
 
-def _material(plan, frozen, prompts, generator, report):
+def _material(clip, plan, frozen, prompts, generator, report):
     """Everything that training reads, on the device where it is needed.
 
     H sees each prompt as its pooled vector and as the reader tells it from tokens, each as a prompt of its own.
     """
-    settings, encoded = plan.request.settings, prompts.encoded
+    settings = plan.request.settings
     phrases, phrase_c = prompts.views_of(plan.phrases, lambda phrase: phrase.prompt)
+    retain_c, held_out_c = (
+        prompts.views_of(part)[1].to(frozen.device) for part in (plan.retain.train, plan.retain.held_out)
+    )
+    phrase_c = phrase_c.to(frozen.device)
+    if settings.objective == "attention":
+        return Material(None, phrase_c, [], retain_c, held_out_c, _attention_task(clip, plan, frozen, prompts))
     probe = frozen.noise(1, settings.height, settings.width, torch.Generator().manual_seed(0))
     texts = {text for phrase in phrases for text in (phrase.prompt, phrase.mapping)}
-    conds = {text: frozen.model_conds(encoded[text], probe, settings.guidance) for text in sorted(texts)}
+    conds = {text: frozen.model_conds(prompts.encoded[text], probe, settings.guidance) for text in sorted(texts)}
     cache = build_cache(
-        frozen, phrases, encoded, conds, settings, generator, lambda done, total: report("preparing", done, total)
+        frozen,
+        phrases,
+        prompts.encoded,
+        conds,
+        settings,
+        generator,
+        lambda done, total: report("preparing", done, total),
     )
-    return Material(
-        cache,
-        phrase_c.to(frozen.device),
-        [conds[phrase.prompt] for phrase in phrases],
-        prompts.views_of(plan.retain.train)[1].to(frozen.device),
-        prompts.views_of(plan.retain.held_out)[1].to(frozen.device),
-    )
+    return Material(cache, phrase_c, [conds[phrase.prompt] for phrase in phrases], retain_c, held_out_c)
+
+
+def _attention_task(clip, plan, frozen, prompts):
+    phrases = [*plan.phrases, *plan.sentences]
+    states = {text: prompts.encoded[text].conditioning[0][0][0].cpu() for phrase in phrases for text in phrase[1:]}
+    pairs = token_pairs(clip, [phrase[1:] for phrase in phrases], states)
+    _, c = prompts.views_of(phrases, lambda phrase: phrase.prompt)
+    frozen.load()
+    modules = [frozen.network.get_submodule(layer.name) for layer in frozen.layers]
+    return AttentionTask(modules, pairs, len(plan.phrases), c.to(frozen.device))
 
 
 class _Keeper:
@@ -193,10 +220,10 @@ class _Keeper:
             log.warning("UnHype: could not write the checkpoint (%s); training goes on.", error)
 
 
-def _train(plan, frozen, prompts, report):
+def _train(clip, plan, frozen, prompts, report):
     settings, encoded = plan.request.settings, prompts.encoded
     width = encoded[""].c.shape[0]
-    material = _material(plan, frozen, prompts, torch.Generator().manual_seed(settings.seed), report)
+    material = _material(clip, plan, frozen, prompts, torch.Generator().manual_seed(settings.seed), report)
     # A generator of its own: how the cache was made must not shift the draws of the steps.
     generator = torch.Generator().manual_seed(settings.seed + 1)
     hypernet = _network(plan, width, generator).to(frozen.device)
@@ -218,7 +245,9 @@ def _train(plan, frozen, prompts, report):
 
 
 def _announce_memory(frozen, hypernet, settings):
-    """Say roughly how much memory training takes, before it starts."""
+    """Say roughly how much memory training through diffusion steps takes, before it starts."""
+    if settings.objective == "attention":
+        return
     probe = frozen.noise(settings.batch, settings.height, settings.width, torch.Generator().manual_seed(0))
     parts = [part / 1e9 for part in frozen.memory(hypernet, probe)]
     log.info(
@@ -230,13 +259,24 @@ def _announce_memory(frozen, hypernet, settings):
     )
 
 
+def _switch(plan, prompts):
+    """The dead zone's switch, and the share of held-out prompts that it lets through untouched."""
+
+    def of_each(phrases):
+        parts = [[phrase for phrase in phrases if phrase.concept == n] for n in range(len(plan.concepts))]
+        return [prompts.views_of(part, lambda phrase: phrase.prompt)[1] for part in parts]
+
+    benign, held_out = (prompts.views_of(part)[1] for part in (plan.retain.train, plan.retain.held_out))
+    views = len(held_out) // len(plan.retain.held_out)
+    switch = fit_switch(of_each(plan.phrases), of_each(plan.sentences), benign, held_out, views).half().float()
+    # A prompt stays exact only if all that speaks for it is silent.
+    silent = (switch(held_out).view(views, -1).amax(0) < 1).float().mean().item()
+    return switch, silent
+
+
 def _record(plan, prompts, state, material, reason, seconds):
     settings = plan.request.settings
-    erased, benign = norms(state.hypernet, material.phrase_c), norms(state.hypernet, material.held_out_c)
-    # A prompt stays exact only if all that speaks for it is silent. Clip-skip, which is read less well, must not
-    # bring the threshold down for everybody.
-    benign = benign.view(-1, len(plan.retain.held_out)).amax(0)
-    threshold = calibrate(benign, erased[: prompts.usual_views * len(plan.phrases)])
+    erased = norms(state.hypernet, material.phrase_c)
     training = {
         "recipe": plan.recipe,
         "settings": asdict(settings),
@@ -245,13 +285,11 @@ def _record(plan, prompts, state, material, reason, seconds):
         "seconds": round(seconds, 1),
         "drift": round(measure_drift(state.hypernet, material), 4),
         "erased_norms": [round(value, 4) for value in torch.quantile(erased, torch.tensor([0.0, 0.5, 1.0])).tolist()],
-        "held_out_silent": round((benign < threshold).float().mean().item(), 4),
         "retain_prompts": [len(plan.retain.train), len(plan.retain.held_out)],
         "reader_explains": round(prompts.explained, 4),
     }
-    return Record(
-        plan.family.key, plan.concepts, threshold, plan.base, training, prompts.reading, plan.family.embedding
-    )
+    family = plan.family
+    return Record(family.key, plan.concepts, 1.0, plan.base, training, prompts.reading, family.embedding)
 
 
 def _concept_c(plan, prompts):
@@ -296,13 +334,16 @@ def _run(model, clip, plan, path, report):
     frozen = FrozenModel(model, plan.request.settings.checkpointing)
     try:
         with differentiable():
-            state, material, keeper, reason = _train(plan, frozen, prompts, report)
+            state, material, keeper, reason = _train(clip, plan, frozen, prompts, report)
         record = _record(plan, prompts, state, material, reason, time.monotonic() - started)
     finally:
         frozen.release()
-    record = replace(record, training={**record.training, "losses": [round(loss, 6) for loss in state.losses]})
-    network = state.hypernet.cpu().requires_grad_(False).eval()
-    trained = TrainedHypernet(network, record, path.stem, prompts.reader, _concept_c(plan, prompts))
+    switch, silent = _switch(plan, prompts)
+    seen = {"held_out_silent": round(silent, 4), "losses": [round(loss, 6) for loss in state.losses]}
+    record = replace(record, training={**record.training, **seen})
+    # As the file holds it, so that what is returned is what is loaded later.
+    network = state.hypernet.cpu().half().float().requires_grad_(False).eval()
+    trained = TrainedHypernet(network, record, path.stem, prompts.reader, _concept_c(plan, prompts), switch)
     save(trained, path, plan.request.file_metadata)
     keeper.path.unlink(missing_ok=True)
     return Outcome(trained, path, state.losses, reason)

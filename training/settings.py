@@ -4,7 +4,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 
-OBJECTIVES = ("direct", "paper", "released")
+OBJECTIVES = ("attention", "direct", "paper", "released")
 _LENGTH = ("steps", "watch_every", "checkpointing")
 
 
@@ -15,18 +15,25 @@ class Settings:
     gamma: push away from the erased prediction. eta: step of the matching objective on the mean
     squared error (times the output's elements it is the eta of a summed loss, 100 to 1000 works).
     rollouts: sampler runs that make noisy latents, `pictures` at a time; kept_steps: latents noted of
-    each run. batch counts (concept, timestep, step s) samples.
+    each run. batch counts (concept, timestep, step s) samples of the objectives that run diffusion
+    steps, attention_batch (wording, step s) samples of the one that doesn't, half of them plain wordings.
+    jitter: noise on c in training, as a share of its spread. sentences: prompts that name an erased
+    concept among other things, shared out among the concepts.
     """
 
     steps: int = 200
     seed: int = 0
     kind: str = "object"
-    objective: str = "direct"
+    objective: str = "attention"
     rank: int = 4
-    hidden: int = 100
-    learning_rate: float = 1e-3
+    basis: int = 16
+    hidden: int = 64
+    learning_rate: float = 4e-3
     batch: int = 16
-    retain_batch: int = 64
+    attention_batch: int = 48
+    retain_batch: int = 32
+    jitter: float = 0.1
+    sentences: int = 240
     retain_weight: float = 1.0
     gamma: float = 1.0
     eta: float = 300.0
