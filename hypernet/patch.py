@@ -84,9 +84,9 @@ def patched_layers(network, targets, rows, layers, batch, spans=None, read=None)
     """While open, the layers `targets` of `network` add the deltas `layers` to the rows `rows`.
 
     targets: `TargetLayer`s. rows: (p,) long, on the device that computes. layers: one `Factors` a target, for
-    those p rows, on the same device. batch: rows of the network's input. spans: the tokens of each delta, all of them by
-    default. read: the tokens that the batch's rows read, if known. The modules' own `forward` is back
-    afterwards whatever happens in between; an earlier override by another node is kept and called.
+    those p rows, on the same device. batch: rows of the network's input. spans: the tokens of each delta, all
+    of them by default. read: the tokens that the batch's rows read, if known. The modules' own `forward` is
+    back afterwards whatever happens in between; an earlier override by another node is kept and called.
     """
     former = []
     try:
