@@ -1,12 +1,16 @@
 """Every family on a tiny instance of the host's own class: recognised, erased, trained, saved, loaded, exported."""
 
 import hashlib
+import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import comfy.model_management
+import comfy.ops
 import comfy.samplers
 import pytest
 import torch
+from comfy.ldm.flux.model import Flux, FluxParams
 from families import INSTANCES, NAMES, instance, key_of, prompt
 from tiny import (
     CONTEXT,
@@ -29,7 +33,7 @@ from unhype.hypernet.files import HypernetFileError, load
 from unhype.hypernet.lora import to_lora
 from unhype.hypernet.network import Hypernet
 from unhype.hypernet.patch import apply_erasure
-from unhype.hypernet.targets import PREFIX, UnsupportedModelError, recognise, target_layers
+from unhype.hypernet.targets import PREFIX, UnsupportedModelError, family_by_key, recognise, target_layers
 from unhype.hypernet.tokens import with_embedding
 from unhype.hypernet.verdict import verdicts
 from unhype.training import blocks
@@ -145,6 +149,22 @@ def test_the_rows_of_fused_layers_are_their_values(name):
         if module.bias is not None:
             module.bias[layer.rows] = 0
     assert not other_queries_matter()
+
+
+def test_flux_1_has_the_papers_95_layers():
+    sizes = _known_sizes(hidden_size=3072, num_heads=24, axes_dim=[16, 56, 56], depth=19, depth_single_blocks=38)
+    with torch.device("meta"):
+        network = Flux(**sizes, device="meta", operations=comfy.ops.disable_weight_init)
+    layers = target_layers(SimpleNamespace(diffusion_model=network), family_by_key("flux"))
+    assert len(layers) == 95
+    assert {(layer.inputs, layer.outputs) for layer in layers} == {(3072, 3072)}
+    fused = {(layer.rows.start, layer.rows.stop, layer.features) for layer in layers if layer.start}
+    assert fused == {(6144, 9216, 9216), (6144, 9216, 21504)}
+
+
+def _known_sizes(**changes):
+    sizes = {**INSTANCES["flux"].network, **changes}
+    return {name: value for name, value in sizes.items() if name in FluxParams.__dataclass_fields__}
 
 
 def test_models_of_other_kinds_are_refused_with_a_list_of_what_is_supported():
@@ -364,6 +384,14 @@ def test_a_family_is_trained_saved_loaded_applied_and_exported(name, model, tmp_
     loud = replace(loaded, record=replace(loaded.record, dead_zone=0.0), switch=None)
     c = encode(FamilyClip(name), "cat", loaded.record.embedding).c
     assert len(merged(model, to_lora(loud, c, "cat")).patches) == len(loaded.network.config.layers)
+
+
+@pytest.mark.parametrize("name", ["flux", "wan"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn], ids=str)
+def test_a_base_of_lower_precision_is_trained_on(name, dtype, tmp_path):
+    outcome = train_erasure(instance(name, dtype=dtype), FamilyClip(name), request(tmp_path), lambda *_: None)
+    assert all(math.isfinite(loss) for loss in outcome.losses)
+    assert any(bool(weight.any()) for weight in outcome.trained.network.right.parameters())
 
 
 @pytest.mark.parametrize("name", ["flux", "qwen_image"], indirect=True)
