@@ -17,6 +17,7 @@ from .task import deltas_of, draw, for_rows, make_task, new_lora
 
 LEARNING_RATE = 3e-3
 ETA, RETAIN_WEIGHT = 1.0, 1.0
+_TOKENS = 8  # of a retain prompt, so that a step sees as much of the retain list as a step of ours
 
 
 def drift_loss(lora, states):
@@ -37,7 +38,8 @@ def train_lora(task, kept, strength, retain_weight, seed, settings):
         prediction = frozen.predict(samples.z, samples.sigma, task.conds_of(samples), for_rows(lora, len(samples)))
         loss = task_loss(prediction, target).mean()
         if retain_weight:
-            chosen = kept[torch.randint(len(kept), (settings.retain_batch * 8,), generator=generator)]
+            count = settings.retain_batch * _TOKENS
+            chosen = kept[torch.randint(len(kept), (count,), generator=generator)]
             loss = loss + retain_weight * drift_loss(lora, chosen.to(frozen.device))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
