@@ -6,7 +6,9 @@ from safetensors.torch import load_file
 from tiny import seeded
 
 from benchmarks.lab import storage
+from benchmarks.lab.measure import encode
 from benchmarks.lab.model import WEIGHTS, LabVAE, load_model
+from benchmarks.lab.text import load_clip
 from unhype.hypernet.targets import recognise, target_layers
 
 
@@ -57,3 +59,15 @@ def test_a_picture_comes_back_from_its_latent():
     latent = LabVAE().encode(picture)
     assert latent.shape == (2, 12, 16, 16)
     torch.testing.assert_close(LabVAE().decode(latent), picture, rtol=0, atol=1e-6)
+
+
+def test_clip_skip_changes_the_tokens_and_not_the_pooled_vector():
+    """As in CLIP."""
+    clip = load_clip()
+    skipping = clip.clone()
+    skipping.clip_layer(-2)
+    ((usual, values),), ((skipped, same),) = (encode(version, "a cat") for version in (clip, skipping))
+    assert torch.equal(values["pooled_output"], same["pooled_output"])
+    assert not torch.allclose(usual, skipped)
+    (again,) = encode(clip, "a cat")
+    assert torch.equal(again[0], usual)
