@@ -30,7 +30,7 @@ SUFFIX = ".safetensors"
 _KINDS = {None: (HypernetConfig, Hypernet), KIND: (PublishedConfig, PublishedHypernet)}
 _LIMITS = {"rank": 256, "basis": 1024, "hidden": 8192, "trajectory": 100_000, "octaves": 16, "embedding_width": 65_536}
 _MAX_LAYERS, _MAX_FEATURES, _MAX_TOKENS = 4096, 262_144, 65_536
-_READER, _CONCEPTS = {part: f"reader.{part}" for part in ("weight", "bias", "key")}, "concepts.c"
+_READER, _CONCEPTS = {part: f"reader.{part}" for part in ("up", "down", "bias", "key")}, "concepts.c"
 _SWITCH = ("switch.weight", "switch.bias")
 
 
@@ -45,7 +45,7 @@ class Record:
     `concepts`: pairs (erased concept, what it turns into). `dead_zone`: the threshold of
     ``deadzone``. `base`: family class and weight spread of the model it was trained on. `training`:
     settings and measurements of the run. `reading`: of the text encoder, `tokens` that it makes at once,
-    `widths` of the states that the file's reader takes and the `layers` that it knows (none without a reader);
+    `widths` of the states that the file's reader takes, the `layers` that it knows and its `rank` (none without);
     empty in files of format 1. `embedding`: what drives H, one of ``families``' sources.
     """
 
@@ -207,7 +207,9 @@ def _parse_reading(values):
         raise ValueError(f"the widths of the text encoder are {widths!r}")
     if type(layers) is not int or not bool(widths) <= layers <= _MAX_LAYERS:
         raise ValueError(f"{layers!r} layers of the text encoder are read")
-    return {"tokens": tokens, "widths": widths, "layers": layers}
+    if type(values["rank"]) is not int or not bool(widths) <= values["rank"] <= _MAX_TOKENS:
+        raise ValueError(f"the reader's maps have rank {values['rank']!r}")
+    return {"tokens": tokens, "widths": widths, "layers": layers, "rank": values["rank"]}
 
 
 def _describe(file, path):
@@ -303,9 +305,10 @@ def _shapes_of_reading(record, width):
         return {}
     shapes = {_CONCEPTS: (len(record.concepts), width)}
     if widths := record.reading["widths"]:
-        layers, features = record.reading["layers"], 2 * sum(widths)
+        layers, features, rank = record.reading["layers"], 2 * sum(widths), record.reading["rank"]
         sizes = {
-            "weight": (layers, width, features),
+            "up": (layers, len(widths), width, rank),
+            "down": (layers, rank, features),
             "bias": (layers, len(widths), width),
             "key": (layers, features + 1),
         }
