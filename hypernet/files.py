@@ -32,6 +32,8 @@ _LIMITS = {"rank": 256, "basis": 1024, "hidden": 8192, "trajectory": 100_000, "o
 _MAX_LAYERS, _MAX_FEATURES, _MAX_TOKENS = 4096, 262_144, 65_536
 _READER, _CONCEPTS = {part: f"reader.{part}" for part in ("up", "down", "bias", "key")}, "concepts.c"
 _SWITCH = ("switch.weight", "switch.bias")
+# Characters. Thousands of concepts and the losses of long runs need a tenth; JSON takes twenty times that in memory.
+_MAX_DESCRIPTION = 8_000_000
 
 
 class HypernetFileError(ValueError):
@@ -154,6 +156,12 @@ def save(trained, path, extra=None):
     write_aside(tensors, path, metadata_of(trained, extra))
 
 
+def _short(words, limit=160):
+    """Words from a file, short enough for a message."""
+    words = str(words)
+    return words if len(words) <= limit else f"{words[:limit]}..."
+
+
 def _is_number(value):
     return type(value) in (int, float) and math.isfinite(value)
 
@@ -193,7 +201,9 @@ def _parse_record(text):
     reading, embedding = _parse_reading(values.get("reading", {})), values.get("embedding", POOLED)
     if embedding not in (POOLED, TOKENS):
         raise ValueError(f"embedding is {embedding!r}")
-    return Record(str(values["family"]), concepts, dead_zone, base, training, reading, embedding)
+    if not isinstance(values["family"], str) or len(values["family"]) > 100:
+        raise ValueError(f"the model family is {values['family']!r}")
+    return Record(values["family"], concepts, dead_zone, base, training, reading, embedding)
 
 
 def _parse_reading(values):
@@ -222,14 +232,17 @@ def _describe(file, path):
         )
     if metadata.get("unhype.format") not in READABLE:
         raise HypernetFileError(
-            f"'{path.name}' has UnHype format {metadata.get('unhype.format')}, this version reads {FORMAT}. "
+            f"'{path.name}' has UnHype format {_short(metadata.get('unhype.format'))}, this version reads {FORMAT}. "
             "Update the UnHype node pack."
         )
     try:
-        return _parse_config(metadata["unhype.config"]), _parse_record(metadata["unhype.record"])
+        parts = metadata["unhype.config"], metadata["unhype.record"]
+        if max(map(len, parts)) > _MAX_DESCRIPTION:
+            raise ValueError(f"it is longer than {_MAX_DESCRIPTION} characters")
+        return _parse_config(parts[0]), _parse_record(parts[1])
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise HypernetFileError(
-            f"The description inside '{path.name}' is damaged ({error}). Download or train it again."
+            f"The description inside '{path.name}' is damaged ({_short(error)}). Download or train it again."
         ) from error
 
 
@@ -243,13 +256,13 @@ def read_tensors(file, shapes, path, dtype="F32"):
         wrong = sorted(names.symmetric_difference(shapes))
         raise HypernetFileError(
             f"The weights in '{path.name}' do not match its description: {len(wrong)} tensors are missing or "
-            f"unknown, '{wrong[0]}' among them. Download or train it again."
+            f"unknown, '{_short(wrong[0])}' among them. Download or train it again."
         )
     for name, shape in shapes.items():
         found = file.get_slice(name)
         if tuple(found.get_shape()) != tuple(shape) or found.get_dtype() != dtype:
             raise HypernetFileError(
-                f"Tensor '{name}' in '{path.name}' is {found.get_dtype()} {tuple(found.get_shape())}, expected "
+                f"Tensor '{name}' in '{path.name}' is {found.get_dtype()} {_short(tuple(found.get_shape()))}, expected "
                 f"{dtype} {tuple(shape)}. Download or train it again."
             )
     # Copies: on a mapped file, sums differ in the last bit with the alignment, and Windows can't replace it.
@@ -268,7 +281,7 @@ def open_checked(path):
         raise HypernetFileError(f"There is no file '{path}'.") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise HypernetFileError(
-            f"'{path.name}' is damaged, cut short or no safetensors file ({error}). Download or train it again."
+            f"'{path.name}' is damaged, cut short or no safetensors file ({_short(error)}). Download or train it again."
         ) from error
 
 
