@@ -5,15 +5,18 @@ import math
 import random
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from tiny import FAMILIES, POOLED, embedding, prompt, tiny_hypernet, tiny_model
+from tiny import FAMILIES, POOLED, embedding, prompt, seeded, tiny_hypernet, tiny_model
 
 from unhype.hypernet import files
+from unhype.hypernet.deadzone import Switch
+from unhype.hypernet.factors import delta_norm
 from unhype.hypernet.files import HypernetFileError, Record, TrainedHypernet, load, save, write_aside
 from unhype.hypernet.lora import to_lora
 from unhype.hypernet.patch import apply_erasure
@@ -82,6 +85,27 @@ def test_a_saved_hypernet_comes_back_bit_for_bit(models, family, tmp_path):
     for one, other in zip(before.network(c, 200), after.network(c, 200), strict=True):
         assert torch.equal(one.A, other.A)
         assert torch.equal(one.B, other.B)
+
+
+def test_weights_are_stored_in_half_precision(models, tmp_path):
+    before = tiny_hypernet(models["sd15"])
+    with torch.no_grad():
+        before.network.trunk.weight.add_(1e-5)
+    save(before, tmp_path / "eraser.safetensors")
+    assert {weight.dtype for weight in load_file(tmp_path / "eraser.safetensors").values()} == {torch.float16}
+    own, after = (one.network.trunk.weight for one in (before, load(tmp_path / "eraser.safetensors")))
+    assert torch.equal(after, own.half().float())
+    assert not torch.equal(after, own)
+
+
+def test_the_file_is_small(models, tmp_path):
+    """A twentieth of a pair of two-layer heads a layer, 100 wide, in fp32, as the paper's authors lay them out."""
+    trained = tiny_hypernet(models["sd15"])
+    save(trained, tmp_path / "eraser.safetensors")
+    config = trained.network.config
+    v = config.embedding_width + 2 * config.octaves
+    heads = sum(2 * 101 * v + 101 * config.rank * (layer.inputs + layer.outputs) for layer in config.layers)
+    assert (tmp_path / "eraser.safetensors").stat().st_size < 4 * heads / 20
 
 
 def test_a_loaded_hypernet_is_ready_for_use(path):
@@ -230,7 +254,7 @@ def test_an_impossible_rank_is_refused_before_anything_is_built(path, value, sho
     assert f"The description inside 'mine.safetensors' is damaged ({shown})" in refusal(path)
 
 
-@pytest.mark.parametrize("name", ["hidden", "trajectory", "octaves", "embedding_width"])
+@pytest.mark.parametrize("name", ["basis", "hidden", "trajectory", "octaves", "embedding_width"])
 @pytest.mark.parametrize("value", [0, -1, 10**12, "x"], ids=str)
 def test_every_size_has_its_limits(path, name, value):
     rewrite(path, config=lambda config: config.update({name: value}))
@@ -248,9 +272,7 @@ def test_every_size_has_its_limits(path, name, value):
         (lambda config: config.pop("layers"), "'layers'"),
         (lambda config: config.pop("embedding_width"), "embedding_width"),
         (lambda config: config.update(surprise=1), "surprise"),
-        (lambda config: config.update(alpha="strong"), "alpha"),
-        (lambda config: config.update(alpha=None), "alpha"),
-        (lambda config: config.update(alpha=math.nan), "alpha"),
+        (lambda config: config.update(alpha=1.0), "alpha"),
         (lambda config: config["layers"][0].update(name=["a"]), "name"),
     ],
 )
@@ -297,9 +319,9 @@ def test_a_missing_record_is_refused(path):
 
 
 def test_a_missing_tensor_is_named(path):
-    rewrite(path, tensors=lambda weights: weights.pop("alpha"))
+    rewrite(path, tensors=lambda weights: weights.pop("trunk.bias"))
     message = refusal(path)
-    assert "do not match its description: 1 tensors are missing or unknown, 'alpha' among them" in message
+    assert "do not match its description: 1 tensors are missing or unknown, 'trunk.bias' among them" in message
 
 
 def test_an_unknown_tensor_is_named(path):
@@ -307,15 +329,16 @@ def test_an_unknown_tensor_is_named(path):
     assert "'extra' among them" in refusal(path)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int32], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int32], ids=str)
 def test_a_tensor_of_another_type_is_named(path, dtype):
-    rewrite(path, tensors=lambda weights: weights.update(alpha=weights["alpha"].to(dtype)))
-    assert re.search(r"Tensor 'alpha' in 'mine\.safetensors' is \w+ \(14,\), expected F32 \(14,\)", refusal(path))
+    rewrite(path, tensors=lambda weights: weights.update({"trunk.bias": weights["trunk.bias"].to(dtype)}))
+    expected = r"Tensor 'trunk\.bias' in 'mine\.safetensors' is \w+ \(16,\), expected F16 \(16,\)"
+    assert re.search(expected, refusal(path))
 
 
 def test_a_tensor_of_another_shape_is_named(path):
-    rewrite(path, tensors=lambda weights: weights.update(alpha=torch.zeros(15)))
-    assert "Tensor 'alpha' in 'mine.safetensors' is F32 (15,), expected F32 (14,)" in refusal(path)
+    rewrite(path, tensors=lambda weights: weights.update({"trunk.bias": torch.zeros(15).half()}))
+    assert "Tensor 'trunk.bias' in 'mine.safetensors' is F16 (15,), expected F16 (16,)" in refusal(path)
 
 
 def test_another_rank_than_the_weights_have_is_refused(path):
@@ -326,10 +349,53 @@ def test_another_rank_than_the_weights_have_is_refused(path):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_weights_that_are_no_numbers_are_refused(path, value):
     def spoil(weights):
-        weights["left.inner_weight"][3, 1] = value
+        weights["left.weight"][3, 1] = value
 
     rewrite(path, tensors=spoil)
-    assert "Tensor 'left.inner_weight' in 'mine.safetensors' holds values that are not numbers" in refusal(path)
+    assert "Tensor 'left.weight' in 'mine.safetensors' holds values that are not numbers" in refusal(path)
+
+
+# The switch of the dead zone
+
+
+@pytest.fixture
+def switched(trained):
+    """A hypernet with a switch of two concepts."""
+    switch = Switch(torch.randn(2, POOLED, generator=seeded(7)), torch.tensor([-0.5, 0.25])).half().float()
+    return replace(trained, switch=switch)
+
+
+def test_a_switch_comes_back_bit_for_bit(switched, tmp_path):
+    save(switched, tmp_path / "mine.safetensors")
+    loaded = load(tmp_path / "mine.safetensors")
+    assert torch.equal(loaded.switch.weight, switched.switch.weight)
+    assert torch.equal(loaded.switch.bias, switched.switch.bias)
+    c = torch.randn(5, POOLED, generator=seeded(8))
+    assert torch.equal(loaded.presence(c, loaded.network(c, 300)), switched.switch(c))
+
+
+def test_without_a_switch_the_size_of_the_delta_counts(path):
+    loaded = load(path)
+    assert loaded.switch is None
+    c = torch.randn(5, POOLED, generator=seeded(8))
+    layers = loaded.network(c, 300)
+    assert torch.equal(loaded.presence(c, layers), delta_norm(layers))
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_half_a_switch_is_refused(switched, tmp_path, kept):
+    path = tmp_path / "mine.safetensors"
+    save(switched, path)
+    gone = ("switch.bias", "switch.weight")[kept]
+    rewrite(path, tensors=lambda weights: weights.pop(gone))
+    assert "do not match its description: 1 tensors are missing or unknown" in refusal(path)
+
+
+def test_a_switch_for_another_number_of_concepts_is_refused(switched, tmp_path):
+    path = tmp_path / "mine.safetensors"
+    save(switched, path)
+    rewrite(path, record=lambda record: record["concepts"].append(["dog", ""]))
+    assert "'switch." in refusal(path)
 
 
 STRANGE = [None, True, -1, 0, 1.5, 10**400, math.nan, math.inf, "", "x", [], [None], {}, {"a": 1}, [[1, 2]]]

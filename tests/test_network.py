@@ -1,14 +1,13 @@
-"""H(c, s): nothing at the start and at s = 0, one bank of heads instead of many, the same by seed."""
+"""H(c, s): nothing at the start and at s = 0, the equations of the trunk and the bases, the same by seed."""
 
 import json
 
 import pytest
 import torch
 from tiny import seeded
-from torch.nn.functional import linear, relu
 
 from unhype.hypernet.factors import delta_norm
-from unhype.hypernet.network import HeadBank, Hypernet, HypernetConfig, step_code
+from unhype.hypernet.network import Affine, Hypernet, HypernetConfig, step_code
 from unhype.hypernet.targets import TargetLayer
 
 # Sizes that repeat and sizes that do not, wider and narrower than the input.
@@ -22,7 +21,7 @@ WIDTH = 5
 
 
 def config(**changes):
-    return HypernetConfig(**{"embedding_width": WIDTH, "layers": LAYERS, "rank": 2, "hidden": 7, **changes})
+    return HypernetConfig(**{"embedding_width": WIDTH, "layers": LAYERS, "rank": 2, "basis": 3, "hidden": 7, **changes})
 
 
 def new(seed=0, **changes):
@@ -30,7 +29,7 @@ def new(seed=0, **changes):
 
 
 def trained(seed=0, **changes):
-    """A network whose every weight has moved away from its start, alpha included."""
+    """A network whose every weight has moved away from its start."""
     network = new(seed, **changes)
     with torch.no_grad():
         for weight in network.parameters():
@@ -53,7 +52,13 @@ def test_a_new_network_can_learn():
     network = new()
     # Any loss that reads the delta: the gradient has to reach the weights that start at zero.
     sum((factors.B @ factors.A).sum() for factors in network(embeddings(2), 300)).backward()
-    assert all(weight.grad.abs().sum() > 0 for weight in network.right.outer_weight.values())
+    assert all(weight.grad.abs().sum() > 0 for weight in network.right.parameters())
+
+
+def test_once_it_writes_something_every_weight_learns():
+    network = trained().requires_grad_()
+    sum((factors.B @ factors.A).square().sum() for factors in network(embeddings(2), 200)).backward()
+    assert all(weight.grad.abs().sum() > 0 for weight in network.parameters())
 
 
 def test_step_zero_writes_exactly_nothing_however_the_weights_are():
@@ -81,30 +86,56 @@ def test_the_ends_of_the_trajectory_have_codes_far_apart():
     assert (first - last).norm() >= 2
 
 
-@pytest.mark.parametrize("sizes", [(4,), (4, 4, 4), (4, 9, 4, 1, 9)])
-def test_a_bank_of_heads_equals_its_heads_one_by_one(sizes):
-    bank = HeadBank(6, 5, sizes, seeded(0))
-    v = torch.randn(3, 6, generator=seeded(1))
-    seen = dict.fromkeys(sizes, 0)
-    for n, (size, found) in enumerate(zip(sizes, bank(v), strict=True)):
-        rows, place = slice(n * 5, (n + 1) * 5), seen[size]
-        seen[size] += 1
-        inner = relu(linear(v, bank.inner_weight[rows], bank.inner_bias[rows]))
-        head = linear(inner, bank.outer_weight[str(size)][place], bank.outer_bias[str(size)][place])
-        assert found.shape == (3, size)
-        torch.testing.assert_close(found, head)
+def test_an_affine_map_is_seeded_and_can_start_at_zero():
+    v = embeddings(3)
+    affine = Affine(WIDTH, 4, seeded(0))
+    assert affine.weight.shape == (4, WIDTH)
+    assert 0 < affine.weight.abs().max() <= 1 / WIDTH**0.5
+    with torch.no_grad():
+        affine.bias.copy_(torch.arange(4.0))
+    by_hand = torch.stack([(affine.weight * row).sum(1) + torch.arange(4.0) for row in v])
+    torch.testing.assert_close(affine(v), by_hand)
+    assert torch.count_nonzero(Affine(WIDTH, 4, seeded(0), zero=True)(v)) == 0
 
 
-def test_the_factors_follow_the_layer_equation():
-    network, c = trained(alpha=0.5), embeddings(2)
+@pytest.mark.parametrize("changes", [{}, {"rank": 1, "basis": 1}, {"rank": 4, "basis": 2}], ids=str)
+def test_the_factors_follow_the_equations(changes):
+    network, c = trained(**changes), embeddings(2)
+    rank, basis, count = network.config.rank, network.config.basis, len(LAYERS)
     g = 200 / 300
-    v = torch.cat([c, step_code(torch.tensor([200.0, 200.0]), 300, 4)], dim=1)
-    left, right = network.left(v), network.right(v)
-    for n, (layer, factors) in enumerate(zip(LAYERS, network(c, 200), strict=True)):
-        a = 0.5 + g * network.alpha[n]
-        constant = getattr(network, f"A_const_{n}")
-        torch.testing.assert_close(factors.A, a * (constant + g * left[n].view(2, 2, layer.inputs)))
-        torch.testing.assert_close(factors.B, g * right[n].view(2, layer.outputs, 2))
+    h = network.trunk(torch.cat([c, step_code(torch.tensor([200.0, 200.0]), 300, 4)], dim=1)).clamp_min(0)
+    assert 0 < torch.count_nonzero(h) < h.numel(), "both sides of the relu are in use"
+    left, right = network.left(h), network.right(h)
+    found = network(c, 200)
+    for row in range(2):
+        P = network.P_const + g * left[row].reshape(count, rank, basis)
+        Q = g * right[row].reshape(count, basis, rank)
+        for n, (layer, factors) in enumerate(zip(LAYERS, found, strict=True)):
+            assert factors.A.shape == (2, rank, layer.inputs)
+            assert factors.B.shape == (2, layer.outputs, rank)
+            torch.testing.assert_close(factors.A[row], P[n] @ network.down[n])
+            torch.testing.assert_close(factors.B[row], network.up[n] @ Q[n])
+
+
+def test_a_layer_s_delta_stays_within_its_own_basis():
+    """Whatever the prompt: columns out of `up`, rows out of `down`."""
+    network = trained(rank=4)
+    for n, factors in enumerate(network(embeddings(5), 300)):
+        columns, rows = network.up[n], network.down[n].T
+        delta = (factors.B @ factors.A).unbind(0)
+        for onto, parts in ((columns, torch.cat(delta, 1)), (rows, torch.cat(delta, 0).T)):
+            outside = parts - onto @ torch.linalg.lstsq(onto, parts).solution
+            assert outside.norm() < 1e-4 * parts.norm()
+
+
+def test_the_trunk_is_shared_and_only_the_bases_grow_with_the_sizes_of_the_layers():
+    wide = tuple(TargetLayer(layer.name, 10 * layer.inputs, 10 * layer.outputs) for layer in LAYERS)
+    before, after = (
+        {name: weight.numel() for name, weight in new(layers=layers).named_parameters()} for layers in (LAYERS, wide)
+    )
+    grown = {name for name in before if after[name] != before[name]}
+    assert grown == {f"{side}.{n}" for side in ("down", "up") for n in range(len(LAYERS))}
+    assert all(after[name] == 10 * before[name] for name in grown)
 
 
 def test_a_batch_equals_its_prompts_one_by_one_each_at_its_own_step():
@@ -121,19 +152,20 @@ def test_a_batch_equals_its_prompts_one_by_one_each_at_its_own_step():
 def test_the_generator_decides_every_weight():
     first, again, other = (new(seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
-    drawn = ("left.inner_weight", "left.outer_weight.12", "right.inner_weight", "A_const_0", "A_const_3")
-    assert not any(torch.equal(first[name], other[name]) for name in drawn)
+    zeros = {"trunk.bias", "left.bias", "right.weight", "right.bias"}
+    assert {name for name in first if torch.equal(first[name], other[name])} == zeros
+    assert not any(first[name].any() for name in zeros)
 
 
 def test_a_config_survives_json():
-    before = config(rank=3, alpha=0.5, trajectory=20, octaves=2)
+    before = config(rank=3, basis=5, trajectory=20, octaves=2)
     assert HypernetConfig.from_dict(json.loads(json.dumps(before.to_dict()))) == before
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"layers": None}, {"layers": [{"name": "a"}]}, {"surprise": 1}],
-    ids=["no layers", "half a layer", "unknown key"],
+    [{"layers": None}, {"layers": [{"name": "a"}]}, {"surprise": 1}, {"alpha": 1.0}],
+    ids=["no layers", "half a layer", "unknown key", "of the former network"],
 )
 def test_a_dict_that_is_no_config_is_refused(change):
     with pytest.raises((TypeError, KeyError)):

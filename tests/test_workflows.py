@@ -88,7 +88,9 @@ def test_every_node_exists_and_every_value_is_valid(name, server):
         known = info[node["type"]]
         declared = {name for part in ("required", "optional") for name in known["input"].get(part, {})}
         assert {entry["name"] for entry in node["inputs"]} == declared
-        assert [output["type"] for output in node["outputs"]] == known["output"][: len(node["outputs"])]
+        # The nodes that show pictures had no outputs in older versions, and nobody links them.
+        outputs = [output for output in node["outputs"] if output["links"] or known["output"]]
+        assert [output["type"] for output in outputs] == known["output"][: len(outputs)]
         widgets = _widgets(node, known)
         seeds = sum(bool(len(spec) > 1 and spec[1].get("control_after_generate")) for _, spec in widgets)
         assert len(node.get("widgets_values", [])) == len(widgets) + seeds
