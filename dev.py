@@ -4,6 +4,8 @@
     python3 dev.py test [pytest args]     the tests
     python3 dev.py serve [--port N]       ComfyUI with this pack, for a browser
     python3 dev.py bench speed            what erasure costs, in time
+    python3 dev.py bench erasure          how well it erases, beside other methods; --quick for a short run
+    python3 dev.py bench bypass           every way a prompt reaches the sampler
     python3 dev.py lab ...                train the small model that demo and tests use
     python3 dev.py lint [--fix]           ruff, as pinned
 
@@ -22,7 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 COMMANDS = ("demo", "test", "serve", "bench", "lab", "lint")
-BENCHES = ("speed",)
+BENCHES = ("speed", "erasure", "bypass")
 
 if sys.version_info < (3, 10):  # noqa: UP036 - older ones should be told, not shown a traceback
     sys.exit(f"dev.py needs Python 3.10 or newer; this is {sys.version.split()[0]}.")

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from .environment import ROOT, cache_folder, digest, say
 from .graph import to_prompt
 from .publish import device, markdown, publish
+from .scores import h_o
 from .server import ComfyServer
 
 WORKFLOW = ROOT / "workflows" / "demo.json"
@@ -126,12 +127,6 @@ def judge_pictures(drawn, folder):
             row[f"probability_{when}"] = probabilities[:, wanted].mean().item()
         rows.append(row)
     return rows
-
-
-def h_o(acc_e, acc_s, acc_g):
-    """The paper's harmonic mean over efficacy, specificity and generality; 0 when one of them fails."""
-    parts = (1 - acc_e, acc_s, 1 - acc_g)
-    return 3 / sum(1 / part for part in parts) if min(parts) > 0 else 0.0
 
 
 def figures(drawn, rows):

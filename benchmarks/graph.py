@@ -13,7 +13,7 @@ NOTES = {"Note", "MarkdownNote"}
 PASSING = {"Reroute", "PrimitiveNode"}
 DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-# What the browser keeps behind a seed: whether it changes after each run.
+# What the browser keeps behind a seed: whether it changes after each run. Old files have a yes or no there.
 CONTROLS = {"fixed", "increment", "decrement", "randomize", "increment-wrap"}
 
 
@@ -99,7 +99,7 @@ def _has_companion(name: str, spec, following) -> bool:
     """Whether the next saved value belongs to this input too: a seed's control or an upload button."""
     options = _options(spec)
     if spec[0] == "INT" and (options.get("control_after_generate") or name in ("seed", "noise_seed")):
-        return following in CONTROLS
+        return isinstance(following, bool) or following in CONTROLS
     return following in ("image", "video", "audio") and any(key.endswith("_upload") for key in options)
 
 

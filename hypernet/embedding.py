@@ -19,18 +19,29 @@ import torch
 class Reader:
     """c = weight f + bias for the features f of a chunk, once for each text encoder whose states lie side by side.
 
-    widths: of each encoder's states; weight: (width, 2 * sum of widths), bias: (encoders, width), fp32.
+    widths: of each encoder's states; with F = 2 * their sum, for each layer that tokens may come from
+    (clip-skip): weight (layers, width, F), bias (layers, encoders, width) and key (layers, F + 1), a linear
+    score by which the layer is known, its last column a constant; fp32.
     """
 
     widths: tuple[int, ...]
     weight: torch.Tensor
     bias: torch.Tensor
+    key: torch.Tensor
 
     def __call__(self, features):
-        """Features (n, 2 * sum of widths) of `chunk_features` to vectors c (encoders, n, width)."""
+        """Features (n, F) of `chunk_features` to vectors c (encoders, n, width)."""
         sizes = [2 * width for width in self.widths]
-        parts = zip(features.split(sizes, -1), self.weight.split(sizes, -1), self.bias, strict=True)
-        return torch.stack([own @ weight.T + bias for own, weight, bias in parts])
+        layer = (features @ self.key[:, :-1].T + self.key[:, -1]).argmax(1)
+        read = torch.stack(
+            [
+                torch.einsum("nf,lwf->nlw", own, weight) + bias
+                for own, weight, bias in zip(
+                    features.split(sizes, -1), self.weight.split(sizes, -1), self.bias.unbind(1), strict=True
+                )
+            ]
+        )
+        return read[:, torch.arange(len(features)), layer]
 
     def views(self, tokens):
         """What each encoder's states (n, in) say of a chunk, as a tuple of vectors c (width,)."""
@@ -52,7 +63,6 @@ class Chunk(NamedTuple):
     stop: int
     views: tuple
     unknown: bool
-
 
 
 def chunk_features(tokens, widths):

@@ -18,15 +18,19 @@ from safetensors.torch import save_file
 from .deadzone import Switch
 from .embedding import Reader
 from .factors import delta_norm
+from .families import POOLED, TOKENS
 from .network import Hypernet, HypernetConfig
+from .published import KIND, PublishedConfig, PublishedHypernet
 from .targets import family_by_key
 
 # Format 1, as first published, has neither a reader nor the concepts' embeddings.
 FORMAT, READABLE = "2", ("1", "2")
 SUFFIX = ".safetensors"
+# Kind of network in a file's config to its classes; what is trained here says no kind.
+_KINDS = {None: (HypernetConfig, Hypernet), KIND: (PublishedConfig, PublishedHypernet)}
 _LIMITS = {"rank": 256, "basis": 1024, "hidden": 8192, "trajectory": 100_000, "octaves": 16, "embedding_width": 65_536}
-_MAX_LAYERS, _MAX_FEATURES, _MAX_TOKENS, _MAX_ENCODERS = 4096, 262_144, 65_536, 8
-_READER_WEIGHT, _READER_BIAS, _CONCEPTS = "reader.weight", "reader.bias", "concepts.c"
+_MAX_LAYERS, _MAX_FEATURES, _MAX_TOKENS = 4096, 262_144, 65_536
+_READER, _CONCEPTS = {part: f"reader.{part}" for part in ("weight", "bias", "key")}, "concepts.c"
 _SWITCH = ("switch.weight", "switch.bias")
 
 
@@ -40,8 +44,9 @@ class Record:
 
     `concepts`: pairs (erased concept, what it turns into). `dead_zone`: the threshold of
     ``deadzone``. `base`: family class and weight spread of the model it was trained on. `training`:
-    settings and measurements of the run. `reading`: of the text encoder, `tokens` that it makes at once
-    and `widths` of the states that the file's reader takes (none without one); empty in files of format 1.
+    settings and measurements of the run. `reading`: of the text encoder, `tokens` that it makes at once,
+    `widths` of the states that the file's reader takes and the `layers` that it knows (none without a reader);
+    empty in files of format 1. `embedding`: what drives H, one of ``families``' sources.
     """
 
     family: str
@@ -50,6 +55,7 @@ class Record:
     base: dict = field(default_factory=dict)
     training: dict = field(default_factory=dict)
     reading: dict = field(default_factory=dict)
+    embedding: str = POOLED
 
     def summary(self):
         """The erased concepts in words, one a line."""
@@ -65,7 +71,7 @@ class TrainedHypernet:
     has none.
     """
 
-    network: Hypernet
+    network: Hypernet | PublishedHypernet
     record: Record
     name: str
     reader: Reader | None = None
@@ -80,6 +86,11 @@ class TrainedHypernet:
         return delta_norm(layers) if self.switch is None else self.switch(c)
 
     @property
+    def device(self):
+        """Where H computes."""
+        return next(self.network.parameters()).device
+
+    @property
     def chunk(self):
         """Tokens that the text encoder makes at once, 0 where the file doesn't say."""
         return self.record.reading.get("tokens", 0)
@@ -88,7 +99,7 @@ class TrainedHypernet:
         """Everything that the file holds, by name."""
         tensors = dict(self.network.state_dict())
         if self.reader is not None:
-            tensors |= {_READER_WEIGHT: self.reader.weight, _READER_BIAS: self.reader.bias}
+            tensors |= {name: getattr(self.reader, part) for part, name in _READER.items()}
         if self.concept_c is not None:
             tensors[_CONCEPTS] = self.concept_c
         if self.switch is not None:
@@ -134,9 +145,13 @@ def metadata_of(trained, extra=None):
 
 
 def save(trained, path, extra=None):
-    """Save a `TrainedHypernet` at `path` in fp16; see `write_aside` for what it raises."""
-    halves = {name: tensor.half() for name, tensor in trained.tensors().items()}
-    write_aside(halves, path, metadata_of(trained, extra))
+    """Save a `TrainedHypernet` at `path` in fp16, imported ones as exactly as they came in fp32.
+
+    See `write_aside` for what it raises.
+    """
+    exact = isinstance(trained.network, PublishedHypernet)
+    tensors = {name: tensor if exact else tensor.half() for name, tensor in trained.tensors().items()}
+    write_aside(tensors, path, metadata_of(trained, extra))
 
 
 def _is_number(value):
@@ -144,9 +159,12 @@ def _is_number(value):
 
 
 def _parse_config(text):
-    config = HypernetConfig.from_dict(json.loads(text))
+    """The class of the network and its config."""
+    values = json.loads(text)
+    config_class, network_class = _KINDS[values.pop("kind", None)]
+    config = config_class.from_dict(values)
     for name, limit in _LIMITS.items():
-        value = getattr(config, name)
+        value = getattr(config, name, 1)
         if type(value) is not int or not 1 <= value <= limit:
             raise ValueError(f"{name} is {value!r}")
     if not 1 <= len(config.layers) <= _MAX_LAYERS:
@@ -156,7 +174,11 @@ def _parse_config(text):
             raise ValueError(f"the name of a layer is {layer.name!r}")
         if not all(type(n) is int and 1 <= n <= _MAX_FEATURES for n in (layer.inputs, layer.outputs)):
             raise ValueError(f"layer {layer.name} has {layer.inputs!r} inputs and {layer.outputs!r} outputs")
-    return config
+        if type(layer.start) is not int or type(layer.features) is not int:
+            raise ValueError(f"layer {layer.name} has rows {layer.start!r} of {layer.features!r}")
+        if not 0 <= layer.start <= layer.features - layer.outputs <= _MAX_FEATURES:
+            raise ValueError(f"layer {layer.name} has rows {layer.start} to {layer.rows.stop} of {layer.features}")
+    return network_class, config
 
 
 def _parse_record(text):
@@ -168,19 +190,24 @@ def _parse_record(text):
     base, training = dict(values["base"]), dict(values["training"])
     if not all(_is_number(spread) for spread in base.get("weight_spread", ())):
         raise ValueError("the weight spread is not made of numbers")
-    return Record(str(values["family"]), concepts, dead_zone, base, training, _parse_reading(values.get("reading", {})))
+    reading, embedding = _parse_reading(values.get("reading", {})), values.get("embedding", POOLED)
+    if embedding not in (POOLED, TOKENS):
+        raise ValueError(f"embedding is {embedding!r}")
+    return Record(str(values["family"]), concepts, dead_zone, base, training, reading, embedding)
 
 
 def _parse_reading(values):
     """`Record.reading`, of which older files have nothing."""
     if not values:
         return {}
-    tokens, widths = values["tokens"], values["widths"]
+    tokens, widths, layers = values["tokens"], values["widths"], values["layers"]
     if type(tokens) is not int or not 1 <= tokens <= _MAX_TOKENS:
         raise ValueError(f"the text encoder makes {tokens!r} tokens")
     if type(widths) is not list or not all(type(width) is int and 1 <= width <= _MAX_FEATURES for width in widths):
         raise ValueError(f"the widths of the text encoder are {widths!r}")
-    return {"tokens": tokens, "widths": widths[:_MAX_ENCODERS]}
+    if type(layers) is not int or not bool(widths) <= layers <= _MAX_LAYERS:
+        raise ValueError(f"{layers!r} layers of the text encoder are read")
+    return {"tokens": tokens, "widths": widths, "layers": layers}
 
 
 def _describe(file, path):
@@ -251,19 +278,20 @@ def load(path):
     """
     path = Path(path)
     with open_checked(path) as file:
-        config, record = _describe(file, path)
+        (network_class, config), record = _describe(file, path)
         family_by_key(record.family)
         with torch.device("meta"):
-            network = Hypernet(config)
+            network = network_class(config)
         shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
         beside = _shapes_of_reading(record, config.embedding_width)
         if _SWITCH[0] in file.keys():  # noqa: SIM118 - the file is no dict
             beside |= {_SWITCH[0]: (len(record.concepts), config.embedding_width), _SWITCH[1]: (len(record.concepts),)}
-        tensors = read_tensors(file, shapes | beside, path, "F16")
+        stored = "F32" if network_class is PublishedHypernet else "F16"
+        tensors = read_tensors(file, shapes | beside, path, stored)
     network.load_state_dict({name: tensors[name] for name in shapes}, assign=True)
     reader = None
     if widths := record.reading.get("widths"):
-        reader = Reader(tuple(widths), tensors[_READER_WEIGHT], tensors[_READER_BIAS])
+        reader = Reader(tuple(widths), **{part: tensors[name] for part, name in _READER.items()})
     switch = Switch(*(tensors[name] for name in _SWITCH)) if _SWITCH[0] in tensors else None
     network = network.requires_grad_(False).eval()
     return TrainedHypernet(network, record, path.stem, reader, tensors.get(_CONCEPTS), switch)
@@ -275,8 +303,19 @@ def _shapes_of_reading(record, width):
         return {}
     shapes = {_CONCEPTS: (len(record.concepts), width)}
     if widths := record.reading["widths"]:
-        shapes |= {_READER_WEIGHT: (width, 2 * sum(widths)), _READER_BIAS: (len(widths), width)}
+        layers, features = record.reading["layers"], 2 * sum(widths)
+        sizes = {
+            "weight": (layers, width, features),
+            "bias": (layers, len(widths), width),
+            "key": (layers, features + 1),
+        }
+        shapes |= {_READER[part]: size for part, size in sizes.items()}
     return shapes
+
+
+def _size(layer):
+    rows = "" if layer.outputs == layer.features else f" (rows {layer.start} to {layer.rows.stop} of {layer.features})"
+    return f"{layer.inputs} to {layer.outputs}{rows}"
 
 
 def check_fits(trained, family, layers):
@@ -294,9 +333,8 @@ def check_fits(trained, family, layers):
     for layer in config.layers:
         if own.get(layer.name) != layer:
             found = own.get(layer.name)
-            size = f"{found.inputs} to {found.outputs}" if found else "missing"
             raise HypernetFileError(
-                f"Hypernet '{trained.name}' does not fit this {family.title} model: layer '{layer.name}' is {size} "
-                f"in the model and {layer.inputs} to {layer.outputs} in the hypernet. It was trained on a model of "
-                "another size; train one on this model."
+                f"Hypernet '{trained.name}' does not fit this {family.title} model: layer '{layer.name}' is "
+                f"{_size(found) if found else 'missing'} in the model and {_size(layer)} in the hypernet. It was "
+                "trained on a model of another size; train one on this model."
             )

@@ -27,9 +27,11 @@ def factors_of(trained, c, strength):
 
 
 def to_lora(trained, c, text, strength=1.0):
-    """A LoRA state dict in ComfyUI's key names, fp32: up (out, rank), down (rank, in), alpha = rank.
+    """A LoRA state dict in ComfyUI's key names, fp32: up (features, rank), down (rank, in), alpha = rank.
 
-    c: (width,) the embedding of `text`. Raises `SilentPromptError` inside the dead zone.
+    Where H writes to some rows of a fused layer, `up` is zero in the others: every loader knows the
+    layer's own name, few know names for its parts. c: (width,) the embedding of `text`. Raises
+    `SilentPromptError` inside the dead zone.
     """
     layers, presence = factors_of(trained, c.unsqueeze(0), strength)
     if bool(is_silent(presence, trained.record.dead_zone)):
@@ -42,6 +44,8 @@ def to_lora(trained, c, text, strength=1.0):
     for layer, factors in zip(trained.network.config.layers, layers, strict=True):
         key = f"{PREFIX}{layer.name}"
         lora[f"{key}.lora_down.weight"] = factors.A[0].contiguous()
-        lora[f"{key}.lora_up.weight"] = factors.B[0].contiguous()
+        up = torch.zeros(layer.features, factors.B.shape[2])
+        up[layer.rows] = factors.B[0]
+        lora[f"{key}.lora_up.weight"] = up
         lora[f"{key}.alpha"] = torch.tensor(float(trained.network.config.rank))
     return lora

@@ -52,7 +52,7 @@ class HypernetConfig:
     @classmethod
     def from_dict(cls, values):
         """Rebuild a config from `to_dict`'s result; raises TypeError or KeyError when it is not one."""
-        layers = tuple(TargetLayer(layer["name"], layer["inputs"], layer["outputs"]) for layer in values["layers"])
+        layers = tuple(TargetLayer(**layer) for layer in values["layers"])
         return cls(**{**values, "layers": layers})
 
 
@@ -118,6 +118,5 @@ class Hypernet(Module):
         P = self.P_const + g * self.left(h).view(-1, count, rank, basis)
         Q = g * self.right(h).view(-1, count, basis, rank)
         return [
-            Factors(P[:, n] @ down, up @ Q[:, n])
-            for n, (down, up) in enumerate(zip(self.down, self.up, strict=True))
+            Factors(P[:, n] @ down, up @ Q[:, n]) for n, (down, up) in enumerate(zip(self.down, self.up, strict=True))
         ]

@@ -46,17 +46,20 @@ class Spans:
         return self._masks[tokens]
 
 
-def add_to_rows(y, x, rows, factors, mask=None):
+def add_to_rows(y, x, rows, factors, mask=None, start=0):
     """y with the delta of each active row added; all other rows stay as they are, bit for bit.
 
-    x: (n, ..., in) input and y: (n, ..., out) output of the layer; rows: (p,) long indices into n;
-    factors: of those p rows. mask: (p, tokens) bool, the tokens of x (n, tokens, in) that each delta is
-    for, all of them by default. Differentiable in x and factors, y is not written to.
+    x: (n, ..., in) input and y: (n, ..., features) output of the layer; rows: (p,) long indices into n;
+    factors: of those p rows, for the output features from `start` on. mask: (p, tokens) bool, the tokens of
+    x (n, tokens, in) that each delta is for, all of them by default. Differentiable in x and factors, y is
+    not written to.
     """
     delta = lowrank_delta(x.index_select(0, rows), factors)
     if mask is not None:
         delta = delta.masked_fill(~mask.unsqueeze(-1), 0.0)
-    return y.index_add(0, rows, delta.to(y.dtype))
+    changed = y.clone()
+    changed.narrow(-1, start, delta.shape[-1]).index_add_(0, rows, delta.to(y.dtype))
+    return changed
 
 
 def _sources(x, rows, batch, read):
@@ -77,20 +80,20 @@ def _sources(x, rows, batch, read):
 
 
 @contextmanager
-def patched_layers(network, names, rows, layers, batch, spans=None, read=None):
-    """While open, the layers `names` of `network` add the deltas `layers` to the rows `rows`.
+def patched_layers(network, targets, rows, layers, batch, spans=None, read=None):
+    """While open, the layers `targets` of `network` add the deltas `layers` to the rows `rows`.
 
-    rows: (p,) long, on the device that computes. layers: one `Factors` a name, for those p rows, on
-    the same device. batch: rows of the network's input. spans: the tokens of each delta, all of them by
-    default. read: the tokens that the batch's rows read, if known. The modules' own `forward` is back
-    afterwards whatever happens in between; an earlier override by another node is kept and called.
+    targets: `TargetLayer`s. rows: (p,) long, on the device that computes. layers: one `Factors` a target, for
+    those p rows, on the same device. batch: rows of the network's input. spans: the tokens of each delta, all
+    of them by default. read: the tokens that the batch's rows read, if known. The modules' own `forward` is
+    back afterwards whatever happens in between; an earlier override by another node is kept and called.
     """
     former = []
     try:
-        for name, factors in zip(names, layers, strict=True):
-            module = network.get_submodule(name)
+        for target, factors in zip(targets, layers, strict=True):
+            module = network.get_submodule(target.name)
             former.append((module, module.__dict__.get("forward")))
-            module.forward = _with_delta(module.forward, rows, factors, batch, spans, read)
+            module.forward = _with_delta(module.forward, rows, factors, batch, spans, read, target.start)
         yield
     finally:
         for module, own in reversed(former):
@@ -100,12 +103,12 @@ def patched_layers(network, names, rows, layers, batch, spans=None, read=None):
                 module.forward = own
 
 
-def _with_delta(forward, rows, factors, batch, spans, read):
+def _with_delta(forward, rows, factors, batch, spans, read, start):
     def forward_with_delta(x, *args, **kwargs):
         y = forward(x, *args, **kwargs)
         mask = None if spans is None else spans.mask(x.shape[1])
         if x.shape[0] == batch:
-            return add_to_rows(y, x, rows, factors, mask)
+            return add_to_rows(y, x, rows, factors, mask, start)
         source = _sources(x, rows, batch, read)
         if source is None:
             warnings.warn(
@@ -116,7 +119,7 @@ def _with_delta(forward, rows, factors, batch, spans, read):
             return y
         own, delta = (source.unsqueeze(1) == rows).nonzero(as_tuple=True)
         own_mask = None if mask is None else mask[delta]
-        return add_to_rows(y, x, own, Factors(factors.A[delta], factors.B[delta]), own_mask)
+        return add_to_rows(y, x, own, Factors(factors.A[delta], factors.B[delta]), own_mask, start)
 
     return forward_with_delta
 
@@ -177,7 +180,7 @@ class Erasure:
     def __init__(self, writer, key):
         self.writer = writer
         self.key = key
-        self.names = [layer.name for layer in writer.trained.network.config.layers]
+        self.targets = writer.trained.network.config.layers
 
     def _row_numbers(self, conditionings, table):
         """The row numbers of each conditioning, one for each prompt of its batch."""
@@ -235,7 +238,7 @@ class Erasure:
             return executor(x, t, c_concat, c_crossattn, control, options, **kw)
         rows, layers, spans = batch
         network = executor.class_obj.diffusion_model
-        with patched_layers(network, self.names, rows, layers, x.shape[0], spans, c_crossattn):
+        with patched_layers(network, self.targets, rows, layers, x.shape[0], spans, c_crossattn):
             return executor(x, t, c_concat, c_crossattn, control, options, **kw)
 
     def cleanup(self, *_):
@@ -246,8 +249,8 @@ class Erasure:
 def apply_erasure(model, trained, strength=1.0, dead_zone=True, unknown="base"):
     """Return a clone of `model` (ModelPatcher) that erases what `trained` erases; `model` is not touched.
 
-    strength, dead_zone, unknown: see `writer.Writer`. At strength 0 the clone is the model itself. Raises `targets.UnsupportedModelError` or
-    `HypernetFileError` when the hypernet does not fit.
+    strength, dead_zone, unknown: see `writer.Writer`. At strength 0 the clone is the model itself. Raises
+    `targets.UnsupportedModelError` or `HypernetFileError` when the hypernet does not fit.
     """
     family = recognise(model.model)
     layers = target_layers(model.model, family)
@@ -264,7 +267,7 @@ def apply_erasure(model, trained, strength=1.0, dead_zone=True, unknown="base"):
         )
     taken = {key for keys in clone.wrappers.values() for key in keys if str(key).startswith(KEY)}
     key = KEY if not taken else f"{KEY}_{len(taken) + 1}"
-    erasure = Erasure(Writer(trained, strength, dead_zone, unknown), key)
+    erasure = Erasure(Writer(trained, strength, dead_zone, unknown, family.joint), key)
     clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, erasure.key, erasure.outer_sample)
     clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, erasure.key, erasure.calc_cond_batch)
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, erasure.key, erasure.apply_model)

@@ -1,56 +1,36 @@
-"""Which layers of which model families H writes to, as data.
-
-A family is one entry of `FAMILIES`. It is told from the names of the host's classes, never from a
-file name, so that subclasses made by other packs match as well.
-"""
+"""Which layers of a model H writes to: the entry of ``families`` that fits, and the layers it names."""
 
 import re
 from dataclasses import dataclass
 
+from .families import FAMILIES
+
 PREFIX = "diffusion_model."
+_SAMPLED_ROWS = 64
 
 
 @dataclass(frozen=True)
 class TargetLayer:
-    """One linear layer that receives a low-rank delta.
+    """One linear layer, or some output rows of a fused one, that receives a low-rank delta.
 
-    `name` is relative to the diffusion network, `inputs` and `outputs` are its features.
+    `name` is relative to the diffusion network. H writes to `outputs` rows from `start` on, of the
+    layer's `features` output rows; `inputs` are the features of its input.
     """
 
     name: str
     inputs: int
     outputs: int
+    start: int = 0
+    features: int = 0
 
+    def __post_init__(self):
+        if not self.features:
+            object.__setattr__(self, "features", self.outputs)
 
-@dataclass(frozen=True)
-class Family:
-    """A model family: how to recognise it and where its text enters.
-
-    `config` is the name of the host's configuration class (or of an ancestor of it), `pattern` a
-    regular expression over layer names, `architecture` the name used by modelspec metadata. `encoders`:
-    widths of its text encoders where several lie side by side in each token. reads_text: whether the target
-    layers read the prompt's tokens and are all that does.
-    """
-
-    key: str
-    title: str
-    config: str
-    network: str
-    pattern: str
-    architecture: str
-    encoders: tuple[int, ...] = ()
-    reads_text: bool = True
-
-
-_CROSS_ATTENTION = r"(input_blocks|middle_block|output_blocks)\..*\.attn2\.to_[kv]"
-
-FAMILIES = (
-    Family("sd15", "Stable Diffusion 1.x", "SD15", "UNetModel", _CROSS_ATTENTION, "stable-diffusion-v1-5"),
-    Family("sd20", "Stable Diffusion 2.x", "SD20", "UNetModel", _CROSS_ATTENTION, "stable-diffusion-v2-1"),
-    Family(
-        "sdxl", "Stable Diffusion XL", "SDXL", "UNetModel", _CROSS_ATTENTION, "stable-diffusion-xl-v1-base", (768, 1280)
-    ),
-)
+    @property
+    def rows(self):
+        """The output rows that H writes to, as a slice."""
+        return slice(self.start, self.start + self.outputs)
 
 
 class UnsupportedModelError(ValueError):
@@ -96,15 +76,17 @@ def target_layers(base_model, family):
     Sizes are read from `in_features` and `out_features`: a quantised or lazily loaded layer is no
     torch Linear and may have no weight to look at. Raises `UnsupportedModelError` when there are none.
     """
-    pattern = re.compile(family.pattern)
     layers = []
     for name, module in base_model.diffusion_model.named_modules():
         name = name.replace("_orig_mod.", "")  # blocks wrapped by torch.compile nodes
-        if pattern.fullmatch(name) and hasattr(module, "in_features") and hasattr(module, "out_features"):
-            layers.append(TargetLayer(name, module.in_features, module.out_features))
+        rule = next((rows for pattern, rows in family.targets if re.fullmatch(pattern, name)), None)
+        if rule and hasattr(module, "in_features") and hasattr(module, "out_features"):
+            inputs, features = module.in_features, module.out_features
+            start, outputs = rule(inputs, features)
+            layers.append(TargetLayer(name, inputs, outputs, start, features))
     if not layers:
         raise UnsupportedModelError(
-            f"This {family.title} model has none of the layers that UnHype steers (its cross-attention). "
+            f"This {family.title} model has none of the layers that UnHype steers (its attention). "
             "It was probably rebuilt by another node; connect the model before that node."
         )
     return tuple(layers)
@@ -113,9 +95,9 @@ def target_layers(base_model, family):
 def weight_spread(model, layers):
     """The standard deviation of each target layer's weights: a fingerprint that survives a change of dtype.
 
-    model: ModelPatcher. Where a LoRA is merged into the shared weights at the moment, perhaps by another
-    branch of the graph, the host's backup of them counts. Returns a list of floats, empty where weights
-    can't be read (quantised or paged out).
+    model: ModelPatcher. Some of the rows that H writes to stand for all of them. Where a LoRA is merged
+    into the shared weights at the moment, perhaps by another branch of the graph, the host's backup of
+    them counts. Returns a list of floats, empty where weights can't be read (quantised or paged out).
     """
     spread = []
     for layer in layers:
@@ -123,5 +105,6 @@ def weight_spread(model, layers):
         weight = getattr(holder or model.model.diffusion_model.get_submodule(layer.name), "weight", None)
         if weight is None or weight.is_meta or not weight.is_floating_point() or weight.element_size() < 2:
             return []
-        spread.append(round(weight.detach().float().std().item(), 6))
+        rows = weight.detach()[layer.rows][:: max(1, layer.outputs // _SAMPLED_ROWS)]
+        spread.append(round(rows.float().std().item(), 6))
     return spread

@@ -8,6 +8,7 @@ from torch.nn.functional import cosine_similarity
 from .deadzone import is_silent
 from .embedding import read_prompts
 from .lora import factors_of
+from .tokens import with_embedding
 
 
 class Verdict(NamedTuple):
@@ -36,6 +37,7 @@ def verdicts(trained, conditioning):
     width = trained.network.config.embedding_width
     found = []
     for entry, (tokens, values) in enumerate(conditioning):
+        values = with_embedding({**values, "cross_attn": tokens}, trained.record.embedding)
         for row, chunks in enumerate(read_prompts(values, tokens, width, trained.chunk, trained.reader)):
             found += [_judge(trained, chunk, (entry, row, number)) for number, chunk in enumerate(chunks)]
     return found
@@ -45,7 +47,7 @@ def _judge(trained, chunk, place):
     if not chunk.views:
         return Verdict(*place, None, 0.0, 0.0, False, not chunk.unknown)
     c = torch.stack(chunk.views)
-    _, presence = factors_of(trained, c.to(trained.network.trunk.weight.device), 1.0)
+    _, presence = factors_of(trained, c.to(trained.device), 1.0)
     loudest = int(presence.argmax())
     concept, resemblance = None, 0.0
     if trained.concept_c is not None:
@@ -66,7 +68,9 @@ def place_of(verdict, found):
 def in_words(trained, found):
     """The verdicts as text, a line a chunk, with a summary in front."""
     erased = sum(verdict.erased for verdict in found)
-    summary = f"Erased: {erased} of {len(found)} parts." if erased else "Nothing is erased: the original model draws this."
+    summary = (
+        f"Erased: {erased} of {len(found)} parts." if erased else "Nothing is erased: the original model draws this."
+    )
     return "\n".join([summary, *(f"{place_of(verdict, found)}: {_sentence(verdict)}" for verdict in found)])
 
 

@@ -14,9 +14,12 @@ from .embedding import content_key, read_prompts
 from .factors import select
 from .files import HypernetFileError
 from .lora import factors_of
+from .tokens import with_embedding
 
 POLICIES = ("base", "strict")
 _CACHED_PROMPTS = 256
+# Views of one text differ by less than this; what is so much louder speaks for tokens that were changed since.
+_LOUDER = 1.5
 
 
 class Part(NamedTuple):
@@ -38,20 +41,25 @@ class Writer:
     strength: up to 1 it is the trajectory step s / S, above 1 it multiplies the delta. dead_zone: whether
     text under the file's threshold gets nothing. unknown: one of POLICIES, what becomes of text that can't
     be judged: "base" leaves it alone, "strict" treats it as the erased concept with the largest delta.
+    joint: whether the target layers see the prompt's tokens together with the picture's, so that a prompt
+    gets one delta for all.
     """
 
-    def __init__(self, trained, strength=1.0, dead_zone=True, unknown="base"):
+    def __init__(self, trained, strength=1.0, dead_zone=True, unknown="base", joint=False):
         self.trained = trained
         self.strength = strength
-        self.threshold = trained.record.dead_zone if dead_zone else 0.0
+        self.threshold = trained.record.dead_zone if dead_zone else float("-inf")
+        self.joint = joint
         self.fallback = _strongest(trained) if unknown == "strict" else None
         self._written = OrderedDict()
 
     def write(self, c):
-        """Factors for embeddings c, (p, width): a list with one entry each, None inside the dead zone."""
-        layers, presence = factors_of(self.trained, c.to(self.trained.network.trunk.weight.device), self.strength)
+        """What H writes for embeddings c, (p, width): a list of (factors, presence), one each, None inside the
+        dead zone."""
+        layers, presence = factors_of(self.trained, c.to(self.trained.device), self.strength)
         silent = is_silent(presence, self.threshold).tolist()
-        return [None if silent[p] else select(layers, slice(p, p + 1)) for p in range(c.shape[0])]
+        parts = [select(layers, slice(p, p + 1)) for p in range(c.shape[0])]
+        return [None if silent[p] else (parts[p], presence[p].item()) for p in range(c.shape[0])]
 
     def parts(self, conditionings):
         """The `Part`s of each prompt of each conditioning, and whether some of the text can't be judged.
@@ -63,7 +71,14 @@ class Writer:
         trained = self.trained
         width = trained.network.config.embedding_width
         read = [
-            read_prompts(entry, entry.get("cross_attn"), width, trained.chunk, trained.reader) for entry in conditionings
+            read_prompts(
+                with_embedding(entry, trained.record.embedding),
+                entry.get("cross_attn"),
+                width,
+                trained.chunk,
+                trained.reader,
+            )
+            for entry in conditionings
         ]
         chunks = [chunk for prompts in read for prompt in prompts for chunk in prompt]
         unknown = any(chunk.unknown for chunk in chunks)
@@ -82,24 +97,37 @@ class Writer:
         if new:
             self._written.update(zip(new, self.write(torch.stack(list(new.values()))), strict=True))
 
+    def _heard(self, keys):
+        """Of the views of a chunk the one that it follows: the first that H answers, or one that is much louder."""
+        answered = [key for key in keys if self._written.get(key)]
+        if not answered:
+            return None
+        size = {key: self._written[key][1] for key in answered}
+        loudest = max(answered, key=size.get)
+        return loudest if size[loudest] > _LOUDER * size[answered[0]] else answered[0]
+
     def _parts_of(self, chunks):
-        """Each chunk follows the first of its views that H answers; neighbours that get the same are one part.
+        """The `Part`s of a prompt; neighbours that get the same are one part.
 
         What can't be judged and isn't erased follows the chunk before it, whose text it goes on with. At the
         beginning of a prompt it is left alone.
         """
-        parts, last = [], None
+        heard, last = [], None
         for chunk in chunks:
             keys = [content_key(c) for c in chunk.views]
             if chunk.unknown:
                 keys = [last if self.fallback is None else content_key(self.fallback)]
-            last = next((key for key in keys if self._written.get(key)), None)
-            if last is None:
-                continue
-            if parts and parts[-1].key == last and parts[-1].stop == chunk.start:
-                parts[-1] = parts[-1]._replace(stop=chunk.stop)
-            else:
-                parts.append(Part(chunk.start, chunk.stop, chunks[-1].stop, last, self._written[last]))
+            last = self._heard(keys)
+            heard.append((chunk.start, chunk.stop, last))
+        length = chunks[-1].stop
+        if self.joint:
+            heard = [(0, length, self._heard([key for *_, key in heard]))]
+        parts = []
+        for start, stop, key in heard:
+            if parts and parts[-1].key == key and parts[-1].stop == start:
+                parts[-1] = parts[-1]._replace(stop=stop)
+            elif key is not None:
+                parts.append(Part(start, stop, length, key, self._written[key][0]))
         return tuple(parts)
 
     def words_about_unknown(self):
@@ -123,5 +151,5 @@ def _strongest(trained):
             f"Apply Concept Erasure: hypernet '{trained.name}' was trained by an older version, whose files don't hold "
             "what unknown_prompts 'strict' needs. Choose 'base', or train it again."
         )
-    _, presence = factors_of(trained, trained.concept_c.to(trained.network.trunk.weight.device), 1.0)
+    _, presence = factors_of(trained, trained.concept_c.to(trained.device), 1.0)
     return trained.concept_c[int(presence.argmax())]

@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .apply import ApplyErasure
 from .export import HypernetToLora
+from .import_weights import ImportWeights
 from .inspect import InspectPrompt
 from .load import LoadHypernet
 from .train import TrainErasure
@@ -13,7 +14,7 @@ class UnHypeExtension(ComfyExtension):
     """What ComfyUI asks for the pack's nodes."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadHypernet, ApplyErasure, TrainErasure, HypernetToLora, InspectPrompt]
+        return [LoadHypernet, ApplyErasure, TrainErasure, HypernetToLora, InspectPrompt, ImportWeights]
 
 
 async def comfy_entrypoint() -> UnHypeExtension:

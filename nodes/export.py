@@ -40,4 +40,4 @@ class HypernetToLora(io.ComfyNode):
 
     @classmethod
     def execute(cls, unhype, clip, text, strength):
-        return io.NodeOutput(to_lora(unhype, encode(clip, text).c, text, strength))
+        return io.NodeOutput(to_lora(unhype, encode(clip, text, unhype.record.embedding).c, text, strength))

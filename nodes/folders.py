@@ -31,6 +31,26 @@ def hypernet_path(name):
     return Path(folder_paths.get_full_path_or_raise(FOLDER, name))
 
 
+def _published_files():
+    """Files of the paper's authors in the folders of hypernets: name in the list to path."""
+    folders = [Path(folder) for folder in folder_paths.get_folder_paths(FOLDER)]
+    found = [(path.relative_to(folder).as_posix(), path) for folder in folders for path in folder.rglob("*.pth")]
+    return dict(reversed(found))  # of equal names the first folder's counts, as in ComfyUI's own lists
+
+
+def published_names():
+    """The files that Import UnHype Weights offers."""
+    return sorted(_published_files())
+
+
+def published_path(name):
+    """The path of a listed file; raises FileNotFoundError for any other."""
+    path = _published_files().get(name)
+    if path is None:
+        raise FileNotFoundError(f"There is no file '{name}' in models/{FOLDER}.")
+    return path
+
+
 def training_folder():
     """Where Train Erasure writes hypernets."""
     return Path(folder_paths.get_folder_paths(FOLDER)[0])

@@ -150,7 +150,8 @@ def _advanced_inputs():
             min=1.0,
             max=30.0,
             step=0.5,
-            tooltip="The CFG scale of the pictures that training looks at. Use the one you generate with.",
+            tooltip="The CFG scale of the pictures that training looks at. Use the one you generate with. For Flux.1 "
+            "and Flux.2 it is the model's own guidance, 3.5 as a rule.",
         ),
         advanced(
             io.Int.Input,

@@ -1,11 +1,16 @@
-"""A Stable Diffusion 1.x checkpoint with random weights, as small as CheckpointLoaderSimple accepts one.
+"""Models with random weights, as small as ComfyUI's own loaders accept them.
 
-The UNet has one level and one cross-attention block, the VAE is a TAESD. The text encoder has the
-size that ComfyUI prescribes for SD 1.x, 123 M parameters: nothing smaller is recognised.
+A Stable Diffusion 1.x checkpoint for CheckpointLoaderSimple: the UNet has one level and one
+cross-attention block, the VAE is a TAESD. The text encoder has the size that ComfyUI prescribes for
+SD 1.x, 123 M parameters: nothing smaller is recognised.
+A Flux.1 for UNETLoader, one block of each kind, which reads text as wide as CLIP-L's, and a TAESD of its
+latents for VAELoader. Hosts before 0.30 take no Flux smaller than the real width.
 """
 
+import comfy.ops
 import comfy.sd1_clip
 import torch
+from comfy.ldm.flux.model import Flux, FluxParams
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.taesd.taesd import TAESD
 from safetensors.torch import save_file
@@ -27,10 +32,30 @@ _UNET = {
 }
 
 
+_FLUX = {
+    "in_channels": 16,
+    "out_channels": 16,
+    "vec_in_dim": 768,
+    "context_in_dim": 768,
+    "hidden_size": 128,
+    "mlp_ratio": 4.0,
+    "num_heads": 1,
+    "depth": 1,
+    "depth_single_blocks": 1,
+    "axes_dim": [16, 56, 56],
+    "theta": 10000,
+    "patch_size": 2,
+    "qkv_bias": True,
+    "guidance_embed": True,
+}
+# Newer hosts want to know where text has places; Flux.1's has none.
+_FLUX |= {"txt_ids_dims": []} if "txt_ids_dims" in FluxParams.__dataclass_fields__ else {}
+
+
 def _tensors(prefix, module, generator):
     """Names and fp16 values for the module's parameters: norms do nothing yet, all else is small and random."""
     for path, part in module.named_modules():
-        norm = isinstance(part, (torch.nn.GroupNorm, torch.nn.LayerNorm))
+        norm = isinstance(part, (torch.nn.GroupNorm, torch.nn.LayerNorm, torch.nn.RMSNorm))
         for name, parameter in part.named_parameters(recurse=False):
             if parameter.ndim < 2:
                 value = torch.full(parameter.shape, float(norm and name == "weight"))
@@ -53,7 +78,31 @@ def write_checkpoint(path):
         "first_stage_model.taesd_decoder.": vae.taesd_decoder,
         "cond_stage_model.transformer.text_model.": clip,
     }
-    tensors = {name: value for prefix, part in parts.items() for name, value in _tensors(prefix, part, generator)}
+    tensors = _all_tensors(parts, generator)
     tensors |= {"first_stage_model.vae_scale": torch.tensor(1.0), "first_stage_model.vae_shift": torch.tensor(0.0)}
+    _write(tensors, path)
+
+
+def write_flux(path):
+    """Write a Flux.1 dev, 2 MB."""
+    with torch.device("meta"):
+        network = Flux(**_FLUX, device="meta", operations=comfy.ops.disable_weight_init)
+    _write(_all_tensors({"": network}, torch.Generator().manual_seed(0)), path)
+
+
+def write_flux_vae(path):
+    """Write a VAE for 16 channels, 5 MB."""
+    with torch.device("meta"):
+        vae = TAESD(latent_channels=16)
+    parts = {"taesd_encoder.": vae.taesd_encoder, "taesd_decoder.": vae.taesd_decoder}
+    tensors = _all_tensors(parts, torch.Generator().manual_seed(0))
+    _write(tensors | {"vae_scale": torch.tensor(1.0), "vae_shift": torch.tensor(0.0)}, path)
+
+
+def _all_tensors(parts, generator):
+    return {name: value for prefix, part in parts.items() for name, value in _tensors(prefix, part, generator)}
+
+
+def _write(tensors, path):
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, str(path))

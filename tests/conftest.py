@@ -9,6 +9,13 @@ from benchmarks.server import PACKS, ComfyServer
 load_pack()
 
 
+def pytest_addoption(parser):
+    """How much the tests that draw at random draw, and from which seed."""
+    parser.addoption("--graphs", type=int, default=100, help="random graphs in test_leftovers.py")
+    parser.addoption("--files", type=int, default=300, help="damaged files in test_fuzz.py")
+    parser.addoption("--seed", type=int, default=0, help="where random graphs and files start from")
+
+
 @pytest.fixture(scope="session")
 def pack():
     """The pack's root module."""

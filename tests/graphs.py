@@ -32,7 +32,7 @@ def reduced(prompt):
             inputs |= {"steps": 4, "batch": 2, "width": SIDE, "height": SIDE, "checkpoint_every": 2, "preview_every": 4}
         elif entry["class_type"] == "KSampler":
             inputs |= {"steps": 2}
-        elif entry["class_type"] == "EmptyLatentImage":
+        elif entry["class_type"] in ("EmptyLatentImage", "EmptySD3LatentImage"):
             inputs |= {"width": SIDE, "height": SIDE}
     return prompt
 
@@ -45,3 +45,11 @@ def training_prompt(server):
     prompt["clip"] = {"class_type": "UnHypeTestCLIP", "inputs": {}}
     trainer["inputs"]["clip"] = ["clip", 0]
     return prompt, trainer["inputs"]
+
+
+def with_small_clip(prompt):
+    """The same prompt with the tests' own text encoder instead of the loader's."""
+    for number, entry in prompt.items():
+        if entry["class_type"] == "DualCLIPLoader":
+            prompt[number] = {"class_type": "UnHypeTestCLIP", "inputs": {}}
+    return prompt

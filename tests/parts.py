@@ -8,6 +8,7 @@ the node raises `Missing`, which says what it lacks.
 import copy
 import importlib
 import inspect
+from functools import cache
 
 import comfy.cldm.cldm
 import comfy.controlnet
@@ -50,10 +51,17 @@ def extra(name, node, **inputs):
 # Models
 
 
+@cache
+def another_model():
+    """A model with other weights, for nodes that want two."""
+    return tiny_model(seed=9)
+
+
+@cache
 def style_lora(seed=20, size=0.1):
     """A LoRA on self-attention and cross-attention, target layers included."""
     lora = {}
-    for name, weight in tiny_model().model.state_dict().items():
+    for name, weight in another_model().model.state_dict().items():
         if name.endswith(("attn1.to_q.weight", "attn2.to_k.weight", "attn2.to_v.weight", "attn2.to_q.weight")):
             key = name.removesuffix(".weight")
             lora[f"{key}.lora_down.weight"] = torch.randn(2, weight.shape[1], generator=seeded(seed)) * size
@@ -67,16 +75,14 @@ def lora(model):
 
 def merge(model):
     return run_node(
-        "comfy_extras.nodes_model_merging", "ModelMergeSimple", model1=model, model2=tiny_model(seed=9), ratio=0.5
+        "comfy_extras.nodes_model_merging", "ModelMergeSimple", model1=model, model2=another_model(), ratio=0.5
     )[0]
 
 
 def perp_neg(model):
     """The deprecated node, which encodes its empty prompt by hand while sampling."""
     empty = [[prompt(6)[0][0], {"pooled_output": torch.zeros(1, 24)}]]
-    return run_node(
-        "comfy_extras.nodes_perpneg", "PerpNeg", model=model, empty_conditioning=empty, neg_scale=0.7
-    )[0]
+    return run_node("comfy_extras.nodes_perpneg", "PerpNeg", model=model, empty_conditioning=empty, neg_scale=0.7)[0]
 
 
 def tiles(model):
@@ -234,7 +240,9 @@ MODEL_PARTS = {
 
 def control_net():
     """A ControlNet of the tiny model's size."""
-    sizes = {key: value for key, value in copy.deepcopy(_UNET).items() if not key.startswith("transformer_depth_output")}
+    sizes = {
+        key: value for key, value in copy.deepcopy(_UNET).items() if not key.startswith("transformer_depth_output")
+    }
     network = comfy.cldm.cldm.ControlNet(
         **{key: value for key, value in sizes.items() if key not in ("out_channels",)},
         hint_channels=3,
@@ -338,7 +346,7 @@ def _node_guider(module, name, **inputs):
     def part(model, positive, negative):
         middle, empty = prompt(4), prompt(6)
         given = {"cond1": positive, "cond2": middle, "conditioning": positive, "empty_conditioning": empty}
-        given |= {"model": model, "positive": positive, "negative": negative, "model_negative": tiny_model(seed=9)}
+        given |= {"model": model, "positive": positive, "negative": negative, "model_negative": another_model()}
         return run_node(f"comfy_extras.nodes_{module}", name, **given, **inputs)[0]
 
     return part
@@ -351,6 +359,8 @@ GUIDER_PARTS = {
     "basic": _node_guider("custom_sampler", "BasicGuider"),
     "perp-neg": _node_guider("perpneg", "PerpNegGuider", cfg=4.0, neg_scale=0.8),
     "dual cfg": _node_guider("custom_sampler", "DualCFGGuider", cfg_conds=3.0, cfg_cond2_negative=2.0, style="regular"),
-    "nested cfg": _node_guider("custom_sampler", "DualCFGGuider", cfg_conds=3.0, cfg_cond2_negative=2.0, style="nested"),
+    "nested cfg": _node_guider(
+        "custom_sampler", "DualCFGGuider", cfg_conds=3.0, cfg_cond2_negative=2.0, style="nested"
+    ),
     "dual model": _node_guider("custom_sampler", "DualModelGuider", cfg=3.0),
 }

@@ -224,7 +224,11 @@ def test_parts_stacked_on_both_sides(model, trained):
             model = MODEL_PARTS[name](model)
         return model
 
-    below, above, guider = ("lora", "freeu", "pag"), ("merge", "ip-adapter", "tiles", "rescale cfg"), GUIDER_PARTS["cfg"]
+    below, above, guider = (
+        ("lora", "freeu", "pag"),
+        ("merge", "ip-adapter", "tiles", "rescale cfg"),
+        GUIDER_PARTS["cfg"],
+    )
     positive, negative = PROMPT_PARTS["regional"](*PROMPT_PARTS["control net"](A, NEGATIVE))
     plain = stack(model, *below, *above)
     base = draw(guider(plain, positive, negative))

@@ -136,6 +136,10 @@ def test_everything_downloaded_is_pinned():
     )
 
 
+def test_the_help_names_every_host():
+    assert " | ".join(HOSTS) in dev.__doc__
+
+
 def test_options_of_other_programs_pass_through():
     assert dev.take_option(["test", "-k", "a b", "--host", "0.3.75", "-x"], "--host") == (
         "0.3.75",
@@ -149,7 +153,7 @@ def test_options_of_other_programs_pass_through():
     [
         (["tset"], "no command tset: it is one of demo, test"),
         (["test", "--host"], "--host needs a value"),
-        (["test", "--host", "9.9.9"], "no ComfyUI 9.9.9: --host takes 0.30.0, 0.3.75, all, or the folder"),
+        (["test", "--host", "9.9.9"], f"no ComfyUI 9.9.9: --host takes {', '.join(HOSTS)}, all, or the folder"),
         (["demo", "--host", "all"], "--host all is for test only"),
         (["bench"], "bench takes one of: speed"),
         (["bench", "sped"], "bench takes one of: speed"),

@@ -7,17 +7,34 @@ from dataclasses import MISSING, fields
 
 import folder_paths
 import pytest
+import torch
 from comfy_api.latest import io
 from tiny import tiny_hypernet, tiny_model
 
 from benchmarks.environment import ROOT
 from unhype.hypernet.files import save
-from unhype.nodes.folders import FOLDER, hypernet_names, hypernet_path, safe_name, training_folder
+from unhype.nodes.folders import (
+    FOLDER,
+    hypernet_names,
+    hypernet_path,
+    published_names,
+    published_path,
+    safe_name,
+    training_folder,
+)
 from unhype.training.loop import TrainingError
+from unhype.training.prompts import PromptError
 from unhype.training.run import Request
 from unhype.training.settings import Settings
 
-IDS = ("UnHypeLoadHypernet", "UnHypeApplyErasure", "UnHypeTrainErasure", "UnHypeHypernetToLora", "UnHypeInspectPrompt")
+IDS = (
+    "UnHypeLoadHypernet",
+    "UnHypeApplyErasure",
+    "UnHypeTrainErasure",
+    "UnHypeHypernetToLora",
+    "UnHypeInspectPrompt",
+    "UnHypeImportWeights",
+)
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +229,7 @@ def folder():
     for path in sorted(folder.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     folder.rmdir()
+    folder_paths.filename_list_cache.pop(FOLDER, None)
 
 
 def test_only_safetensors_are_offered(folder):
@@ -236,6 +254,36 @@ def test_files_outside_the_model_folder_are_not_found(folder):
         with pytest.raises(FileNotFoundError):
             hypernet_path(name)
     outside.unlink()
+
+
+def test_files_of_the_authors_are_listed_apart_and_only_inside_the_folder(folder):
+    for name in ("people/theirs.pth", "a.pth", "b.pt"):
+        (folder / name).touch()
+    outside = folder.parent / "outside.pth"
+    outside.touch()
+    assert published_names() == ["a.pth", "people/theirs.pth"]
+    assert [name.replace("\\", "/") for name in hypernet_names()] == ["people/jane.safetensors"]
+    assert published_path("people/theirs.pth") == folder / "people" / "theirs.pth"
+    for name in ("../outside.pth", "people/../../outside.pth", str(outside), "b.pt"):
+        with pytest.raises(FileNotFoundError):
+            published_path(name)
+    outside.unlink()
+
+
+def test_an_authors_file_is_imported_by_the_node(nodes, folder):
+    from families import instance
+    from test_import import seeded, their_file
+
+    state, config = their_file("flux", 1, instance("flux"), seeded(1))
+    torch.save({"state_dict": state, "config": config}, folder / "theirs.pth")
+    node = nodes["UnHypeImportWeights"]
+    first = node.fingerprint_inputs("theirs.pth", "")
+    (trained,) = node.execute("theirs.pth", "airplane -> sky").result
+    assert trained.record.concepts == (("airplane", "sky"),)
+    assert hypernet_path("theirs.safetensors").is_file()
+    assert node.fingerprint_inputs("theirs.pth", "airplane -> sky") != first
+    with pytest.raises(PromptError, match=r"Import UnHype Weights, 'erases': .* not of the form"):
+        node.execute("theirs.pth", "a -> b -> c")
 
 
 def test_the_folder_is_comfyuis_own(folder):
@@ -286,7 +334,17 @@ def test_every_character_shows_on_every_console(path):
 @pytest.mark.parametrize("path", SOURCES, ids=NAMES)
 def test_nothing_runs_programs_from_data_or_talks_to_the_network(path):
     assert {name.split(".")[0] for name in imports_of(path)} & FORBIDDEN_MODULES == set()
-    assert set(calls_of(path)) & FORBIDDEN_CALLS == set()
+    # The authors' files are pickles, of which torch reads nothing but weights.
+    read_safely = {"torch.load"} if path.name == "conversion.py" else set()
+    assert set(calls_of(path)) & FORBIDDEN_CALLS == read_safely
+
+
+def test_pickles_are_read_for_their_weights_only():
+    source = ast.parse((ROOT / "hypernet" / "conversion.py").read_text("utf-8"))
+    calls = [node for node in ast.walk(source) if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"]
+    assert [[ast.unparse(word) for word in call.keywords if word.arg == "weights_only"] for call in calls] == [
+        ["weights_only=True"]
+    ]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=NAMES)

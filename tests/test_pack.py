@@ -25,5 +25,6 @@ def test_comfyui_keeps_its_own_module_of_the_same_name():
 
 def test_the_server_has_the_nodes(server):
     known = server.object_info()
-    for name in ("UnHypeLoadHypernet", "UnHypeApplyErasure", "UnHypeTrainErasure", "UnHypeHypernetToLora"):
+    own = ("LoadHypernet", "ApplyErasure", "TrainErasure", "HypernetToLora", "ImportWeights")
+    for name in (f"UnHype{node}" for node in own):
         assert known[name]["python_module"] == "custom_nodes.unhype"

@@ -6,13 +6,13 @@ from test_training import TINY, Reports
 from tiny import CONTEXT, POOLED, TinyClip, seeded, tiny_model
 
 from unhype.hypernet.deadzone import is_silent
-from unhype.hypernet.embedding import chunk_features
+from unhype.hypernet.embedding import Reader, chunk_features
 from unhype.hypernet.factors import delta_norm
 from unhype.hypernet.files import load
 from unhype.training.frozen import encode, skipping_last_layer
 from unhype.training.loop import Material
 from unhype.training.prompts import TEMPLATES, fill
-from unhype.training.reader import encode_prompts, explained, fit_reader, ridge
+from unhype.training.reader import encode_prompts, explained, fit_layer, ridge
 from unhype.training.run import Request, train_erasure
 
 
@@ -36,11 +36,11 @@ class SpeakingClip(TinyClip):
         self.layer = layer
 
     def encode_from_tokens_scheduled(self, tokens):
-        ((cross, values),) = super().encode_from_tokens_scheduled(tokens)
+        ((cross, _),) = super().encode_from_tokens_scheduled(tokens)
         map_ = torch.randn(POOLED, CONTEXT, generator=seeded(2)) / CONTEXT**0.5
         pooled = torch.nn.functional.normalize(cross[0].mean(0), dim=0) @ map_.T * CONTEXT**0.5
         if self.layer == -2:
-            cross = cross + 0.2 * cross @ torch.linalg.qr(torch.randn(CONTEXT, CONTEXT, generator=seeded(3)))[0]
+            cross = cross @ torch.linalg.qr(torch.randn(CONTEXT, CONTEXT, generator=seeded(3)))[0] + 0.5
         return [[cross, {"pooled_output": pooled.unsqueeze(0)}]]
 
 
@@ -63,26 +63,26 @@ def test_ridge_is_the_minimum_of_its_loss(count):
     W, b = ridge(features, c, 0.1)
     for seed in range(10):
         generator = seeded(seed)
-        nearby = W + 0.01 * torch.randn(W.shape, generator=generator), b + 0.01 * torch.randn(b.shape, generator=generator)
+        nearby = (
+            W + 0.01 * torch.randn(W.shape, generator=generator),
+            b + 0.01 * torch.randn(b.shape, generator=generator),
+        )
         assert loss(*nearby) > loss(W, b)
 
 
 def test_a_linear_relation_is_found_and_noise_is_not():
-    reader, share = fit_reader(drawn(60), drawn(20, seed=1), (6,))
+    (features, c), (unseen, meant) = drawn(60), drawn(20, seed=1)
+    weight, bias, share = fit_layer(features, unseen, c, meant, (6,))
     assert share > 0.99
-    features, c = drawn(20, seed=2)
-    torch.testing.assert_close(reader(features)[0], c, rtol=0, atol=0.2)
-    noise = torch.randn(60, 12, generator=seeded(5)), torch.randn(60, 5, generator=seeded(6))
-    reader, share = fit_reader(noise, drawn(20, seed=1), (6,))
-    assert reader is None
-    assert share < 0.5
+    torch.testing.assert_close(unseen @ weight.T + bias[0], meant, rtol=0, atol=0.2)
+    assert fit_layer(features, unseen, torch.randn(c.shape, generator=seeded(6)), meant, (6,))[-1] < 0.5
 
 
 def test_each_encoder_is_read_for_itself():
-    f, c = drawn(60)
-    unseen, meant = drawn(20, seed=1)
-    reader, share = fit_reader((torch.cat([f, f * 3], 1), c), (torch.cat([unseen, unseen * 3], 1), meant), (6, 6))
+    (f, c), (unseen, meant) = drawn(60), drawn(20, seed=1)
+    weight, bias, share = fit_layer(torch.cat([f, f * 3], 1), torch.cat([unseen, unseen * 3], 1), c, meant, (6, 6))
     assert share > 0.99
+    reader = Reader((6, 6), weight.unsqueeze(0), bias.unsqueeze(0), torch.zeros(1, 25))
     one, other = reader(torch.cat([unseen, torch.zeros_like(unseen)], 1))
     assert explained(one, meant) > 0.99
     assert explained(other, meant) < 0.01
@@ -149,7 +149,7 @@ def test_the_file_holds_the_reader_and_the_mean_wording_of_each_concept(go, monk
     loaded = load(outcome.path)
     wordings = [encode(SpeakingClip(), fill(template, "cat")).c for template in TEMPLATES["object"]]
     torch.testing.assert_close(loaded.concept_c, torch.stack(wordings).mean(0, keepdim=True))
-    assert loaded.record.reading == {"tokens": 8, "widths": [CONTEXT]}
+    assert loaded.record.reading == {"tokens": 8, "widths": [CONTEXT], "layers": 2}
     tokens = encode(SpeakingClip(), "a photo of a cat").conditioning[0][0][0]
     (read,) = loaded.reader.views(tokens)
     (same,) = outcome.trained.reader.views(tokens)
@@ -160,5 +160,5 @@ def test_where_tokens_do_not_tell_the_pooled_vector_there_is_no_reader(go, monke
     outcome, material = go(TinyClip(), monkeypatch)
     loaded = load(outcome.path)
     assert loaded.reader is None
-    assert loaded.record.reading == {"tokens": 8, "widths": []}
+    assert loaded.record.reading == {"tokens": 8, "widths": [], "layers": 0}
     assert len(material.phrase_c) == len(TEMPLATES["object"])

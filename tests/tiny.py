@@ -80,8 +80,9 @@ def seeded(seed):
 def draw_weights(network, seed):
     """Give every parameter of a host's network, which comes uninitialised, random numbers of a sane size."""
     generator = seeded(seed)
+    values = [*network.named_parameters(), *((n, v) for n, v in network.named_buffers() if v.is_floating_point())]
     with torch.no_grad():
-        for name, weight in sorted(network.named_parameters()):
+        for name, weight in sorted(values, key=lambda pair: pair[0]):
             if weight.dim() > 1:
                 drawn = torch.randn(weight.shape, generator=generator) / weight[0].numel() ** 0.5
             elif name.endswith("weight"):
@@ -144,16 +145,19 @@ def tiny_hypernet(model, seed=0, size=0.05, dead_zone=0.0, rank=2, width=POOLED,
     with torch.no_grad():
         for weight in network.right.parameters():
             weight.copy_(torch.randn(weight.shape, generator=generator) * size)
-    record = Record(family.key, tuple(concepts), dead_zone, {"weight_spread": weight_spread(model, layers)})
+    base = {"weight_spread": weight_spread(model, layers)}
+    record = Record(family.key, tuple(concepts), dead_zone, base, embedding=family.embedding)
     return TrainedHypernet(network.half().float().requires_grad_(False).eval(), record, "tiny")
 
 
 def sample(model, positive, negative, cfg=3.0, pictures=2, steps=3, seed=5):
-    """Latents (pictures, 4, 8, 8) as KSampler would make them."""
+    """Latents as KSampler would make them, (pictures, 4, 8, 8) for SD."""
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
-    noise = torch.randn(pictures, 4, LATENT, LATENT, generator=seeded(seed))
+    latent = model.model.latent_format
+    frames = [1] if latent.latent_dimensions == 3 else []
+    noise = torch.randn(pictures, latent.latent_channels, *frames, LATENT, LATENT, generator=seeded(seed))
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
     euler = comfy.samplers.sampler_object("euler")
     return guider.sample(noise, torch.zeros_like(noise), euler, sigmas, disable_pbar=True, seed=0)

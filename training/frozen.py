@@ -7,7 +7,8 @@ be trained, and since other nodes go on using the original.
 import copy
 import hashlib
 import json
-from contextlib import ExitStack, contextmanager, nullcontext
+import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,11 +17,14 @@ import comfy.sampler_helpers
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
-from torch.utils.checkpoint import checkpoint
 
 from ..hypernet.embedding import driving_embedding
+from ..hypernet.factors import select
+from ..hypernet.families import POOLED
 from ..hypernet.patch import patched_layers
 from ..hypernet.targets import recognise, target_layers
+from ..hypernet.tokens import with_embedding
+from .blocks import running
 
 
 class MissingEmbeddingError(ValueError):
@@ -36,17 +40,37 @@ class EncodedPrompt:
     conditioning: list
 
 
-def encode(clip, text):
-    """Encode one prompt outside inference mode. Raises `MissingEmbeddingError` without a pooled vector."""
-    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
-    entry = conditioning[0][1]
-    c = driving_embedding(entry)
+def encode(clip, text, source=POOLED):
+    """Encode one prompt outside inference mode; `source` is what drives H, as `families` has it.
+
+    Raises `MissingEmbeddingError` when the encoder gives no such vector.
+    """
+    states, entry = clip.encode_from_tokens_scheduled(clip.tokenize(text))[0]
+    c = driving_embedding(with_embedding({**entry, "cross_attn": states}, source))
     if c is None:
         raise MissingEmbeddingError(
             "The connected CLIP gives no pooled prompt embedding, which is what drives the hypernet. Connect the CLIP "
-            "of a Stable Diffusion 1.x, 2.x or XL checkpoint."
+            "that belongs to the model; for Flux.1 and Stable Diffusion 3 it must include CLIP-L."
         )
-    return EncodedPrompt(text, c.clone(), [[conditioning[0][0].clone(), dict(entry)]])
+    entry = {name: value.clone() if torch.is_tensor(value) else value for name, value in entry.items()}
+    return EncodedPrompt(text, c.clone(), [[states.clone(), entry]])
+
+
+@contextmanager
+def differentiable():
+    """While open, also through backward, the host's networks use operations that gradients go through.
+
+    Newer hosts swap faster ones in otherwise, which have no gradients.
+    """
+    former = getattr(comfy.model_management, "in_training", None)
+    if former is None:
+        yield
+        return
+    comfy.model_management.in_training = True
+    try:
+        yield
+    finally:
+        comfy.model_management.in_training = former
 
 
 def skipping_last_layer(clip):
@@ -118,7 +142,6 @@ class FrozenModel:
         self.checkpointing = checkpointing
         self.family = recognise(model.model)
         self.layers = target_layers(model.model, self.family)
-        self.names = [layer.name for layer in self.layers]
         self.patcher = _private_copy(model)
         self.device = model.load_device
 
@@ -127,8 +150,21 @@ class FrozenModel:
         """The diffusion network itself."""
         return self.patcher.model.diffusion_model
 
+    @property
+    def blocks(self):
+        """The modules that run again for backward when checkpointing."""
+        return [
+            module
+            for name, module in self.network.named_modules()
+            if re.fullmatch(self.family.blocks, name) and any(True for _ in module.children())
+        ]
+
     def load(self):
-        """Bring the whole model onto the compute device."""
+        """Bring the whole model onto the compute device.
+
+        In parts won't do: what the host streams in goes through buffers that it uses again, while
+        backward still needs them.
+        """
         comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
 
     def release(self):
@@ -136,15 +172,36 @@ class FrozenModel:
         comfy.model_management.unload_all_models()
 
     def noise(self, count, height, width, generator):
-        """Start noise for `count` pictures of height x width pixels, (count, channels, h/8, w/8) on the CPU."""
-        channels = self.patcher.model.latent_format.latent_channels
-        return torch.randn(count, channels, height // 8, width // 8, generator=generator)
+        """Start noise for `count` pictures of height x width pixels, on the CPU.
+
+        Shape (count, channels, h, w) of the family's latents, or (count, channels, 1, h, w) where the
+        family draws videos.
+        """
+        latent = self.patcher.model.latent_format
+        ratio = getattr(latent, "spacial_downscale_ratio", None)
+        if ratio is None:  # older hosts leave that to the VAE: Flux.2 and Wan 2.2 have the many channels
+            ratio = 16 if latent.latent_channels > 32 else 8
+        frames = [1] if latent.latent_dimensions == 3 else []
+        return torch.randn(count, latent.latent_channels, *frames, height // ratio, width // ratio, generator=generator)
+
+    def memory(self, hypernet, noise):
+        """Roughly the bytes that training needs: (model, hypernet with its optimiser, one step on `noise`).
+
+        A step is taken to need four times what the host reckons for drawing as many pictures at once
+        (forward, and a block's own values and gradients in backward), without checkpointing as often as
+        the network has blocks. A rule of thumb, not a measurement.
+        """
+        drawing = self.patcher.model.memory_required(list(noise.shape))
+        step = 4 * drawing * (1 if self.checkpointing else max(1, len(self.blocks) // 4))
+        numbers = sum(parameter.numel() for parameter in hypernet.parameters())
+        return self.patcher.model_size(), 4 * 4 * numbers, int(step)
 
     def rollout(self, prompt, empty, noise, steps, guidance, keep):
         """Run the sampler on a prompt and note the noisy latents on the way.
 
-        noise: (n, channels, h, w). keep: indices of the steps to note. Returns a list of (z, sigma)
-        with z (n, channels, h, w) on the CPU in the model's own latent space and sigma a float.
+        noise: as `noise` makes it. keep: indices of the steps to note. guidance: the CFG scale, or the
+        network's own guidance input where it has one. Returns a list of (z, sigma) with z of the shape
+        of noise, on the CPU in the model's own latent space, and sigma a float.
         """
         noted = []
         sampling = self.patcher.get_model_object("model_sampling")
@@ -159,22 +216,28 @@ class FrozenModel:
 
     def _sample(self, patcher, prompt, empty, noise, sigmas, guidance, callback=None):
         guider = comfy.samplers.CFGGuider(patcher)
-        guider.set_conds(prompt.conditioning, empty.conditioning)
-        guider.set_cfg(guidance)
+        guider.set_conds(self._guided(prompt, guidance), empty.conditioning)
+        guider.set_cfg(1.0 if self.family.distilled else guidance)
         sampler = comfy.samplers.sampler_object("euler")
         latent = torch.zeros_like(noise)
         with torch.no_grad():
             return guider.sample(noise, latent, sampler, sigmas, callback=callback, disable_pbar=True, seed=0)
 
     def sample(self, patcher, prompt, empty, noise, steps, guidance):
-        """Latents (n, channels, h, w) of a prompt from `patcher`, which is this model or a patched clone of it."""
+        """Latents, of the shape of noise, of a prompt from `patcher`, which is this model or a patched clone of it."""
         sampling = self.patcher.get_model_object("model_sampling")
         sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", steps)
         return self._sample(patcher, prompt, empty, noise, sigmas, guidance)
 
-    def model_conds(self, prompt, noise):
+    def _guided(self, prompt, guidance):
+        """The host's conditioning of a prompt, with the guidance that the network itself takes, if it does."""
+        if guidance is None or not self.family.distilled:
+            return prompt.conditioning
+        return [[states, {**entry, "guidance": guidance}] for states, entry in prompt.conditioning]
+
+    def model_conds(self, prompt, noise, guidance=None):
         """What the network is given for a prompt: a dict of the host's COND objects for one row."""
-        converted = comfy.sampler_helpers.convert_cond(prompt.conditioning)
+        converted = comfy.sampler_helpers.convert_cond(self._guided(prompt, guidance))
         base = self.patcher.model
         (entry,) = comfy.samplers.encode_model_conds(base.extra_conds, converted, noise[:1], self.device, "positive")
         return {
@@ -183,51 +246,49 @@ class FrozenModel:
         }
 
     def predict(self, z, sigma, conds, factors=None):
-        """The model's prediction e at z: the noise for SD, whatever the parametrisation of its network.
+        """The model's prediction e = (z - x0) / sigma at z, whatever the parametrisation of its network.
 
-        z: (n, channels, h, w) and sigma: (n,), both on the device; conds: one `model_conds` dict a
+        For SD, where z = x0 + sigma noise, this is the noise; for flow-matching families, where
+        z = (1 - sigma) x0 + sigma noise, it is the velocity noise - x0. Either way the picture that the
+        sampler heads for, x0 = z - sigma e, is linear in e, and so is a target mixed of predictions.
+        z: of the shape of `noise`, and sigma: (n,), both on the device; conds: one `model_conds` dict a
         row; factors: one `Factors` a target layer for those n rows, or None for the frozen model.
-        Returns (n, channels, h, w) fp32, differentiable in the factors.
+        Returns fp32 of the shape of z, differentiable in the factors; backward must come within
+        `differentiable`.
         """
+        batches = _batches(conds)
+        if len(batches) == 1:
+            return self._predict(z, sigma, conds, factors)
+        parts = []
+        for rows in batches:
+            own = None if factors is None else select(factors, rows)
+            parts.append(self._predict(z[rows], sigma[rows], [conds[row] for row in rows], own))
+        order = torch.tensor([row for rows in batches for row in rows]).argsort()
+        return torch.cat(parts)[order.to(z.device)]
+
+    def _predict(self, z, sigma, conds, factors):
         merged = {name: cond.concat([other[name] for other in conds[1:]]) for name, cond in conds[0].items()}
+        call = partial(self.patcher.model.apply_model, z, sigma, **merged)
         options = {"sigmas": sigma, "cond_or_uncond": [0]}
-        with ExitStack() as stack:
-            if factors is not None:
-                rows = torch.arange(z.shape[0], device=z.device)
-                patched = partial(patched_layers, self.network, self.names, rows, factors, z.shape[0])
-                stack.enter_context(patched())
-                if self.checkpointing:
-                    stack.enter_context(checkpointed(self.network, patched))
-            denoised = self.patcher.model.apply_model(z, sigma, transformer_options=options, **merged)
-        return (z - denoised.float()) / sigma.view(-1, 1, 1, 1)
+        if factors is None:
+            denoised = call(transformer_options=options)
+        else:
+            rows = torch.arange(z.shape[0], device=z.device)
+            patched = partial(patched_layers, self.network, self.layers, rows, factors, z.shape[0])
+            with running(patched, self.blocks, self.checkpointing, self.family.in_place):
+                denoised = call(transformer_options=options)
+        return (z - denoised.float()) / sigma.view(-1, *[1] * (z.dim() - 1))
 
 
-@contextmanager
-def checkpointed(network, patched):
-    """While open, the blocks of a UNet keep only their inputs for backward and run again for the rest.
-
-    Costs about a third more time and saves most of the memory of training. patched: makes the context
-    in which a block runs again, since backward comes after the deltas of this call are gone.
-    """
-    blocks = [
-        layer
-        for part in (*network.input_blocks, network.middle_block, *network.output_blocks)
-        if part is not None
-        for layer in part
-        if any(True for _ in layer.children())
-    ]
-    try:
-        for block in blocks:
-            block.forward = _rerun(block.forward, patched)
-        yield
-    finally:
-        for block in blocks:
-            block.__dict__.pop("forward", None)
-
-
-def _rerun(forward, patched):
-    def rerun(*args, **kwargs):
-        contexts = {"context_fn": lambda: (nullcontext(), patched())}
-        return checkpoint(forward, *args, use_reentrant=False, **contexts, **kwargs)
-
-    return rerun
+def _batches(conds):
+    """The rows that may share a call of the network: lists of indices. Prompts of other lengths may not."""
+    batches = []
+    for row, own in enumerate(conds):
+        for batch in batches:
+            first = conds[batch[0]]
+            if first.keys() == own.keys() and all(first[name].can_concat(own[name]) for name in own):
+                batch.append(row)
+                break
+        else:
+            batches.append([row])
+    return batches

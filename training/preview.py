@@ -10,13 +10,17 @@ _TILE, _BORDER, _LABEL = 160, 4, 14
 
 
 def to_image(latent, latent_format):
-    """A rough picture of one latent (channels, h, w) in the model's own space, or None if the host has no recipe.
+    """A rough picture of one latent in the model's own space, or None if the host has no recipe.
 
-    The host's latent formats carry a linear map to RGB for previews; no VAE has to be loaded.
+    latent: (channels, h, w), or (channels, frames, h, w), of which the first frame is drawn. The host's
+    latent formats carry a linear map to RGB for previews; no VAE has to be loaded.
     """
     factors = latent_format.latent_rgb_factors
     if factors is None:
         return None
+    latent = latent if latent.dim() == 3 else latent[:, 0]
+    if latent_format.latent_rgb_factors_reshape is not None:
+        latent = latent_format.latent_rgb_factors_reshape(latent.unsqueeze(0))[0]
     factors = torch.tensor(factors, dtype=torch.float32)
     bias = torch.tensor(getattr(latent_format, "latent_rgb_factors_bias", None) or [0.0, 0.0, 0.0])
     rgb = torch.einsum("chw,cr->hwr", latent.float().cpu(), factors) + bias

@@ -1,7 +1,8 @@
 """Fitting the reader that tells a chunk's pooled vector from its token states.
 
 Ridge regression over all prompts that training encodes anyway, once at the encoder's own layer and
-once at clip-skip 2, if that gives other states for the same pooled vector.
+once at clip-skip 2, if that gives other states for the same pooled vector. Each layer has a map of its
+own: one for both reads the usual layer markedly worse.
 """
 
 from dataclasses import dataclass, replace
@@ -9,10 +10,14 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..hypernet.embedding import Reader, chunk_features
+from ..hypernet.families import POOLED
 from .frozen import encode, skipping_last_layer
 
 # Ridge strengths that are tried, as shares of the features' mean variance.
 _STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+_KEY_STRENGTH = 1e-2
+# Language models make a prompt of any length at once: no prompt has more tokens than this.
+_WHOLE_PROMPT = 65_536
 # Below this share of explained variance a reader would put words into the mouth of every prompt.
 READABLE = 0.5
 
@@ -35,7 +40,13 @@ class Prompts:
     @property
     def reading(self):
         """`Record.reading` of a file trained on these prompts."""
-        return {"tokens": self.chunk, "widths": [] if self.reader is None else list(self.reader.widths)}
+        widths, layers = ([], 0) if self.reader is None else (list(self.reader.widths), len(self.reader.weight))
+        return {"tokens": self.chunk, "widths": widths, "layers": layers}
+
+    @property
+    def usual_views(self):
+        """How many of the views come from the encoder's usual layer; they are the first."""
+        return 1 if self.reader is None else 1 + len(self.reader.widths)
 
     def views_of(self, rows, text_of=lambda text: text):
         """Rows of a list, repeated once for each view, and the c of all, (views * rows, width)."""
@@ -47,34 +58,49 @@ class Prompts:
         return [*rows] * len(views), torch.cat(views)
 
 
-def encode_prompts(clip, drawn, train, held_out, encoders, on_progress):
+def encode_prompts(clip, drawn, train, held_out, encoders, on_progress, source=POOLED):
     """Encode every text once and fit the reader. drawn: texts that are drawn as well; returns `Prompts`.
 
-    encoders: widths of the family's encoders where their states lie side by side.
+    encoders: widths of the family's encoders where their states lie side by side. source: what drives H,
+    one of ``families``'. Where that are the tokens themselves there is nothing to be read from them.
     """
     texts = list(dict.fromkeys([*drawn, *train, *held_out]))
-    skipped = skipping_last_layer(clip)
+    skipped = skipping_last_layer(clip) if source == POOLED else None
     encoded, features = {}, [{}] if skipped is None else [{}, {}]
     with torch.no_grad():
-        _, chunk, width = encode(clip, "").conditioning[0][0].shape
+        _, chunk, width = encode(clip, "", source).conditioning[0][0].shape
         widths = encoders if sum(encoders) == width else (width,)
         for done, text in enumerate(texts):
-            prompt = encode(clip, text)
+            prompt = encode(clip, text, source)
             both = [prompt] if skipped is None else [prompt, encode(skipped, text)]
             for layer, version in zip(features, both, strict=True):
                 layer[text] = chunk_features(version.conditioning[0][0][0, :chunk].float().cpu(), widths)
             encoded[text] = prompt if text in drawn else replace(prompt, conditioning=[])
             if done % 16 == 0:
                 on_progress()
-        pairs = [
-            (
-                torch.stack([layer[text] for layer in features for text in part]),
-                torch.stack([encoded[text].c for _ in features for text in part]),
-            )
-            for part in (train, held_out)
-        ]
-        reader, share = fit_reader(*pairs, widths)
-    return Prompts(encoded, features, chunk, reader, share)
+        if source != POOLED:
+            return Prompts(encoded, [], _WHOLE_PROMPT, None, 0.0)
+        c = [torch.stack([encoded[text].c for text in part]) for part in (train, held_out)]
+        seen = [[torch.stack([layer[text] for text in part]) for part in (train, held_out)] for layer in features]
+        reader, known, share = fit_reader(seen, c, widths)
+    return Prompts(encoded, [features[layer] for layer in known], chunk, reader, share)
+
+
+def fit_reader(features, c, widths):
+    """Fit a `Reader`; every layer gets its own map, a linear score tells the layers apart.
+
+    features: of each layer a pair (train, held out), each (., F); c: the pair of vectors (., width) that
+    they mean. Returns (reader, layers that it knows, share of variance that it explains on the usual layer's
+    held-out rows). Where the usual layer can't be read the reader is None; another one is then left out.
+    """
+    maps = [fit_layer(*layer, *c, widths) for layer in features]
+    known = [number for number, (*_, share) in enumerate(maps) if min(share, maps[0][-1]) >= READABLE]
+    if not known:
+        return None, [], maps[0][-1]
+    weight, bias = (torch.stack([maps[number][part] for number in known]) for part in (0, 1))
+    which = torch.eye(len(known)).repeat_interleave(len(c[0]), 0)
+    score = ridge(torch.cat([features[number][0] for number in known]), which, _KEY_STRENGTH)
+    return Reader(tuple(widths), weight, bias, torch.cat([score[0], score[1].unsqueeze(1)], 1)), known, maps[0][-1]
 
 
 def ridge(features, c, strength):
@@ -101,20 +127,18 @@ def explained(found, c):
     return 1 - ((found - c).square().sum() / (c - c.mean(0)).square().sum()).item()
 
 
-def fit_reader(train, held_out, widths):
-    """Fit on a pair (features, c), each encoder for itself, and choose each one's strength on a held-out pair.
+def fit_layer(train, held_out, train_c, held_out_c, widths):
+    """Fit the map of one layer, each encoder for itself, and choose each one's strength on held-out prompts.
 
-    Returns (reader, share of variance that it explains on the held-out pair, the least of its encoders); the
-    reader is None where tokens don't tell c.
+    train, held_out: features (., F); train_c, held_out_c: c (., width). Returns (weight (width, F), bias
+    (encoders, width), share of the held-out variance that it explains, the least of the encoders).
     """
     sizes = [2 * width for width in widths]
     best = []
-    for own, unseen in zip(train[0].split(sizes, -1), held_out[0].split(sizes, -1), strict=True):
-        maps = [ridge(own, train[1], strength) for strength in _STRENGTHS]
-        shares = [explained(unseen @ weight.T + bias, held_out[1]) for weight, bias in maps]
+    for own, unseen in zip(train.split(sizes, -1), held_out.split(sizes, -1), strict=True):
+        maps = [ridge(own, train_c, strength) for strength in _STRENGTHS]
+        shares = [explained(unseen @ weight.T + bias, held_out_c) for weight, bias in maps]
         share = max(shares)
-        best.append((share, *maps[shares.index(share)]))
-    share = min(found[0] for found in best)
-    if share < READABLE:
-        return None, share
-    return Reader(tuple(widths), torch.cat([W for _, W, _ in best], 1), torch.stack([b for *_, b in best])), share
+        best.append((*maps[shares.index(share)], share))
+    weights, biases, shares = zip(*best, strict=True)
+    return torch.cat(weights, 1), torch.stack(biases), min(shares)

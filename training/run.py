@@ -13,7 +13,7 @@ from ..hypernet.targets import recognise, target_layers, weight_spread
 from .attention import AttentionTask, token_pairs
 from .cache import build_cache
 from .checkpoint import load_checkpoint, save_checkpoint
-from .frozen import FrozenModel, lora_fingerprint, out_of_memory_errors
+from .frozen import FrozenModel, differentiable, lora_fingerprint, out_of_memory_errors
 from .loop import Material, TrainingError, measure_drift, new_state, norms, train
 from .preview import Previewer
 from .prompts import parse_concepts, phrasings, retain_split, sentences
@@ -82,13 +82,20 @@ def make_plan(model, request):
     start = request.start_from
     if start is not None:
         check_fits(start, family, layers)
+        if not isinstance(start.network, Hypernet):
+            raise TrainingError(
+                f"Train Erasure: hypernet '{start.name}' was imported from the paper's authors. It can be applied, but "
+                "not trained further; leave 'start_from' empty."
+            )
         named = {concept.lower() for concept, _ in concepts}
         concepts = (*(pair for pair in start.record.concepts if pair[0].lower() not in named), *concepts)
     settings = request.settings
     if settings.objective == "attention" and not family.reads_text:
         settings = replace(settings, objective="direct")
         request = replace(request, settings=settings)
-        log.info("UnHype: %s reads prompts in other ways than the attention objective covers; training direct.", family.title)
+        log.info(
+            "UnHype: %s reads prompts in other ways than the attention objective covers; training direct.", family.title
+        )
     retain = retain_split(request.preserve, concepts, settings.kind)
     named = sentences(concepts, settings.kind, retain.partners, settings.sentences)
     base = {
@@ -129,7 +136,10 @@ def _encode_all(clip, plan, report):
     drawn = ["", _kept(plan), *wordings, *(phrase.mapping for phrase in phrases)]
     retain = plan.retain
     texts = drawn, [*retain.train, *wordings], retain.held_out
-    return encode_prompts(clip, *texts, plan.family.encoders, lambda: report("reading prompts", 0, 1))
+    family = plan.family
+    return encode_prompts(
+        clip, *texts, family.encoders, lambda: report("reading prompts", 0, 1), source=family.embedding
+    )
 
 
 def _kept(plan):
@@ -140,9 +150,7 @@ def _kept(plan):
 def _network(plan, width, generator):
     start, settings = plan.request.start_from, plan.request.settings
     if start is None:
-        config = HypernetConfig(
-            width, plan.layers, rank=settings.rank, basis=settings.basis, hidden=settings.hidden
-        )
+        config = HypernetConfig(width, plan.layers, rank=settings.rank, basis=settings.basis, hidden=settings.hidden)
         return Hypernet(config, generator)
     if start.network.config.embedding_width != width:
         raise TrainingError("Train Erasure: the hypernet to continue from was trained with another CLIP.")
@@ -166,9 +174,15 @@ def _material(clip, plan, frozen, prompts, generator, report):
         return Material(None, phrase_c, [], retain_c, held_out_c, _attention_task(clip, plan, frozen, prompts))
     probe = frozen.noise(1, settings.height, settings.width, torch.Generator().manual_seed(0))
     texts = {text for phrase in phrases for text in (phrase.prompt, phrase.mapping)}
-    conds = {text: frozen.model_conds(prompts.encoded[text], probe) for text in sorted(texts)}
+    conds = {text: frozen.model_conds(prompts.encoded[text], probe, settings.guidance) for text in sorted(texts)}
     cache = build_cache(
-        frozen, phrases, prompts.encoded, conds, settings, generator, lambda done, total: report("preparing", done, total)
+        frozen,
+        phrases,
+        prompts.encoded,
+        conds,
+        settings,
+        generator,
+        lambda done, total: report("preparing", done, total),
     )
     return Material(cache, phrase_c, [conds[phrase.prompt] for phrase in phrases], retain_c, held_out_c)
 
@@ -218,6 +232,7 @@ def _train(clip, plan, frozen, prompts, report):
     keeper = _Keeper(plan, Previewer(frozen, shown, encoded[""], settings), report)
     if plan.request.resume and load_checkpoint(state, keeper.path, plan.recipe):
         log.info("UnHype: going on from the checkpoint at step %d.", state.step)
+    _announce_memory(frozen, hypernet, settings)
     frozen.load()
     try:
         reason = train(state, material, frozen.predict, settings, frozen.device, keeper)
@@ -227,6 +242,21 @@ def _train(clip, plan, frozen, prompts, report):
             log.info("UnHype: stopped at step %d; queue the same settings again to go on from there.", state.step)
         raise
     return state, material, keeper, reason
+
+
+def _announce_memory(frozen, hypernet, settings):
+    """Say roughly how much memory training through diffusion steps takes, before it starts."""
+    if settings.objective == "attention":
+        return
+    probe = frozen.noise(settings.batch, settings.height, settings.width, torch.Generator().manual_seed(0))
+    parts = [part / 1e9 for part in frozen.memory(hypernet, probe)]
+    log.info(
+        "UnHype: training takes roughly %.1f GB: %.1f for the model, %.1f for the hypernet and %.1f for a step of %d "
+        "pictures.",
+        sum(parts),
+        *parts,
+        settings.batch,
+    )
 
 
 def _switch(plan, prompts):
@@ -258,7 +288,8 @@ def _record(plan, prompts, state, material, reason, seconds):
         "retain_prompts": [len(plan.retain.train), len(plan.retain.held_out)],
         "reader_explains": round(prompts.explained, 4),
     }
-    return Record(plan.family.key, plan.concepts, 1.0, plan.base, training, prompts.reading)
+    family = plan.family
+    return Record(family.key, plan.concepts, 1.0, plan.base, training, prompts.reading, family.embedding)
 
 
 def _concept_c(plan, prompts):
@@ -292,7 +323,8 @@ def train_erasure(model, clip, request, report):
     except out_of_memory_errors() as error:
         raise TrainingError(
             "Train Erasure: the GPU ran out of memory. Lower 'batch', or 'width' and 'height', and keep "
-            "'checkpointing' on. Training goes on from its last checkpoint if the other settings stay the same."
+            "'checkpointing' on; load a large model in fp8. Training goes on from its last checkpoint if the other "
+            "settings stay the same."
         ) from error
 
 
@@ -301,7 +333,8 @@ def _run(model, clip, plan, path, report):
     prompts = _encode_all(clip, plan, report)
     frozen = FrozenModel(model, plan.request.settings.checkpointing)
     try:
-        state, material, keeper, reason = _train(clip, plan, frozen, prompts, report)
+        with differentiable():
+            state, material, keeper, reason = _train(clip, plan, frozen, prompts, report)
         record = _record(plan, prompts, state, material, reason, time.monotonic() - started)
     finally:
         frozen.release()

@@ -15,6 +15,8 @@ _SHRINKAGE = 0.1
 # Plain names count more than the sentences they stand in, of which there are many more.
 _WORDING_WEIGHT = 10.0
 
+_LEAST = 0.01
+
 
 def discriminant(wordings, sentences, benign):
     """w (width,) and b of one concept, so that w c + b is 1 for its median wording and 0 for the mean benign prompt.
@@ -47,7 +49,8 @@ def fit_switch(wordings, sentences, benign, held_out, held_out_views=1):
         w, b = discriminant(own, named, benign)
         loudest = (held_out @ w + b).view(held_out_views, -1).amax(0)
         # A false alarm of any concept is one: each gets its share of them.
-        threshold = calibrate(loudest, own @ w + b, false_alarms=0.01 / len(wordings))
+        # Where wordings and benign prompts overlap it would be zero, which nothing can be scaled by.
+        threshold = max(calibrate(loudest, own @ w + b, false_alarms=0.01 / len(wordings)), _LEAST)
         weight.append(w / threshold)
         bias.append(b / threshold)
     return Switch(torch.stack(weight), torch.stack(bias))

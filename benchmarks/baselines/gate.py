@@ -5,7 +5,8 @@ state x holds the concept with presence rho = sigmoid((cos(x, d) - beta) / gamma
 prompts and the phrasings on the cosine's scale; every token of the prompt then loses scale rho d. Where several
 concepts are present the strongest acts, so that what they share is not taken twice. The model stays as it is.
 The paper subtracts the difference of two prompts place by place, at scale 1; MiniLM puts no meaning on padding and
-other words at each place, so that one d serves all tokens, and their few need it larger.
+other words at each place, so that one d serves all tokens, and their few need it larger. Tried on cat and
+automobile: scale 1 leaves them, 2 takes them; place 0.6 was no better than 0.5, which reaches more synonyms.
 """
 
 import time

@@ -8,6 +8,8 @@ leaves the empty prompt's states exactly where they are:
 
 for token states as rows: C to erase, C* wanted, Q the projector onto the null space of what is protected. Of the
 retain states those count that an edit without protection would move more than the average (SPEED's filtering).
+Tried on cat -> tree: share 0.8, 0.95 and 0.99 all erased it and kept dog and horse; 0.9 then did as well on five
+classes.
 """
 
 import time

@@ -6,6 +6,8 @@ Minimise sum_erase ||W c - W_old c*||^2 + preserve sum_keep ||W c - W_old c||^2 
 
 for token states as rows: C of the phrasings to erase, C* of their mappings, P of the retain prompts. With W_old
 to the left of everything the edit is W_old T with one square T for all layers, which is all that has to be stored.
+Tried on cat -> tree: preserve 0.03 and 0.3 at ridge 0.5 gave the same H_o; the value between them then did as well on
+bird and dog.
 """
 
 import time

@@ -1,0 +1,119 @@
+"""Attacks on the lab model's erasure, each with its budget stated.
+
+- ``adaptive``: projected gradient descent on the token states of the target prompt, through the text
+  encoder's pooling, the switch (made soft) and H, to make the patched model predict what the base
+  predicts for the target; within a ball around the true token states.
+- ``transfer``: the same states moved against the base model alone with the same budget; what an attacker
+  gets who does not know of the eraser.
+- ``words``: a random search for words to append that make the switch fall silent.
+- ``swap``: the target's tokens with the pooled vector of a harmless prompt.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import normalize
+
+from unhype.hypernet.factors import Factors
+from unhype.training.frozen import FrozenModel
+
+from .lab.measure import encode
+from .lab.text import WIDTH
+
+RADIUS, ITERATIONS, BATCH, RATE = 0.2, 30, 8, 0.02
+WORDS_TRIED, WORDS_APPENDED = 100, 4
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the attacker wants drawn: samples (z, sigma, e_p) of the base model on the target prompt."""
+
+    frozen: FrozenModel
+    z: torch.Tensor
+    sigma: torch.Tensor
+    e_p: torch.Tensor
+
+
+def pooled_of(states):
+    """The lab encoder's pooled vector (1, width) of token states (1, n, width), see `lab.text`."""
+    return normalize(states.sum(1), dim=1) * WIDTH**0.5
+
+
+def conditioning_of(states):
+    """The CONDITIONING that an encoder giving these token states (1, n, width) would make."""
+    return [[states.detach(), {"pooled_output": pooled_of(states).detach()}]]
+
+
+def noisy_targets(frozen, settings, prompt, empty, generator):
+    """A `Target`: latents of the base model's own way to the target picture, and what it predicts there."""
+    noise = frozen.noise(4, settings.height, settings.width, generator)
+    steps = settings.sampler_steps
+    noted = frozen.rollout(prompt, empty, noise, steps, settings.guidance, set(range(0, steps, max(steps // 6, 1))))
+    z = torch.cat([z for z, _ in noted])
+    sigma = torch.tensor([sigma for part, sigma in noted for _ in part])
+    conds = [frozen.model_conds(prompt, noise)] * len(z)
+    with torch.no_grad():
+        return Target(frozen, z, sigma, frozen.predict(z, sigma, conds))
+
+
+def _soft_factors(trained, states):
+    """H's factors for the pooled vector of `states`, scaled by how far the switch is open, differentiable."""
+    c = pooled_of(states)
+    gate = torch.sigmoid(8.0 * (trained.switch.scores(c).amax(1) - 1.0)).view(-1, 1, 1)
+    layers = trained.network(c, trained.network.config.trajectory)
+    return [Factors(factors.A, factors.B * gate) for factors in layers]
+
+
+def optimise(target, states, generator, trained=None):
+    """Token states (1, n, width) within RADIUS of `states` that make the model predict the target.
+
+    trained: the hypernet to attack through; None attacks the base model only, for transfer. RADIUS counts
+    as a share of the Frobenius norm of the true states.
+    """
+    own = (states.abs().sum(2, keepdim=True) > 0).float()
+    limit = RADIUS * states.norm()
+    change = torch.zeros_like(states, requires_grad=True)
+    optimiser = torch.optim.Adam([change], lr=RATE)
+    for _ in range(ITERATIONS):
+        moved = states + change * own
+        index = torch.randint(len(target.z), (BATCH,), generator=generator)
+        layers = None
+        if trained is not None:
+            layers = [Factors(f.A.expand(BATCH, -1, -1), f.B.expand(BATCH, -1, -1)) for f in _soft_factors(trained, moved)]
+        prediction = predict_from_states(target, index, moved, layers)
+        loss = (prediction - target.e_p[index]).square().mean()
+        if trained is not None:
+            # Silence of the switch is the shorter way: the base model then draws whatever the tokens say.
+            loss = loss + 0.1 * torch.relu(trained.switch.scores(pooled_of(moved)).amax() - 0.9)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        with torch.no_grad():
+            change.mul_((limit / change.norm().clamp_min(1e-9)).clamp(max=1.0))
+    return (states + change * own).detach()
+
+
+def predict_from_states(target, index, states, layers):
+    """The model's prediction at samples `index` for token states that gradients flow through."""
+    from comfy.conds import CONDCrossAttn
+
+    conds = [{"c_crossattn": CONDCrossAttn(states)} for _ in index]
+    return target.frozen.predict(target.z[index], target.sigma[index], conds, layers)
+
+
+def appended_words(lab, ours, prompt, vocabulary, generator):
+    """The prompt with the WORDS_APPENDED words, of WORDS_TRIED draws, for which the switch is most silent."""
+    best, lowest = prompt, float("inf")
+    for _ in range(WORDS_TRIED):
+        chosen = torch.randint(len(vocabulary), (WORDS_APPENDED,), generator=generator).tolist()
+        text = " ".join([prompt, *(vocabulary[n] for n in chosen)])
+        presence = ours.trained.switch(encode(lab.clip, text)[0][1]["pooled_output"]).item()
+        if presence < lowest:
+            best, lowest = text, presence
+    return best
+
+
+def swapped(lab, prompt, harmless):
+    """The target's tokens under the pooled vector of a harmless prompt, as a CONDITIONING."""
+    (entry,), (other,) = encode(lab.clip, prompt), encode(lab.clip, harmless)
+    return [[entry[0], {**entry[1], "pooled_output": other[1]["pooled_output"]}]]

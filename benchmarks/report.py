@@ -1,0 +1,193 @@
+"""The erasure benchmark's figures in one place: JSON, tables for people, pictures."""
+
+import torch
+from PIL import Image, ImageDraw
+
+from . import protocol, scores
+from .lab.vocabulary import CLASSES
+from .publish import RESULTS, device, fill_section, markdown, publish
+
+# Groups of benign prompts that have nothing to do with the erased class, not even its sound.
+_UNRELATED = ("unseen concepts", "two unseen concepts", "everyday", "long", "empty")
+_SHOWN = ("base", "ours", "ours, direct", "esd mapping", "uce", "nullspace", "gate", "spm")
+
+
+def reference_bytes(trained, hidden=100, time_features=32, rank=None):
+    """The size in fp32 of the authors' layout (arXiv 2602.03410) for the same layers at the same rank.
+
+    Two heads a layer, each Linear(width + 32, hidden), ReLU, Linear(hidden, features * rank); two constants of
+    features * rank; two scalars and 16 frequencies.
+    """
+    config = trained.network.config
+    rank = rank or config.rank
+    width = config.embedding_width + time_features
+    numbers = 0
+    for layer in config.layers:
+        for features in (layer.inputs, layer.outputs):
+            numbers += (width + 1) * hidden + (hidden + 1) * features * rank + features * rank
+        numbers += 2 + time_features // 2
+    return 4 * numbers
+
+
+def _mean(values):
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def _method(jobs, drawable):
+    """One method's row: means over its classes and seeds."""
+    classes = [job["rows"] for job in jobs]
+    found = [scores.accuracies(rows) for rows in classes]
+    likely = [
+        scores.accuracies([{**row, "values": row["probabilities"]} for row in rows]) for rows in classes
+    ]
+    low, high = scores.bootstrap(classes)
+    erased = [row for rows in classes for row in rows if row["kind"] == "erased"]
+    known = [
+        _mean(row["values"]) for rows in classes for row in rows if row["kind"] == "synonym" and row["prompt"] in drawable
+    ]
+    return {
+        "classes": len({job["concept"] for job in jobs}),
+        **{name: _mean(part) for name, part in zip(("acc_e", "acc_s", "acc_g"), zip(*found, strict=True), strict=True)},
+        "acc_g_drawable": _mean(known) if known else None,
+        "h_o": scores.mean_h_o(classes),
+        "h_o_low": low,
+        "h_o_high": high,
+        "h_o_probability": _mean(scores.h_o(*parts) for parts in likely),
+        "acc_e_second_judge": _mean(value for row in erased for value in row["second"]),
+        "mapping_hit": _mean(value for row in erased for value in row["mapping"]),
+        "nothing": _mean(value for row in erased for value in row["nothing"]),
+        "seconds": _mean(job["seconds"] for job in jobs),
+        "parameters": _mean(job["parameters"] for job in jobs),
+        "bytes": _mean(job["bytes"] for job in jobs),
+    }
+
+
+def _drawable(jobs):
+    """Synonym prompts of which the base model draws at least half."""
+    rows = [row for job in jobs for row in job["rows"] if row["kind"] == "synonym"]
+    return {row["prompt"] for row in rows if _mean(row["values"]) >= 0.5}
+
+
+def summary(found, plan):
+    """The figures of a run: everything that the README's tables are made from."""
+    drawable = _drawable(found["methods"]["base"])
+    rows = {name: _method(jobs, drawable) for name, jobs in found["methods"].items()}
+    own = list(found["ours"].values())
+    groups = {
+        group: sum(job["benign"]["silent"][group][0] for job in own)
+        / sum(job["benign"]["silent"][group][1] for job in own)
+        for group in own[0]["benign"]["silent"]
+    }
+    counts = [job["benign"]["silent"][group] for job in own for group in _UNRELATED]
+    many = {str(count): job for count, job in found["many"].items()}
+    largest = max(found["many"].values(), key=lambda job: job["concepts"])
+    attacks = {
+        name: {
+            key: _mean(job[name][key] for job in found["attacks"].values()) for key in ("acc", "acc_base", "silent")
+        }
+        for name in next(iter(found["attacks"].values()))
+    }
+    return {
+        "device": device(),
+        "pictures_a_prompt": plan.pictures,
+        "seeds": len(plan.seeds),
+        "methods": rows,
+        "drawable_synonyms": sorted(drawable),
+        "benign": {
+            "identical_share": sum(silent for silent, _ in counts) / sum(count for _, count in counts),
+            "acc_e": rows["ours"]["acc_e"],
+            "groups": groups,
+            "drift_without_dead_zone": _mean(job["benign"]["drift"] for job in own),
+            "checked_bit_for_bit": all(job["benign"]["checked"] for job in own),
+        },
+        "switch_auc": {name: _mean(job["switch"][name] for job in own) for name in ("switch", "size")},
+        "composition": {key: _mean(job["composition"][key] for job in own) for key in own[0]["composition"]},
+        "ladder": {
+            rung: [_mean(job["ladder"][rung][n] for job in own) for n in (0, 1)] for rung in own[0]["ladder"]
+        },
+        "scaling": {count: job["h_c"] for count, job in many.items()},
+        "many": many,
+        "attack": {
+            "clean_acc_e": attacks["clean"]["acc"],
+            "adaptive_acc_e": attacks["adaptive"]["acc"],
+            "budget": _budget(),
+            "by_attack": attacks,
+        },
+        "size": {"bytes": largest["bytes"], "reference_bytes": largest["reference_bytes"]},
+    }
+
+
+def _budget():
+    from . import attacks
+
+    return (
+        f"{attacks.ITERATIONS} Adam steps of {attacks.BATCH} samples, token states within {attacks.RADIUS} of their norm"
+    )
+
+
+def method_rows(results):
+    """The table of methods for people."""
+    lines = []
+    for name, row in sorted(results["methods"].items(), key=lambda item: -item[1]["h_o"]):
+        interval = f"{row['h_o']:.3f} ({row['h_o_low']:.3f} to {row['h_o_high']:.3f})"
+        accuracies = [f"{row[key]:.3f}" for key in ("acc_e", "acc_s", "acc_g")]
+        size = f"{row['bytes'] / 1e6:.2f} MB"
+        lines.append((name, str(row["classes"]), *accuracies, interval, f"{row['seconds']:.0f} s", size))
+    return lines
+
+
+_HEADER = ("method", "classes", "Acc_e", "Acc_s", "Acc_g", "H_o (95% interval)", "training", "size")
+
+
+def own_rows(results):
+    """What is measured of ours alone, for people."""
+    benign, together, attack = results["benign"], results["composition"], results["attack"]
+    rows = [("benign prompts that training never saw, identical to the last bit", f"{benign['identical_share']:.3f}")]
+    rows += [(f"of these: {group}", f"{share:.3f}") for group, share in benign["groups"].items()]
+    rows += [
+        ("two objects: the erased one gone", f"{together['target_gone']:.3f}"),
+        ("two objects: the other one kept", f"{together['other_kept']:.3f} (base {together['other_kept_base']:.3f})"),
+    ]
+    rows += [
+        (f"{count} concept{'s' * (count != '1')} in one file: H_c", f"{job['h_c']:.3f} (at best {job['h_c_base']:.3f})")
+        for count, job in results["many"].items()
+    ]
+    rows += [
+        (f"attack '{name}': pictures that show the class", f"{row['acc']:.3f} (base {row['acc_base']:.3f})")
+        for name, row in attack["by_attack"].items()
+    ]
+    size = results["size"]
+    rows.append(("size of that file beside the authors' layout", f"1 : {size['reference_bytes'] / size['bytes']:.0f}"))
+    return rows
+
+
+def text(results):
+    """Both tables for a console."""
+    lines = ["  ".join(f"{cell:>14}" for cell in row) for row in [_HEADER, *method_rows(results)]]
+    return "\n".join([*lines, "", *(f"{words:75} {value}" for words, value in own_rows(results))])
+
+
+def sheets(bench, folder):
+    """A picture for people: each class drawn by the base model and by the methods at hand, one row a method."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, tile, label = folder / "erasure.jpg", 48, 110
+    rows = [name for name in _SHOWN if (bench.folder / f"{name}.pt").exists()]
+    canvas = Image.new("RGB", (label + 2 * len(CLASSES) * (tile + 4), 16 + len(rows) * (tile + 6)), "white")
+    pen = ImageDraw.Draw(canvas)
+    for row, name in enumerate(rows):
+        top = 16 + row * (tile + 6)
+        pen.text((4, top + tile // 2 - 6), name, fill="black")
+        drawn = torch.load(bench.folder / f"{name}.pt", weights_only=True)
+        for column, picture in enumerate(drawn[: 2 * len(CLASSES)]):
+            shown = Image.fromarray((picture * 255).round().byte().numpy()).resize((tile, tile), Image.BICUBIC)
+            canvas.paste(shown, (label + column * (tile + 4), top))
+    canvas.save(path, quality=90)
+    return str(path)
+
+
+def publish_results(results):
+    """Into results/erasure.json and the README."""
+    picture = results.pop("pictures")
+    publish("erasure", results, markdown(_HEADER, method_rows(results)), picture)
+    fill_section(RESULTS.parent.parent / "README.md", "erasure_own", markdown(("", ""), own_rows(results)))

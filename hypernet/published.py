@@ -1,0 +1,101 @@
+"""H as the paper's authors published it: two heads of its own for every target layer.
+
+With v = [c | cos(s w_k) | sin(s w_k)], frequencies w_k = 2 pi / (S + 1) * 2**k, k = 0 .. 15, and g = s / S:
+
+    a = alpha_base + g * alpha
+    L = a * (L_const + g * left(v)), (in, rank)        R = g * right(v), (rank, out)
+
+and the layer is y = W x + b + (x L) R. Their files are read into this network as they are
+(``conversion``); what Train Erasure trains is ``network``.
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch.nn import Module, ModuleList, Parameter
+from torch.nn.functional import linear, relu
+
+from .factors import Factors
+from .targets import TargetLayer
+
+KIND = "published"
+
+
+@dataclass(frozen=True)
+class PublishedConfig:
+    """Everything that decides the shape of the network; saved beside its weights.
+
+    `embedding_width`: numbers in c. `hidden`: width of each head. `trajectory`: S, the last step.
+    `octaves`: number of frequencies.
+    """
+
+    embedding_width: int
+    layers: tuple[TargetLayer, ...]
+    rank: int
+    hidden: int
+    trajectory: int
+    octaves: int = 16
+
+    def to_dict(self):
+        """A plain dict for JSON."""
+        return {"kind": KIND, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values):
+        """Rebuild a config from `to_dict`'s result less its kind; raises TypeError or KeyError when it is not one."""
+        return cls(**{**values, "layers": tuple(TargetLayer(**layer) for layer in values["layers"])})
+
+
+class Head(Module):
+    """W2 relu(W1 v + b1) + b2: (p, width) to (p, size)."""
+
+    def __init__(self, width, hidden, size):
+        super().__init__()
+        self.inner_weight, self.inner_bias = Parameter(torch.zeros(hidden, width)), Parameter(torch.zeros(hidden))
+        self.outer_weight, self.outer_bias = Parameter(torch.zeros(size, hidden)), Parameter(torch.zeros(size))
+
+    def forward(self, v):
+        """The head's numbers for each vector v."""
+        return linear(relu(linear(v, self.inner_weight, self.inner_bias)), self.outer_weight, self.outer_bias)
+
+
+class PublishedHypernet(Module):
+    """The network; new, it holds zeros, to be filled from a file.
+
+    alpha, alpha_base: (layers,). frequencies: (octaves,), as stored, since the fastest turn so often
+    in a trajectory that another rounding gives other features.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        width = config.embedding_width + 2 * config.octaves
+        rank, layers = config.rank, config.layers
+        self.left = ModuleList(Head(width, config.hidden, rank * layer.inputs) for layer in layers)
+        self.right = ModuleList(Head(width, config.hidden, rank * layer.outputs) for layer in layers)
+        self.alpha = Parameter(torch.zeros(len(layers)))
+        self.register_buffer("alpha_base", torch.zeros(len(layers)))
+        self.register_buffer("frequencies", torch.zeros(config.octaves))
+        for n, layer in enumerate(layers):
+            self.register_buffer(f"L_const_{n}", torch.zeros(layer.inputs * rank))
+
+    def forward(self, c, step):
+        """Write the factors of every target layer, in the order of `config.layers`.
+
+        c: (p, embedding_width) fp32 embeddings. step: (p,) or a number, trajectory steps in [0, S].
+        Returns a list with one `Factors` a layer, A = L^T (p, rank, in) and B = R^T (p, out, rank).
+        """
+        config = self.config
+        step = torch.as_tensor(step, dtype=torch.float32, device=c.device).expand(c.shape[0])
+        angle = step.unsqueeze(-1) * self.frequencies
+        v = torch.cat([c, angle.cos(), angle.sin()], dim=-1)
+        g = (step / config.trajectory).unsqueeze(-1)
+        written = []
+        for n, layer in enumerate(config.layers):
+            a = self.alpha_base[n] + g * self.alpha[n]
+            left = a * (getattr(self, f"L_const_{n}") + g * self.left[n](v))
+            right = g * self.right[n](v)
+            A = left.view(-1, layer.inputs, config.rank).transpose(1, 2)
+            B = right.view(-1, config.rank, layer.outputs).transpose(1, 2)
+            written.append(Factors(A, B))
+        return written

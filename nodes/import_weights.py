@@ -1,0 +1,57 @@
+"""Import UnHype Weights."""
+
+from comfy_api.latest import io, ui
+
+from ..hypernet.conversion import import_weights
+from ..training.prompts import PromptError, parse_concepts
+from .folders import published_names, published_path
+from .schema import CATEGORY, Hypernet, schema
+
+
+class ImportWeights(io.ComfyNode):
+    """A .pth file of the paper's authors to an UNHYPE, and to a file that Load UnHype Hypernet takes."""
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="UnHypeImportWeights",
+            display_name="Import UnHype Weights",
+            category=CATEGORY,
+            description="Opens weights that the authors of the UnHype paper published, for Stable Diffusion 1.x or "
+            "Flux.1, and saves them beside the original as a file that Load UnHype Hypernet takes. Needed once a file.",
+            search_aliases=["erase", "unlearn", "remove concept", "convert", "pth"],
+            is_output_node=True,
+            inputs=[
+                io.Combo.Input(
+                    "weights",
+                    options=published_names(),
+                    tooltip="A .pth file from the folder models/unhype. Put the file there and press R.",
+                ),
+                io.String.Input(
+                    "erases",
+                    multiline=True,
+                    default="",
+                    tooltip="What the file erases, one concept a line, such as 'airplane -> sky'. The authors' files "
+                    "don't say it. Only shown, it changes nothing; left empty the file's name stands for it.",
+                ),
+            ],
+            outputs=[
+                Hypernet.Output("unhype", display_name="UNHYPE", tooltip="The eraser, for Apply Concept Erasure."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, weights, erases):
+        state = published_path(weights).stat()
+        return f"{state.st_mtime_ns} {state.st_size} {erases}"
+
+    @classmethod
+    def execute(cls, weights, erases):
+        try:
+            concepts = parse_concepts(erases) if erases.strip() else ()
+        except PromptError as error:
+            raise PromptError(f"Import UnHype Weights, 'erases': {error}") from error
+        path = published_path(weights)
+        trained = import_weights(path, concepts)
+        words = f"Saved as {path.with_suffix('.safetensors').name}.\nErases:\n{trained.record.summary()}"
+        return io.NodeOutput(trained, ui=ui.PreviewText(words))

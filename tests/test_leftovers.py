@@ -1,0 +1,299 @@
+"""Graphs thrown together at random, some broken off in their middle: nothing of any stays behind.
+
+A run of the suite builds a hundred. `python3 dev.py test tests/test_leftovers.py --graphs 1000 --seed 7` builds as
+many as you like; hypothesis draws them, and shrinks one that fails to the smallest that still does.
+"""
+
+import gc
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+import comfy.model_management
+import comfy.samplers
+import hypothesis
+import psutil
+import pytest
+import torch
+from comfy.patcher_extension import WrappersMP
+from hypothesis import strategies as st
+from parts import GUIDER_PARTS, MODEL_PARTS, PROMPT_PARTS, Missing
+from tiny import LATENT, overridden, prompt, seeded, tiny_hypernet, tiny_model
+
+from unhype.hypernet.patch import apply_erasure
+
+POSITIVE, NEGATIVE = prompt(1), prompt(3)
+LAYER = "middle_block.1.transformer_blocks.0.attn2.to_v"
+
+
+class OutOfMemory(RuntimeError):
+    """Stands for torch's own: its name is another in every version."""
+
+
+def interrupt():
+    comfy.model_management.interrupt_current_processing()
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def raising(error):
+    def happen():
+        raise error("on purpose")
+
+    return happen
+
+
+ENDS = {
+    "error": raising(OutOfMemory),
+    "interrupt": interrupt,
+    "flag": comfy.model_management.interrupt_current_processing,  # the host looks at it a little later
+    "ctrl c": raising(KeyboardInterrupt),
+}
+WRAPPED = [value for name, value in vars(WrappersMP).items() if name.isupper()]
+PLACES = ("H", "layer", "callback", *WRAPPED)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens the nth time that a place is passed."""
+
+    place: str
+    nth: int
+    end: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A graph from the loader to the latent: names of parts, and erasures as (hypernet, strength, dead zone)."""
+
+    below: tuple[str, ...]
+    erasures: tuple[tuple[int, float, bool], ...]
+    above: tuple[str, ...]
+    prompts: str
+    guider: str
+    pictures: int
+    masked: bool
+    sampler: str
+    branch: bool
+    fault: Fault | None
+
+
+class Bench:
+    """The base model, the hypernets and everything known about them before the first graph."""
+
+    def __init__(self):
+        self.model = tiny_model()
+        # The second has a dead zone into which some prompts fall.
+        self.hypernets = [tiny_hypernet(self.model), tiny_hypernet(self.model, seed=7, dead_zone=2.0)]
+        self.prompts = (POSITIVE, NEGATIVE)
+        self.picture = self.draw(self.guider(self.model, "cfg"))
+        self.weights = self._copies()
+        self.state = self._state()
+
+    def available(self, parts, *inputs):
+        """The names of the parts that this host has."""
+        names = []
+        for name, part in parts.items():
+            try:
+                part(*inputs)
+            except Missing:
+                continue
+            names.append(name)
+        return names
+
+    def guider(self, model, name, prompts="plain"):
+        return GUIDER_PARTS[name](model, *PROMPT_PARTS[prompts](*self.prompts))
+
+    def draw(self, guider, pictures=1, masked=False, sampler="euler", callback=None):
+        torch.manual_seed(0)
+        noise = torch.randn(pictures, 4, LATENT, LATENT, generator=seeded(5))
+        latent = torch.ones_like(noise) if masked else torch.zeros_like(noise)
+        mask = (torch.rand(1, 1, LATENT, LATENT, generator=seeded(6)) > 0.5).float() if masked else None
+        sampling = guider.model_patcher.get_model_object("model_sampling")
+        sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", 2)
+        method = comfy.samplers.sampler_object(sampler)
+        options = {"denoise_mask": mask, "callback": callback, "disable_pbar": True, "seed": 0}
+        return guider.sample(noise, latent, method, sigmas, **options)
+
+    def build(self, graph):
+        """The MODEL in front of the sampler."""
+        model = self.model
+        for name in graph.below:
+            model = MODEL_PARTS[name](model)
+        for hypernet, strength, dead_zone in graph.erasures:
+            model = apply_erasure(model, self.hypernets[hypernet], strength, dead_zone)
+        for name in graph.above:
+            model = MODEL_PARTS[name](model)
+        return model
+
+    def run(self, graph, model, callback=None):
+        guider = self.guider(model, graph.guider, graph.prompts)
+        return self.draw(guider, graph.pictures, graph.masked, graph.sampler, callback)
+
+    def run_broken(self, graph, model):
+        """Run a graph that breaks off; whether it did."""
+        passed, fault = [], graph.fault
+
+        def step():
+            passed.append(None)
+            if len(passed) == fault.nth:
+                ENDS[fault.end]()
+
+        with ExitStack() as stack:
+            callback = None
+            if fault.place == "H":
+                for hypernet in self.hypernets:
+                    stack.callback(hypernet.network.register_forward_pre_hook(lambda *_: step()).remove)
+            elif fault.place == "layer":
+                stack.enter_context(forward_of(self.model.model.diffusion_model.get_submodule(LAYER), step))
+            elif fault.place == "callback":
+                callback = lambda *_: step()  # noqa: E731
+            else:
+                model = model.clone()
+                model.add_wrapper_with_key(
+                    fault.place, "fault", lambda executor, *a, **k: (step(), executor(*a, **k))[1]
+                )
+            stack.callback(comfy.model_management.interrupt_current_processing, False)
+            try:
+                self.run(graph, model, callback)
+            except (OutOfMemory, KeyboardInterrupt, comfy.model_management.InterruptProcessingException):
+                return True
+            return False
+
+    def _copies(self):
+        comfy.model_management.unload_all_models()
+        return {name: weight.clone() for name, weight in self.model.model.state_dict().items()}
+
+    def _state(self):
+        """Everything on the parent that a node could have written to."""
+        model = self.model
+        # How it loaded a layer last, the host itself notes on it.
+        modules = [
+            (module.training, *sorted(name for name in module.__dict__ if "comfy" not in name))
+            for module in model.model.diffusion_model.modules()
+        ]
+        hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.model.modules()]
+        kept = {kind: {key: len(each) for key, each in keyed.items()} for kind, keyed in model.wrappers.items()}
+        called = {kind: {key: len(each) for key, each in keyed.items()} for kind, keyed in model.callbacks.items()}
+        options = {key: str(value) for key, value in model.model_options.items()}
+        parts = (
+            sorted(model.patches),
+            sorted(model.object_patches),
+            sorted(model.attachments),
+            sorted(model.injections),
+        )
+        hypernets = [
+            {name: weight.sum().item() for name, weight in h.network.state_dict().items()} for h in self.hypernets
+        ]
+        prompts = [[(tokens.sum().item(), *sorted(rest)) for tokens, rest in each] for each in self.prompts]
+        return modules, hooks, kept, called, options, parts, hypernets, prompts
+
+    def leftovers(self):
+        """What is not as it was, in words."""
+        found = [f"an override on {name}" for name in overridden(self.model)]
+        if not torch.equal(self.draw(self.guider(self.model, "cfg")), self.picture):
+            found.append("another picture of the base model")
+        after = self._copies()
+        found += [
+            f"other weights in {name}" for name in self.weights if not torch.equal(self.weights[name], after[name])
+        ]
+        names = ("modules", "hooks", "wrappers", "callbacks", "options", "patches", "hypernets", "prompts")
+        state = self._state()
+        return found + [name for name, old, new in zip(names, self.state, state, strict=True) if old != new]
+
+
+@contextmanager
+def forward_of(module, step):
+    """Another node's override on a layer, under the erasure's."""
+    original = module.forward
+
+    def forward(*args, **kwargs):
+        step()
+        return original(*args, **kwargs)
+
+    module.forward = forward
+    try:
+        yield
+    finally:
+        assert module.forward is forward, "the override of another node is back in its place"
+        del module.forward
+
+
+def graphs(bench):
+    """The strategy that hypothesis draws graphs from."""
+    models = st.sampled_from(bench.available(MODEL_PARTS, bench.model))
+    guiders = st.sampled_from(bench.available(GUIDER_PARTS, bench.model, POSITIVE, NEGATIVE))
+    erasure = st.tuples(st.integers(0, 1), st.sampled_from([1.0, 0.5, 2.0]), st.booleans())
+    fault = st.builds(Fault, st.sampled_from(PLACES), st.integers(1, 4), st.sampled_from(list(ENDS)))
+    return st.builds(
+        lambda parts, split, **rest: Graph(below=tuple(parts[split:]), above=tuple(parts[:split]), **rest),
+        parts=st.lists(models, max_size=4, unique=True),
+        split=st.integers(0, 4),
+        erasures=st.lists(erasure, min_size=1, max_size=2).map(tuple),
+        prompts=st.sampled_from(list(PROMPT_PARTS)),
+        guider=guiders,
+        pictures=st.integers(1, 3),
+        masked=st.booleans(),
+        sampler=st.sampled_from(["euler", "heun", "euler_ancestral", "dpmpp_2m"]),
+        branch=st.booleans(),
+        fault=st.none() | fault | fault,
+    )
+
+
+def live_tensors():
+    gc.collect()
+    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+
+@torch.inference_mode()
+def test_no_graph_leaves_anything_behind(request, capsys):
+    count, seed = request.config.getoption("graphs"), request.config.getoption("seed")
+    benches, ran, refused, broken, tensors, memory = [Bench()], [], [], [], [], []
+
+    @hypothesis.seed(seed)
+    @hypothesis.settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(graphs(benches[0]))
+    def check(graph):
+        ran.append(graph)
+        bench = benches[-1]
+        model = bench.build(graph)
+        try:
+            first = bench.run(graph, model)
+        except Exception as error:
+            # Some parts do not go together, whoever is there.
+            without = replace(graph, erasures=())
+            with pytest.raises(type(error)):
+                bench.run(without, bench.build(without))
+            refused.append(graph)
+            first = None
+        if graph.branch:
+            bench.run(graph, apply_erasure(bench.model, bench.hypernets[1]))
+        if first is not None and graph.fault and bench.run_broken(graph, model):
+            broken.append(graph.fault)
+        if first is not None:
+            assert torch.equal(bench.run(graph, model), first), "queued again, it gave another picture"
+        del model, first
+        if leftovers := bench.leftovers():
+            benches[:] = [Bench()]  # so that smaller graphs are tried on a model without them
+        assert leftovers == []
+        if len(ran) % 20 == 0:  # looking at everything in memory takes as long as a graph
+            tensors.append(live_tensors())
+            memory.append(psutil.Process().memory_info().rss)
+
+    try:
+        check()
+    finally:
+        with capsys.disabled():
+            print(
+                f"\n{len(ran)} random graphs with seed {seed}, {len(broken)} of them broken off in their middle, "
+                f"{len(refused)} refused by ComfyUI with and without erasure"
+            )
+            print(f"tensors in memory: {tensors}\nMiB in memory: {[size >> 20 for size in memory]}")
+    assert len(ran) >= count
+    assert len(broken) > count / 20
+    # The first look came after parts had made what they keep.
+    assert tensors[-1] <= tensors[len(tensors) // 3]
