@@ -170,3 +170,16 @@ def test_a_config_survives_json():
 def test_a_dict_that_is_no_config_is_refused(change):
     with pytest.raises((TypeError, KeyError)):
         HypernetConfig.from_dict({**config().to_dict(), **change})
+
+
+def test_at_real_layer_sizes_it_is_a_twentieth_of_a_pair_of_heads_a_layer():
+    """Bytes of the file, against two-layer heads 100 wide in fp32, as the paper's authors lay them out."""
+    widths = 5 * [320] + 5 * [640] + 6 * [1280]
+    layers = tuple(TargetLayer(f"{n}.to_{kind}", 768, width) for n, width in enumerate(widths) for kind in "kv")
+    with torch.device("meta"):
+        network = Hypernet(HypernetConfig(768, layers))
+    size = 2 * sum(tensor.numel() for tensor in network.state_dict().values())
+    own = network.config
+    inputs = own.embedding_width + 2 * own.octaves
+    heads = sum(2 * 100 * (inputs + 1) + 101 * own.rank * (layer.inputs + layer.outputs) for layer in layers)
+    assert size < 4 * heads / 20

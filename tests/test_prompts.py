@@ -1,16 +1,21 @@
 """What users type: concept lists, wordings and the prompts to keep."""
 
+import re
+
 import pytest
 
 from unhype.training.prompts import (
+    COMPANY,
     RETAIN_FILE,
     TEMPLATES,
     Phrase,
     PromptError,
+    company,
     fill,
     parse_concepts,
     phrasings,
     retain_split,
+    sentences,
     with_article,
 )
 
@@ -108,6 +113,72 @@ def test_each_concept_is_phrased_in_every_way_with_its_mapping_in_the_same_words
     assert phrases[0] == Phrase(0, "cat", "tree")
 
 
+# Concepts among other things
+
+PARTNERS = tuple(f"thing{number}" for number in range(30))
+
+
+@pytest.mark.parametrize("kind", COMPANY)
+def test_every_sentence_names_the_concept_and_its_twin_differs_only_there(kind):
+    found = sentences((("zebra", "horse"),), kind, PARTNERS, 240)
+    assert len(found) == min(240, len(COMPANY[kind]) * len(PARTNERS))
+    for phrase in found:
+        assert phrase.concept == 0
+        assert phrase.prompt.count("zebra") == 1
+        assert phrase.mapping == phrase.prompt.replace("zebra", "horse")
+        (partner,) = re.findall(r"a (thing\d+)", phrase.prompt)
+        assert partner in PARTNERS
+        assert "{" not in phrase.prompt
+    prompts = [phrase.prompt for phrase in found]
+    assert len(set(prompts)) == len(prompts)
+    assert not set(prompts) & {phrase.prompt for phrase in phrasings((("zebra", ""),), kind)}
+
+
+def test_things_take_their_articles_and_people_and_styles_none():
+    for kind, name, other in (("object", "an owl", "a tree"), ("person", "owl", "tree"), ("style", "owl", "tree")):
+        for phrase in sentences((("owl", "tree"),), kind, PARTNERS, 20):
+            assert phrase.mapping == phrase.prompt.replace(name, other)
+            assert ("an owl" in phrase.prompt) == (kind == "object")
+
+
+def test_without_a_mapping_the_other_thing_is_left():
+    for phrase in sentences((("zebra", ""),), "object", PARTNERS, 20):
+        assert phrase.mapping in {f"a {partner}" for partner in PARTNERS}
+        assert phrase.mapping in phrase.prompt
+
+
+@pytest.mark.parametrize(("concepts", "each"), [(1, 240), (3, 80), (7, 34), (100, 4)])
+def test_sentences_are_shared_out_evenly_and_every_concept_gets_some(concepts, each):
+    names = tuple((f"name{number}", "tree") for number in range(concepts))
+    found = sentences(names, "object", PARTNERS, 240)
+    assert [sum(phrase.concept == number for phrase in found) for number in range(concepts)] == [each] * concepts
+    assert all(names[phrase.concept][0] in phrase.prompt for phrase in found)
+
+
+def test_the_words_alone_decide_the_sentences():
+    first, again = (sentences((("zebra", "horse"),), "object", PARTNERS, 40) for _ in range(2))
+    assert first == again
+    beside = sentences((("owl", ""), ("zebra", "horse")), "object", PARTNERS, 80)
+    assert [phrase._replace(concept=0) for phrase in beside if phrase.concept == 1] == first
+    (other,) = ({phrase.prompt.replace("an owl", "a zebra") for phrase in beside if phrase.concept == 0},)
+    assert other != {phrase.prompt for phrase in first}, "another concept gets another choice"
+
+
+def test_company_is_two_different_things_in_words_that_erased_ones_stand_in_too():
+    found = company(PARTNERS, 50)
+    assert company(PARTNERS, 50) == found
+    assert len(set(found)) == 50
+    for prompt in found:
+        one, other = re.findall(r"a (thing\d+)", prompt)
+        assert one != other
+        filled = {
+            words.replace("{c}", f"a {x}").replace("{o}", f"a {y}")
+            for words in COMPANY["object"]
+            for x, y in ((one, other), (other, one))
+        }
+        assert prompt in filled
+
+
 # Prompts to keep
 
 
@@ -130,11 +201,37 @@ def own_list(tmp_path):
 
 def test_groups_go_wholly_to_one_part():
     split, group = retain_split("", CAT), groups_of(RETAIN_FILE)
-    train, held_out = ({group[prompt] for prompt in part} for part in (split.train, split.held_out))
+    train, held_out = ({group[prompt] for prompt in part if prompt in group} for part in (split.train, split.held_out))
     assert train
     assert held_out
     assert not train & held_out
     assert not set(split.train) & set(split.held_out)
+
+
+@pytest.mark.parametrize("name", ["cat", "bridge"])
+def test_things_in_company_are_of_their_own_part_only(name):
+    """What is held out never stands beside anything in training."""
+    erased = ((name, ""),)
+    split, group = retain_split("", erased), groups_of(RETAIN_FILE)
+    train, held_out = ({group[prompt] for prompt in part if prompt in group} for part in (split.train, split.held_out))
+    assert set(split.partners) <= train
+    assert len(split.partners) > 100
+    assert name not in split.partners
+    unseen = {other for other in held_out if len(other.split()) <= 2}
+    for part, own, others in ((split.train, split.partners, unseen), (split.held_out, unseen, split.partners)):
+        beside = [prompt for prompt in part if prompt not in group]
+        assert len(beside) > 50
+        articles = {with_article(one) for one in own}
+        assert all(sum(one in prompt for one in articles) >= 2 for prompt in beside)
+        words = re.compile("|".join(rf"\b{re.escape(with_article(one))}\b" for one in set(others)))
+        assert [prompt for prompt in beside if words.search(prompt) and not _longer(prompt, words, articles)] == []
+    for phrase in sentences(erased, "object", split.partners, 240):
+        assert any(with_article(one) in phrase.prompt for one in split.partners)
+
+
+def _longer(prompt, words, articles):
+    """Whether what was found is only the beginning of another name, as "a fire" is of "a fire engine"."""
+    return any(one.startswith(words.search(prompt).group()) and one in prompt for one in articles)
 
 
 def test_about_a_quarter_of_the_groups_is_held_out():
@@ -144,8 +241,9 @@ def test_about_a_quarter_of_the_groups_is_held_out():
 
 def test_prompts_that_name_an_erased_concept_are_left_out(own_list):
     split = retain_split("", CAT, path=own_list)
-    everything = set(split.train) | set(split.held_out)
-    assert everything == set(groups_of(own_list)) - {"two Cats asleep", "a cat, seen from afar"}
+    everything, listed = set(split.train) | set(split.held_out), set(groups_of(own_list))
+    assert everything & listed == listed - {"two Cats asleep", "a cat, seen from afar"}
+    assert not [prompt for prompt in everything - listed if {"cat", "cats"} & set(prompt.lower().split())]
 
 
 def test_the_shipped_list_too_is_cleared_of_erased_concepts():

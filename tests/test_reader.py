@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from test_training import TINY, Reports
+from test_training import DIFFUSION, TINY, Reports
 from tiny import CONTEXT, POOLED, TinyClip, seeded, tiny_model
 
 from unhype.hypernet.deadzone import is_silent
 from unhype.hypernet.embedding import Reader, chunk_features
-from unhype.hypernet.factors import delta_norm
 from unhype.hypernet.files import load
 from unhype.training.frozen import encode, skipping_last_layer
 from unhype.training.loop import Material
@@ -116,7 +115,7 @@ def go(tmp_path):
 
     def train(clip, monkeypatch, settings=TINY):
         seen = []
-        from unhype.training import run as module
+        from unhype.training import material as module
 
         def noting(*parts):
             seen.append(Material(*parts))
@@ -130,7 +129,7 @@ def go(tmp_path):
 
 
 def test_training_sees_and_calibrates_on_pooled_vectors_and_on_what_is_read(go, monkeypatch):
-    outcome, material = go(SpeakingClip(), monkeypatch)
+    outcome, material = go(SpeakingClip(), monkeypatch, DIFFUSION)
     trained = outcome.trained
     train, held_out = trained.record.training["retain_prompts"]
     views = 3
@@ -139,8 +138,8 @@ def test_training_sees_and_calibrates_on_pooled_vectors_and_on_what_is_read(go, 
     assert len(material.phrase_c) == len(material.phrase_conds) == views * len(TEMPLATES["object"])
     assert {int(phrase) // len(TEMPLATES["object"]) for phrase in material.cache.phrase} > {0}
     assert trained.record.training["reader_explains"] > 0.5
-    norms = delta_norm(trained.network(material.held_out_c, 300)).view(views, held_out).amax(0)
-    silent = is_silent(norms, trained.record.dead_zone).float().mean().item()
+    loudest = trained.switch(material.held_out_c).view(views, held_out).amax(0)
+    silent = is_silent(loudest, trained.record.dead_zone).float().mean().item()
     assert trained.record.training["held_out_silent"] == pytest.approx(silent, abs=1e-3)
 
 
@@ -148,7 +147,7 @@ def test_the_file_holds_the_reader_and_the_mean_wording_of_each_concept(go, monk
     outcome, _ = go(SpeakingClip(), monkeypatch)
     loaded = load(outcome.path)
     wordings = [encode(SpeakingClip(), fill(template, "cat")).c for template in TEMPLATES["object"]]
-    torch.testing.assert_close(loaded.concept_c, torch.stack(wordings).mean(0, keepdim=True))
+    torch.testing.assert_close(loaded.concept_c, torch.stack(wordings).mean(0, keepdim=True), rtol=1e-3, atol=1e-3)
     assert loaded.record.reading == {"tokens": 8, "widths": [CONTEXT], "layers": 2}
     tokens = encode(SpeakingClip(), "a photo of a cat").conditioning[0][0][0]
     (read,) = loaded.reader.views(tokens)

@@ -21,6 +21,7 @@ from tiny import (
     TOKENS,
     Call,
     TinyClip,
+    WordClip,
     embedding,
     merged,
     overridden,
@@ -34,27 +35,29 @@ from tiny import (
 
 from benchmarks.environment import ROOT
 from unhype.hypernet.deadzone import is_silent
-from unhype.hypernet.factors import delta_norm
 from unhype.hypernet.files import HypernetFileError, load
 from unhype.hypernet.lora import to_lora
 from unhype.hypernet.network import Hypernet, HypernetConfig
 from unhype.hypernet.patch import apply_erasure
-from unhype.training import checkpoint, run
+from unhype.training import attention, checkpoint, loop, material, run
 from unhype.training.cache import build_cache
 from unhype.training.checkpoint import load_checkpoint, save_checkpoint
 from unhype.training.frozen import EncodedPrompt, FrozenModel, MissingEmbeddingError, encode
-from unhype.training.loop import Material, TrainingError, leaking, new_state, train
+from unhype.training.loop import Material, TrainingError, leaking, learning_rate, new_state, train, train_step
 from unhype.training.preview import to_image
-from unhype.training.prompts import TEMPLATES, PromptError
+from unhype.training.prompts import TEMPLATES, PromptError, retain_split, sentences
 from unhype.training.run import Request, train_erasure
 from unhype.training.settings import OBJECTIVES, Settings
 
 TINY = Settings(
     steps=6,
     rank=2,
+    basis=4,
     hidden=8,
     batch=3,
+    attention_batch=6,
     retain_batch=8,
+    sentences=8,
     width=64,
     height=64,
     rollouts=2,
@@ -62,6 +65,8 @@ TINY = Settings(
     sampler_steps=3,
     kept_steps=2,
 )
+# With diffusion steps, and so with sampler runs beforehand.
+DIFFUSION = replace(TINY, objective="direct")
 
 
 @pytest.fixture(autouse=True)
@@ -131,8 +136,9 @@ def checkpoints(request):
 LEARNING = {
     "steps": 40,
     "batch": 8,
+    "attention_batch": 16,
     "hidden": 32,
-    "learning_rate": 3e-3,
+    "learning_rate": 1e-2,
     "retain_weight": 0.1,
     "watch_every": 40,
     "rollouts": 4,
@@ -143,7 +149,7 @@ LEARNING = {
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_loss_falls(model, ask, objective):
-    losses = go(model, ask(objective=objective, checkpointing=False, **LEARNING)).losses
+    losses = go(model, ask(objective=objective, checkpointing=False, **LEARNING), clip=WordClip()).losses
     assert len(losses) == 40
     assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
 
@@ -155,8 +161,8 @@ def test_the_erased_prompt_gives_what_its_mapping_gives(model, ask, monkeypatch)
         made.append((build_cache(frozen, phrases, encoded, conds, *others), phrases, encoded, conds))
         return made[0][0]
 
-    monkeypatch.setattr(run, "build_cache", build_and_note)
-    trained = go(model, ask(gamma=0.0, checkpointing=False, **LEARNING)).trained
+    monkeypatch.setattr(material, "build_cache", build_and_note)
+    trained = go(model, ask(objective="direct", gamma=0.0, checkpointing=False, **LEARNING)).trained
     ((cache, phrases, encoded, conds),) = made
     assert len(cache) == 8
     frozen = FrozenModel(model)
@@ -167,13 +173,15 @@ def test_the_erased_prompt_gives_what_its_mapping_gives(model, ask, monkeypatch)
     assert (erased - cache.e_m).square().mean() < 0.5 * (cache.e_p - cache.e_m).square().mean()
 
 
+@pytest.mark.parametrize("objective", ["attention", "direct"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_is_trained_saved_applied_and_exported(ask, family):
+def test_every_family_is_trained_saved_applied_and_exported(ask, family, objective):
     model = tiny_model(family)
-    outcome = go(model, ask(steps=1))
+    outcome = go(model, ask(steps=1, objective=objective))
     loaded = load(outcome.path)
     assert loaded.record.family == family
     assert same_weights(loaded, outcome.trained)
+    assert loaded.record.training["settings"]["objective"] == objective
     cat = TinyClip().encode_from_tokens_scheduled("cat")
     erased = apply_erasure(model, loaded, dead_zone=False)
     assert not torch.equal(sample(erased, cat, prompt(3)), sample(model, cat, prompt(3)))
@@ -181,17 +189,21 @@ def test_every_family_is_trained_saved_applied_and_exported(ask, family):
     assert {weight.dtype for weight in exported.values()} == {torch.float32}
 
 
+@pytest.mark.parametrize("objective", ["attention", "direct"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_a_model_of_lower_precision_is_trained_on(ask, dtype):
-    outcome = go(tiny_model(dtype=dtype), ask(steps=2))
+def test_a_model_of_lower_precision_is_trained_on(ask, dtype, objective):
+    outcome = go(tiny_model(dtype=dtype), ask(steps=2, objective=objective))
     assert all(loss < 100 for loss in outcome.losses)
     assert {weight.dtype for weight in outcome.trained.network.parameters()} == {torch.float32}
 
 
-def test_a_seed_decides_every_weight(model, ask):
-    first = go(model, ask(name="first")).trained
-    assert same_weights(go(tiny_model(), ask(name="again", resume=False)).trained, first)
-    assert not same_weights(go(model, ask(name="other", seed=1)).trained, first)
+@pytest.mark.parametrize("objective", ["attention", "direct"])
+def test_a_seed_decides_every_weight(model, ask, objective):
+    first = go(model, ask(name="first", objective=objective)).trained
+    again = go(tiny_model(), ask(name="again", objective=objective, resume=False)).trained
+    assert same_weights(again, first)
+    assert torch.equal(again.switch.weight, first.switch.weight)
+    assert not same_weights(go(model, ask(name="other", objective=objective, seed=1)).trained, first)
 
 
 def test_length_and_watching_do_not_change_the_steps_themselves(model, ask):
@@ -328,11 +340,11 @@ def test_rollouts_note_the_latents_of_the_chosen_steps(model):
 # Interrupts, crashes and resuming
 
 
-@pytest.mark.parametrize("every", [0, 2, 3])
+@pytest.mark.parametrize(("objective", "every"), [("attention", 0), ("attention", 3), ("direct", 0), ("direct", 2)])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, comfy.model_management.InterruptProcessingException])
-def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(model, ask, error, every):
-    whole = go(model, ask(name="whole"))
-    broken = ask(name="broken", checkpoint_every=every)
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(model, ask, error, objective, every):
+    whole = go(model, ask(name="whole", objective=objective))
+    broken = ask(name="broken", objective=objective, checkpoint_every=every)
     with pytest.raises(error):
         go(model, broken, Reports(at=4, error=error))
     assert len(checkpoints(broken)) == 1
@@ -341,7 +353,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(model, ask, error
     assert report.steps == [5, 6]
     assert resumed.losses == whole.losses
     assert same_weights(resumed.trained, whole.trained)
-    assert resumed.trained.record.dead_zone == whole.trained.record.dead_zone
+    assert torch.equal(resumed.trained.switch.weight, whole.trained.switch.weight)
     assert checkpoints(broken) == []
 
 
@@ -349,7 +361,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(model, ask, error
     not hasattr(comfy.ops, "run_every_op"), reason="this ComfyUI looks for an interrupt between steps only"
 )
 def test_an_interrupt_in_the_middle_of_a_step_loses_that_step_only(model, ask, monkeypatch):
-    whole = go(model, ask(name="whole"))
+    whole = go(model, ask(name="whole", objective="direct"))
     predict, calls = FrozenModel.predict, []
 
     def stopped(self, z, sigma, conds, factors=None):
@@ -360,10 +372,10 @@ def test_an_interrupt_in_the_middle_of_a_step_loses_that_step_only(model, ask, m
 
     monkeypatch.setattr(FrozenModel, "predict", stopped)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        go(model, ask(name="broken"))
+        go(model, ask(name="broken", objective="direct"))
     monkeypatch.undo()
     report = Reports()
-    resumed = go(model, ask(name="broken"), report)
+    resumed = go(model, ask(name="broken", objective="direct"), report)
     assert report.steps == [4, 5, 6]
     assert same_weights(resumed.trained, whole.trained)
 
@@ -481,9 +493,9 @@ def damage_checkpoint(path, kind):
     if kind == "history of another kind":
         words["unhype.history"] = "[1]"
     if kind == "nan":
-        weights["weights.alpha"][0] = float("nan")
+        weights["weights.trunk.bias"][0] = float("nan")
     if kind == "missing moments":
-        del weights["exp_avg.alpha"]
+        del weights["exp_avg.trunk.bias"]
     if kind == "broken random state":
         weights["random"][:] = 255
     save_file(weights, str(path), metadata=words)
@@ -530,17 +542,27 @@ def test_a_loss_that_is_no_number_names_the_learning_rate(model, ask):
         go(model, ask(learning_rate=1e30))
 
 
+def out_of_memory(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+
 @pytest.mark.parametrize("when", ["preparing", "training"])
 def test_running_out_of_memory_says_what_to_lower(model, ask, monkeypatch, when):
     predict = FrozenModel.predict
 
     def full(self, z, sigma, conds, factors=None):
         if when == "preparing" or factors is not None:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+            out_of_memory()
         return predict(self, z, sigma, conds, factors)
 
     monkeypatch.setattr(FrozenModel, "predict", full)
     with pytest.raises(TrainingError, match=r"ran out of memory\. Lower 'batch'.*'checkpointing'"):
+        go(model, ask(objective="direct"))
+
+
+def test_running_out_of_memory_between_the_layers_is_said_alike(model, ask, monkeypatch):
+    monkeypatch.setattr(attention, "changes_of", out_of_memory)
+    with pytest.raises(TrainingError, match="ran out of memory"):
         go(model, ask())
 
 
@@ -610,11 +632,20 @@ def test_the_file_holds_the_run(model, ask):
 
 
 def test_every_wording_of_what_is_erased_is_outside_the_dead_zone(model, ask):
-    trained = go(model, ask()).trained
+    trained = go(model, ask(), clip=WordClip()).trained
     wordings = [template.replace("{a}", "a cat").replace("{}", "cat") for template in TEMPLATES["object"]]
-    c = torch.stack([encode(TinyClip(), wording).c for wording in wordings])
-    assert trained.record.dead_zone > 0
-    assert not is_silent(delta_norm(trained.network(c, 300)), trained.record.dead_zone).any()
+    c = torch.stack([encode(WordClip(), wording).c for wording in wordings])
+    assert trained.record.dead_zone == 1
+    assert not is_silent(trained.presence(c, trained.network(c, 300)), trained.record.dead_zone).any()
+
+
+def test_prompts_that_mean_something_else_are_inside_the_dead_zone(model, ask):
+    trained = go(model, ask(), clip=WordClip()).trained
+    held_out = retain_split("", (("cat", "tree"),)).held_out
+    c = torch.stack([encode(WordClip(), text).c for text in held_out])
+    silent = is_silent(trained.presence(c, trained.network(c, 300)), 1.0).float().mean().item()
+    assert silent > 0.9
+    assert trained.record.training["held_out_silent"] <= round(silent, 4), "all that speaks for a prompt counts there"
 
 
 def test_the_same_request_is_not_trained_twice(model, ask):
@@ -660,16 +691,19 @@ class NotingClip(TinyClip):
     def __init__(self):
         self.texts = []
 
-    def tokenize(self, text):
-        self.texts.append(text)
-        return text
+    def encode_from_tokens_scheduled(self, tokens):
+        self.texts.append(tokens)
+        return super().encode_from_tokens_scheduled(tokens)
 
 
 def test_retained_prompts_that_name_what_is_erased_are_left_out(model, ask):
     clip = NotingClip()
     go(model, ask("elephant -> tree", steps=1), clip=clip)
     wordings = {template.replace("{a}", "an elephant").replace("{}", "elephant") for template in TEMPLATES["object"]}
-    assert {text for text in clip.texts if "elephant" in text.lower()} == wordings
+    erased = (("elephant", "tree"),)
+    named = sentences(erased, "object", retain_split("", erased).partners, TINY.sentences)
+    expected = wordings | {phrase.prompt for phrase in named}
+    assert {text for text in clip.texts if "elephant" in text.lower()} == expected
     assert len(clip.texts) > 500
 
 
@@ -697,9 +731,9 @@ def test_going_on_joins_the_concepts_and_starts_from_the_weights(model, ask):
 
 
 def test_going_on_keeps_the_size_of_the_network(model, ask):
-    start = go(model, ask(rank=1, hidden=5)).trained
+    start = go(model, ask(rank=1, basis=3, hidden=5)).trained
     grown = go(model, ask("dog", name="more", start_from=start, rank=4, steps=1)).trained
-    assert (grown.network.config.rank, grown.network.config.hidden) == (1, 5)
+    assert grown.network.config == start.network.config
 
 
 def test_going_on_from_another_hypernet_is_another_run(model, ask):
@@ -724,10 +758,11 @@ def test_going_on_with_another_family_is_refused(model, ask):
 # Watching
 
 
-def test_progress_is_reported_from_the_start_and_step_by_step(model, ask):
+@pytest.mark.parametrize(("objective", "before"), [("attention", []), ("direct", ["preparing"])])
+def test_progress_is_reported_from_the_start_and_step_by_step(model, ask, objective, before):
     report = Reports()
-    go(model, ask(), report)
-    assert list(dict.fromkeys(report.stages)) == ["reading prompts", "preparing", "training"]
+    go(model, ask(objective=objective), report)
+    assert list(dict.fromkeys(report.stages)) == ["reading prompts", *before, "training"]
     assert report.steps == [1, 2, 3, 4, 5, 6]
 
 
@@ -784,12 +819,36 @@ def test_the_loop_draws_the_same_batches_whatever_the_model_predicts(monkeypatch
 
     monkeypatch.setattr("unhype.training.loop.train_step", step)
     monkeypatch.setattr("unhype.training.loop.measure_drift", lambda *_: 0.0)
-    material = Material(None, None, [], None, None)
-    assert train(state, material, None, replace(TINY, steps=3), "cpu", lambda state: None) == "finished"
+    nothing = Material(None, None, [], None, None)
+    assert train(state, nothing, None, replace(TINY, steps=3), "cpu", lambda state: None) == "finished"
     assert seen == torch.rand(3, generator=seeded(0)).tolist()
 
 
 # Settings
+
+
+def test_the_attention_objective_runs_the_model_not_once(model, ask, monkeypatch):
+    """But for previews: no pictures, no diffusion steps."""
+    for name in ("predict", "rollout", "sample", "model_conds"):
+        monkeypatch.setattr(FrozenModel, name, out_of_memory)
+    assert go(model, ask()).reason == "finished"
+
+
+@pytest.mark.parametrize(("step", "share"), [(0, 1 / 20), (9, 1 / 2), (19, 1), (59, 1), (239, 1 / 2), (5999, 1 / 10)])
+def test_the_learning_rate_warms_up_and_falls_the_same_however_long_a_run_is(step, share):
+    for steps in (1, 200, 10_000):
+        settings = Settings(learning_rate=0.5, steps=steps)
+        assert learning_rate(settings, step) == pytest.approx(0.5 * share)
+
+
+def test_each_step_is_made_at_its_own_learning_rate(monkeypatch):
+    state = small_state()
+    state.step = 4
+    monkeypatch.setattr(loop, "_losses", lambda state, *_: (state.hypernet.left.bias.sum(), torch.tensor(0.0)))
+    with torch.inference_mode(False), torch.enable_grad():
+        train_step(state, None, None, TINY, "cpu")
+    assert {group["lr"] for group in state.optimiser.param_groups} == {learning_rate(TINY, 4)}
+    assert state.step == 5
 
 
 @pytest.mark.parametrize("name", Settings.__dataclass_fields__)

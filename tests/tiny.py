@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import re
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -134,6 +135,33 @@ class TinyClip:
 
     def encode_from_tokens_scheduled(self, tokens):
         return prompt(int.from_bytes(hashlib.sha256(tokens.encode()).digest()[:4], "big"))
+
+
+class WordClip(TinyClip):
+    """A CLIP whose tokens are the words of a text, with ids as ComfyUI's tokenizers give them.
+
+    A token's state is its word's own vector and a little of its place. The pooled vector is a map of the mean
+    word of more than two letters.
+    """
+
+    LENGTH, BEGIN, END = 20, 1, 2
+
+    def tokenize(self, text):
+        words = re.findall(r"\w+", text.lower())[: self.LENGTH - 2]
+        ids = [self.BEGIN, *(int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big") for word in words)]
+        ids += [self.END] * (self.LENGTH - len(ids))
+        spoken = [word for word in zip(ids[1:], words, strict=False) if len(word[1]) > 2]
+        return {"words": [[(number, 1.0) for number in ids]], "spoken": [number for number, _ in spoken]}
+
+    def encode_from_tokens_scheduled(self, tokens):
+        def vectors(ids):
+            return torch.stack([torch.randn(CONTEXT, generator=seeded(number)) for number in ids])
+
+        ids = [number for number, _ in tokens["words"][0]]
+        cross = vectors(ids) + 0.1 * vectors(range(100, 100 + self.LENGTH))
+        reading = torch.randn(CONTEXT, POOLED, generator=seeded(0)) / CONTEXT**0.5
+        pooled = vectors(tokens["spoken"] or [self.END]).mean(0) @ reading
+        return [[cross.unsqueeze(0), {"pooled_output": pooled.unsqueeze(0)}]]
 
 
 def tiny_hypernet(model, seed=0, size=0.05, dead_zone=0.0, rank=2, width=POOLED, concepts=(("cat", "tree"),)):

@@ -148,7 +148,7 @@ class AttentionTask:
             others = torch.randint(self.wordings, len(self.pairs), (count - plain,), generator=generator)
             index = torch.cat([index, others])
         view = torch.randint(len(self.c), (count,), generator=generator)
-        step = draw_steps("direct", count, last, generator).to(self.c.device)
+        step = draw_steps("attention", count, last, generator).to(self.c.device)
         X_p, changes = self._batch(index)
         c = jittered(self.c[view, index], settings.jitter, generator)
         return attention_loss(hypernet(c, step), X_p, changes, step / last, self.scale).mean()

@@ -1,6 +1,6 @@
-"""The three ways to train H, each from a batch of samples to one scalar loss.
+"""The three ways to train H through diffusion steps, each from a batch of samples to one scalar loss.
 
-- ``direct``: minimise the task loss of H(c, s) itself. Our default.
+- ``direct``: minimise the task loss of H(c, s) itself.
 - ``paper``: H(c, s + 1) imitates a gradient step from H(c, s), as the paper states it.
 - ``released``: both at once, as the authors' code effectively runs: the task loss trains H and the
   matching term smooths it over s.
@@ -26,7 +26,7 @@ class TaskBatch:
 def draw_steps(objective, count, trajectory, generator):
     """Trajectory steps s for a batch, (count,) fp32.
 
-    Direct training spends half of its samples at s = S, where the hypernet is used, and the rest
+    Attention and direct training spend half of their samples at s = S, where the hypernet is used, and the rest
     along the way, so that s stays a dial. Matching needs whole steps below S.
     """
     if objective in ("attention", "direct"):

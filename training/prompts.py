@@ -219,7 +219,7 @@ def sentences(concepts, kind, partners, count):
     found = []
     for index, (concept, mapping) in enumerate(concepts):
         chosen = _shuffled(itertools.product(COMPANY[kind], partners), concept)[:each]
-        names = [concept, mapping] if kind != "object" else [with_article(name) if name else "" for name in (concept, mapping)]
+        names = [with_article(name) if name and kind == "object" else name for name in (concept, mapping)]
         for template, partner in chosen:
             prompt, other = (
                 template.replace("{c}", name).replace("{o}", with_article(partner)) if name else with_article(partner)

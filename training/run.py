@@ -7,22 +7,17 @@ from pathlib import Path
 
 import torch
 
-from ..hypernet.files import HypernetFileError, Record, TrainedHypernet, check_fits, load, save
+from ..hypernet.files import Record, TrainedHypernet, load, save
 from ..hypernet.network import Hypernet, HypernetConfig
-from ..hypernet.targets import recognise, target_layers, weight_spread
-from .attention import AttentionTask, token_pairs
-from .cache import build_cache
 from .checkpoint import load_checkpoint, save_checkpoint
-from .frozen import FrozenModel, differentiable, lora_fingerprint, out_of_memory_errors
-from .loop import Material, TrainingError, measure_drift, new_state, norms, train
+from .frozen import FrozenModel, differentiable, out_of_memory_errors
+from .loop import TrainingError, measure_drift, new_state, norms, train
+from .material import build_material
+from .plan import finished, make_plan
 from .preview import Previewer
-from .prompts import parse_concepts, phrasings, retain_split, sentences
 from .reader import encode_prompts
 from .settings import Settings
 from .switch import fit_switch
-
-# Part of every recipe: what else than settings and words decides a run. A new one makes old files train anew.
-_REVISION = "reads tokens"
 
 log = logging.getLogger("unhype")
 
@@ -59,92 +54,17 @@ class Outcome:
     reason: str
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """A request worked out: texts, splits and names, before any model is touched."""
-
-    request: Request
-    concepts: tuple
-    phrases: list
-    sentences: list
-    retain: object
-    recipe: str
-    base: dict
-    family: object
-    layers: tuple
-
-
-def make_plan(model, request):
-    """Check the request against the model and work out every prompt; raises the errors meant for the user."""
-    family = recognise(model.model)
-    layers = target_layers(model.model, family)
-    concepts = parse_concepts(request.concepts)
-    start = request.start_from
-    if start is not None:
-        check_fits(start, family, layers)
-        if not isinstance(start.network, Hypernet):
-            raise TrainingError(
-                f"Train Erasure: hypernet '{start.name}' was imported from the paper's authors. It can be applied, but "
-                "not trained further; leave 'start_from' empty."
-            )
-        named = {concept.lower() for concept, _ in concepts}
-        concepts = (*(pair for pair in start.record.concepts if pair[0].lower() not in named), *concepts)
-    settings = request.settings
-    if settings.objective == "attention" and not family.reads_text:
-        settings = replace(settings, objective="direct")
-        request = replace(request, settings=settings)
-        log.info(
-            "UnHype: %s reads prompts in other ways than the attention objective covers; training direct.", family.title
-        )
-    retain = retain_split(request.preserve, concepts, settings.kind)
-    named = sentences(concepts, settings.kind, retain.partners, settings.sentences)
-    base = {
-        "model": type(model.model).__name__,
-        "weight_spread": weight_spread(model, layers),
-        "loras": lora_fingerprint(model),
-    }
-    origin = None if start is None else [start.record.training, round(float(start.network.right.weight.sum()), 5)]
-    recipe = settings.recipe(_REVISION, concepts, retain.train, base, [layer.name for layer in layers], origin)
-    phrases = phrasings(concepts, settings.kind)
-    return _Plan(request, concepts, phrases, named, retain, recipe, base, family, layers)
-
-
-def _finished(plan):
-    """The path and hypernet of an earlier run of the same recipe and length, and a free path if there is none."""
-    request = plan.request
-    number = 1
-    while True:
-        path = request.folder / (
-            f"{request.name}.safetensors" if number == 1 else f"{request.name}_{number}.safetensors"
-        )
-        if not path.exists():
-            return path, None
-        try:
-            trained = load(path)
-        except (HypernetFileError, ValueError):
-            trained = None  # somebody else's file under that name: leave it alone
-        done = {} if trained is None else trained.record.training
-        if done.get("recipe") == plan.recipe and done.get("settings", {}).get("steps") == request.settings.steps:
-            return path, trained
-        number += 1
-
-
 def _encode_all(clip, plan, report):
     """Every text of the run as `Prompts`."""
     phrases = [*plan.phrases, *plan.sentences]
     wordings = [phrase.prompt for phrase in phrases]
-    drawn = ["", _kept(plan), *wordings, *(phrase.mapping for phrase in phrases)]
+    drawn = ["", plan.kept, *wordings, *(phrase.mapping for phrase in phrases)]
     retain = plan.retain
     texts = drawn, [*retain.train, *wordings], retain.held_out
     family = plan.family
     return encode_prompts(
         clip, *texts, family.encoders, lambda: report("reading prompts", 0, 1), source=family.embedding
     )
-
-
-def _kept(plan):
-    """The prompt that previews show beside an erased one."""
-    return plan.retain.held_out[0]
 
 
 def _network(plan, width, generator):
@@ -157,44 +77,6 @@ def _network(plan, width, generator):
     network = Hypernet(start.network.config)
     network.load_state_dict({name: tensor.clone() for name, tensor in start.network.state_dict().items()})
     return network
-
-
-def _material(clip, plan, frozen, prompts, generator, report):
-    """Everything that training reads, on the device where it is needed.
-
-    H sees each prompt as its pooled vector and as the reader tells it from tokens, each as a prompt of its own.
-    """
-    settings = plan.request.settings
-    phrases, phrase_c = prompts.views_of(plan.phrases, lambda phrase: phrase.prompt)
-    retain_c, held_out_c = (
-        prompts.views_of(part)[1].to(frozen.device) for part in (plan.retain.train, plan.retain.held_out)
-    )
-    phrase_c = phrase_c.to(frozen.device)
-    if settings.objective == "attention":
-        return Material(None, phrase_c, [], retain_c, held_out_c, _attention_task(clip, plan, frozen, prompts))
-    probe = frozen.noise(1, settings.height, settings.width, torch.Generator().manual_seed(0))
-    texts = {text for phrase in phrases for text in (phrase.prompt, phrase.mapping)}
-    conds = {text: frozen.model_conds(prompts.encoded[text], probe, settings.guidance) for text in sorted(texts)}
-    cache = build_cache(
-        frozen,
-        phrases,
-        prompts.encoded,
-        conds,
-        settings,
-        generator,
-        lambda done, total: report("preparing", done, total),
-    )
-    return Material(cache, phrase_c, [conds[phrase.prompt] for phrase in phrases], retain_c, held_out_c)
-
-
-def _attention_task(clip, plan, frozen, prompts):
-    phrases = [*plan.phrases, *plan.sentences]
-    states = {text: prompts.encoded[text].conditioning[0][0][0].cpu() for phrase in phrases for text in phrase[1:]}
-    pairs = token_pairs(clip, [phrase[1:] for phrase in phrases], states)
-    _, c = prompts.views_of(phrases, lambda phrase: phrase.prompt)
-    frozen.load()
-    modules = [frozen.network.get_submodule(layer.name) for layer in frozen.layers]
-    return AttentionTask(modules, pairs, len(plan.phrases), c.to(frozen.device))
 
 
 class _Keeper:
@@ -223,12 +105,12 @@ class _Keeper:
 def _train(clip, plan, frozen, prompts, report):
     settings, encoded = plan.request.settings, prompts.encoded
     width = encoded[""].c.shape[0]
-    material = _material(clip, plan, frozen, prompts, torch.Generator().manual_seed(settings.seed), report)
+    material = build_material(clip, plan, frozen, prompts, torch.Generator().manual_seed(settings.seed), report)
     # A generator of its own: how the cache was made must not shift the draws of the steps.
     generator = torch.Generator().manual_seed(settings.seed + 1)
     hypernet = _network(plan, width, generator).to(frozen.device)
     state = new_state(hypernet, settings, generator)
-    shown = [encoded[plan.phrases[1].prompt], encoded[_kept(plan)]]
+    shown = [encoded[plan.phrases[1].prompt], encoded[plan.kept]]
     keeper = _Keeper(plan, Previewer(frozen, shown, encoded[""], settings), report)
     if plan.request.resume and load_checkpoint(state, keeper.path, plan.recipe):
         log.info("UnHype: going on from the checkpoint at step %d.", state.step)
@@ -327,7 +209,7 @@ def train_erasure(model, clip, request, report):
             "checkpoints hold none, then add a Load CLIP node."
         )
     plan = make_plan(model, request)
-    path, trained = _finished(plan)
+    path, trained = finished(plan)
     if trained is not None:
         return Outcome(trained, path, trained.record.training.get("losses", []), "already trained")
     try:
@@ -351,12 +233,12 @@ def _run(model, clip, plan, path, report):
         record = _record(plan, prompts, state, material, reason, time.monotonic() - started)
     finally:
         frozen.release()
-    # As the file holds it, so that what is returned is what is loaded later.
-    network = state.hypernet.cpu().half().float().requires_grad_(False).eval()
+    network = state.hypernet.cpu().requires_grad_(False).eval()
     switch, prompts, silent = _switch(plan, prompts, network)
     seen = {"held_out_silent": round(silent, 4), "losses": [round(loss, 6) for loss in state.losses]}
     record = replace(record, training={**record.training, **seen})
     trained = TrainedHypernet(network, record, path.stem, prompts.reader, _concept_c(plan, prompts), switch)
     save(trained, path, plan.request.file_metadata)
+    trained = load(path)  # in the file's precision, so that the first use is like every later one
     keeper.path.unlink(missing_ok=True)
     return Outcome(trained, path, state.losses, reason)
