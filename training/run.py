@@ -216,10 +216,12 @@ def train_erasure(model, clip, request, report):
         with torch.inference_mode(False), torch.enable_grad():
             return _run(model, clip, plan, path, report)
     except out_of_memory_errors() as error:
+        lower = "Set 'preview_every' to 0, or lower 'width' and 'height'"
+        if plan.request.settings.objective != "attention":
+            lower = "Lower 'batch', or 'width' and 'height', and keep 'checkpointing' on"
         raise TrainingError(
-            "Train Erasure: the GPU ran out of memory. Lower 'batch', or 'width' and 'height', and keep "
-            "'checkpointing' on; load a large model in fp8. Training goes on from its last checkpoint if the other "
-            "settings stay the same."
+            f"Train Erasure: the GPU ran out of memory. {lower}; load a large model in fp8. Training goes on from its "
+            "last checkpoint if the other settings stay the same."
         ) from error
 
 
