@@ -1,8 +1,8 @@
 """Attacks on the lab model's erasure, each with its budget stated.
 
 - ``adaptive``: projected gradient descent on the token states of the target prompt, through the text
-  encoder's pooling, the switch (made soft) and H, to make the patched model predict what the base
-  predicts for the target; within a ball around the true token states.
+  encoder's pooling, the reader, the switch (made soft) and H, to make the patched model predict what
+  the base predicts for the target; within a ball around the true token states.
 - ``transfer``: the same states moved against the base model alone with the same budget; what an attacker
   gets who does not know of the eraser.
 - ``words``: a random search for words to append that make the switch fall silent.
@@ -12,6 +12,7 @@
 from dataclasses import dataclass
 
 import torch
+from comfy.conds import CONDCrossAttn
 from torch.nn.functional import normalize
 
 from unhype.hypernet.factors import Factors
@@ -20,7 +21,7 @@ from unhype.training.frozen import FrozenModel
 from .lab.measure import encode
 from .lab.text import WIDTH
 
-RADIUS, ITERATIONS, BATCH, RATE = 0.2, 30, 8, 0.02
+RADIUS, ITERATIONS, BATCH, RATE = 0.2, 40, 8, 0.05
 WORDS_TRIED, WORDS_APPENDED = 100, 4
 
 
@@ -56,11 +57,18 @@ def noisy_targets(frozen, settings, prompt, empty, generator):
         return Target(frozen, z, sigma, frozen.predict(z, sigma, conds))
 
 
+def presence(trained, states):
+    """How present the erased concept is in token states, by the loudest of what speaks for them; differentiable."""
+    views = [pooled_of(states)]
+    if trained.reader is not None:
+        views += [view.unsqueeze(0) for view in trained.reader.views(states[0])]
+    return trained.switch.scores(torch.cat(views)).amax()
+
+
 def _soft_factors(trained, states):
     """H's factors for the pooled vector of `states`, scaled by how far the switch is open, differentiable."""
-    c = pooled_of(states)
-    gate = torch.sigmoid(8.0 * (trained.switch.scores(c).amax(1) - 1.0)).view(-1, 1, 1)
-    layers = trained.network(c, trained.network.config.trajectory)
+    gate = torch.sigmoid(8.0 * (presence(trained, states) - 1.0))
+    layers = trained.network(pooled_of(states), trained.network.config.trajectory)
     return [Factors(factors.A, factors.B * gate) for factors in layers]
 
 
@@ -84,7 +92,7 @@ def optimise(target, states, generator, trained=None):
         loss = (prediction - target.e_p[index]).square().mean()
         if trained is not None:
             # Silence of the switch is the shorter way: the base model then draws whatever the tokens say.
-            loss = loss + 0.1 * torch.relu(trained.switch.scores(pooled_of(moved)).amax() - 0.9)
+            loss = loss + 0.1 * torch.relu(presence(trained, moved) - 0.9)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
@@ -95,8 +103,6 @@ def optimise(target, states, generator, trained=None):
 
 def predict_from_states(target, index, states, layers):
     """The model's prediction at samples `index` for token states that gradients flow through."""
-    from comfy.conds import CONDCrossAttn
-
     conds = [{"c_crossattn": CONDCrossAttn(states)} for _ in index]
     return target.frozen.predict(target.z[index], target.sigma[index], conds, layers)
 
@@ -107,9 +113,10 @@ def appended_words(lab, ours, prompt, vocabulary, generator):
     for _ in range(WORDS_TRIED):
         chosen = torch.randint(len(vocabulary), (WORDS_APPENDED,), generator=generator).tolist()
         text = " ".join([prompt, *(vocabulary[n] for n in chosen)])
-        presence = ours.trained.switch(encode(lab.clip, text)[0][1]["pooled_output"]).item()
-        if presence < lowest:
-            best, lowest = text, presence
+        with torch.no_grad():
+            loudness = presence(ours.trained, encode(lab.clip, text)[0][0]).item()
+        if loudness < lowest:
+            best, lowest = text, loudness
     return best
 
 

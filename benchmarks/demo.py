@@ -29,6 +29,8 @@ ERASED = "cat"
 WORDINGS = ("{}", "a {}", "a photo of a {}", "a picture of a {}")
 SIDE, STEPS, GUIDANCE = 128, 12, 3.0
 _PICTURES, _CHUNK = 10, 40
+# The lab's model of each family.
+LOADERS = {"sd15": "UnHypeLabLoader", "flux": "UnHypeLabFluxLoader"}
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,10 @@ def prompts():
     return drawn
 
 
-def drawing_graph(chunk, hypernet, first):
+def drawing_graph(chunk, hypernet, first, loader):
     """An API prompt that draws each prompt before and after, and keeps pictures and latents."""
     graph = {
-        "lab": {"class_type": "UnHypeLabLoader", "inputs": {}},
+        "lab": {"class_type": loader, "inputs": {}},
         "load": {"class_type": "UnHypeLoadHypernet", "inputs": {"hypernet": hypernet}},
         "apply": {
             "class_type": "UnHypeApplyErasure",
@@ -185,23 +187,25 @@ def rows(found):
     return [(words, "" if old is None else f"{found[old]:.3f}", f"{found[new]:.3f}") for words, old, new in _ROWS]
 
 
-def run(base, seed=None):
-    """Train and draw in a ComfyUI whose files are under `base`; returns the figures."""
+def run(base, seed=None, family="sd15"):
+    """Train on the lab model of a family and draw, in a ComfyUI whose files are under `base`; returns the figures."""
+    loader = LOADERS[family]
     for stale in ("models/unhype", "output"):
         shutil.rmtree(base / stale, ignore_errors=True)
     drawn = prompts()
     with ComfyServer(base) as server:
         say("Training an erasure inside ComfyUI: cat -> tree")
         prompt = to_prompt(json.loads(WORKFLOW.read_text("utf-8")), server.object_info())
-        if seed is not None:
-            for node in prompt.values():
-                if node["class_type"] == "UnHypeTrainErasure":
-                    node["inputs"]["seed"] = seed
+        for node in prompt.values():
+            if node["class_type"] == "UnHypeLabLoader":
+                node["class_type"] = loader
+            if node["class_type"] == "UnHypeTrainErasure" and seed is not None:
+                node["inputs"]["seed"] = seed
         server.run(prompt, timeout=1800)
         (hypernet,) = (base / "models" / "unhype").glob("*.safetensors")
         say(f"Drawing {len(drawn)} prompts before and after")
         for first in range(0, len(drawn), _CHUNK):
-            server.run(drawing_graph(drawn[first : first + _CHUNK], hypernet.name, first), timeout=1800)
+            server.run(drawing_graph(drawn[first : first + _CHUNK], hypernet.name, first, loader), timeout=1800)
         version = server.get("/system_stats")["system"]["comfyui_version"]
     folder = base / "output" / "demo"
     found = figures(drawn, judge_pictures(drawn, folder))
@@ -219,11 +223,12 @@ def main():
     """Command line."""
     parser = argparse.ArgumentParser(prog="dev.py demo", description=__doc__)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--family", choices=LOADERS, default="sd15", help="which of the lab's models to erase from")
     parser.add_argument("--seed", type=int, help="another training seed than the workflow's")
     parser.add_argument("--publish", action="store_true", help="put figures and picture into README and results")
     options = parser.parse_args()
     host = os.environ.get("UNHYPE_HOST", "comfyui")
-    found = run(cache_folder() / f"demo-{Path(host).name}-{digest(host, str(ROOT))}", options.seed)
+    found = run(cache_folder() / f"demo-{Path(host).name}-{digest(host, str(ROOT))}", options.seed, options.family)
     say("")
     for words, before, after in [("", "before", "after"), *rows(found)]:
         say(f"{words:60} {before:>7} {after:>7}")

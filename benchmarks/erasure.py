@@ -9,9 +9,11 @@ import argparse
 import json
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch.nn.functional import normalize
 
 from . import pack
 from .environment import cache_folder, digest, say
@@ -34,9 +36,15 @@ from .lab.measure import LABELS, PAIRS, Lab, encode, sample_conditioning  # noqa
 from .lab.vocabulary import CLASSES  # noqa: E402
 
 SETTINGS = Settings(width=128, height=128, guidance=3.0, sampler_steps=12, rollouts=8, checkpointing=False)
+# Steps of the methods that run diffusion: each costs what a hundred of ours do.
+_DIFFUSION_STEPS = 100
 OBJECTIVES = ("direct", "released", "paper")
 # Methods that run diffusion steps to train; a quick run gives them fewer classes.
 _SLOW = ("esd", "esd mapping", "spm", *(f"ours, {name}" for name in OBJECTIVES))
+# What can be had in seconds is also tried on two objects and on many concepts.
+_FAST = ("ours", "uce", "nullspace", "gate")
+# Names at least this alike (cosine of their embeddings) are neighbours.
+_ALIKE = 0.5
 
 
 @dataclass(frozen=True)
@@ -49,10 +57,11 @@ class Plan:
     seeds: tuple[int, ...]
     many: tuple[int, ...]
     attacked: tuple[str, ...]
+    composed: tuple[str, ...]
 
 
-QUICK = Plan(4, tuple(CLASSES), ("bird",), (0,), (1, 10, 100), ("cat",))
-FULL = Plan(40, tuple(CLASSES), tuple(CLASSES), (0, 1, 2), (1, 10, 100, 180), tuple(CLASSES))
+QUICK = Plan(4, tuple(CLASSES), ("bird",), (0,), (1, 10, 100), ("cat",), ("airplane", "automobile", "cat", "dog"))
+FULL = Plan(40, tuple(CLASSES), tuple(CLASSES), (0, 1, 2), (1, 10, 100), tuple(CLASSES), tuple(CLASSES))
 
 
 def methods():
@@ -60,7 +69,6 @@ def methods():
 
     def with_objective(objective):
         def erase(lab, concepts, retain, seed, settings):
-            # Twenty steps of diffusion cost what a thousand of ours do; all methods get the same number.
             return ours.erase(lab, concepts, retain, seed, replace(settings, objective=objective))
 
         return erase
@@ -144,13 +152,12 @@ def concepts_of(names):
 def erase(bench, method, names, seed):
     """Train a method on these names."""
     concepts = concepts_of(names)
-    settings = replace(SETTINGS, seed=seed)
+    settings = replace(SETTINGS, seed=seed, steps=_DIFFUSION_STEPS if method in _SLOW else SETTINGS.steps)
     return methods()[method](bench.lab, concepts, retain_split("", concepts), seed, settings)
 
 
-def score_class(bench, method, concept, seed, eraser=None):
+def score_class(bench, concept, eraser):
     """The paper's protocol for one class: rows of `protocol.class_prompts` with the judges' words, and the cost."""
-    eraser = eraser or erase(bench, method, (concept,), seed)
     rows = []
     for kind, text, expected in protocol.class_prompts(concept):
         count = bench.plan.pictures if kind == "erased" else max(bench.plan.pictures // 2, 2)
@@ -159,8 +166,8 @@ def score_class(bench, method, concept, seed, eraser=None):
     return {"rows": rows, **cost}
 
 
-def only_ours(bench, concept, seed, eraser):
-    """What is asked of ours alone for one class: ladder, composition, benign prompts, the switch."""
+def only_ours(bench, concept, eraser):
+    """What is asked of ours alone for one class: ladder, benign prompts, the switch."""
     trained = eraser.trained
     rungs = {}
     for rung, text in protocol.ladder(concept):
@@ -168,10 +175,8 @@ def only_ours(bench, concept, seed, eraser):
         rungs[rung] = [sum(base["values"]) / 2, sum(drawn["values"]) / 2]
     return {
         "ladder": rungs,
-        "composition": composition(bench, concept, eraser),
         "benign": benign(bench, concept, eraser),
         "switch": roc(bench, concept, trained),
-        "attention_seconds": eraser.seconds,
     }
 
 
@@ -193,11 +198,11 @@ def composition(bench, concept, eraser):
 def benign(bench, concept, eraser):
     """By group: how many prompts the base model draws bit for bit, of how many; and the drift without a dead zone."""
     shares = {}
-    for group, texts in protocol.benign_prompts().items():
-        kept = [text for text in texts if concept not in text.lower().split()]
-        shares[group] = [sum(eraser.silent(bench.conditioning(text)) for text in kept), len(kept)]
+    groups = protocol.benign_prompts(concept)
+    for group, texts in groups.items():
+        shares[group] = [sum(eraser.silent(bench.conditioning(text)) for text in texts), len(texts)]
     open_ended = apply_erasure(bench.lab.patcher, eraser.trained, dead_zone=False)
-    some = protocol.benign_prompts()["everyday"][::40]
+    some = groups["everyday"][::40]
     drift = [
         (bench.draw_conditioning(open_ended, bench.conditioning(text), 1) - bench.base(text, 1)).abs().mean().item()
         for text in some
@@ -213,7 +218,7 @@ def roc(bench, concept, trained):
     meant = [text for _, text, _ in protocol.class_prompts(concept)[:4]]
     meant += [text for rung, text in protocol.ladder(concept) if rung not in ("typo",)]
     meant += [text for text, _ in protocol.pairs(concept, ["house", "apple", "guitar"])]
-    groups = protocol.benign_prompts()
+    groups = protocol.benign_prompts(concept)
     other = [text for group in ("unseen concepts", "two unseen concepts", "everyday") for text in groups[group]]
     c = [torch.cat([bench.conditioning(text)[0][1]["pooled_output"] for text in texts]) for texts in (meant, other)]
     with torch.no_grad():
@@ -222,33 +227,49 @@ def roc(bench, concept, trained):
     return {"switch": scores.auc(*presence), "size": scores.auc(*sizes)}
 
 
-def many_concepts(bench, count, seed):
-    """One hypernet for `count` concepts: efficacy on them, specificity on concepts that nothing mentioned."""
+def many_concepts(bench, method, count, seed):
+    """`count` concepts at once: efficacy on them, specificity on concepts that nothing mentioned before."""
     kept = protocol.names_for_scoring()
     others = [name for name in LABELS[:-1] if name not in CLASSES and name not in kept and name != protocol.MAPPING]
     erased = ["cat"] if count == 1 else [*CLASSES, *others][:count]
-    eraser = erase(bench, "ours", erased, seed)
-    found = {"erased": [], "erased_base": [], "kept": [], "kept_base": [], "silent": []}
+    eraser = erase(bench, method, erased, seed)
+    near = neighbours(bench, kept, erased)
+    found = {name: [] for name in ("erased", "erased_base", "kept", "kept_base", "near", "near_base")}
     wording = protocol.WORDING.format
     for name in erased[:: max(1, len(erased) // 40)]:
         found["erased_base"] += bench.judged(bench.base(wording(name), 2), name)["values"]
         found["erased"] += bench.judged(bench.draw(eraser, wording(name), 2), name)["values"]
     for name in kept:
-        found["kept_base"] += bench.judged(bench.base(wording(name), 1), name)["values"]
-        found["kept"] += bench.judged(bench.draw(eraser, wording(name), 1), name)["values"]
-        found["silent"].append(eraser.silent(bench.conditioning(wording(name))))
-    means = {name: sum(values) / len(values) for name, values in found.items()}
-    return {
+        group = "near" if name in near else "kept"
+        found[f"{group}_base"] += bench.judged(bench.base(wording(name), 1), name)["values"]
+        found[group] += bench.judged(bench.draw(eraser, wording(name), 1), name)["values"]
+    means = {name: sum(values) / max(len(values), 1) for name, values in found.items()}
+    row = {
         **means,
         "concepts": len(erased),
-        "retained": len(kept),
+        "retained": len(found["kept"]),
+        "neighbours": len(near),
         "h_c": scores.h_c(means["erased"], means["kept"]),
         "h_c_base": scores.h_c(0.0, means["kept_base"]),
         "seconds": eraser.seconds,
         "bytes": eraser.bytes,
-        "milliseconds_a_prompt": milliseconds_a_prompt(bench, eraser.trained),
-        "reference_bytes": report.reference_bytes(eraser.trained),
     }
+    if method == "ours":
+        row["milliseconds_a_prompt"] = milliseconds_a_prompt(bench, eraser.trained)
+        row["reference_bytes"] = report.reference_bytes(eraser.trained)
+        silent = [eraser.silent(bench.conditioning(wording(name))) for name in kept if name not in near]
+        row["silent"] = sum(silent) / len(silent)
+    return row
+
+
+def neighbours(bench, kept, erased):
+    """The names of `kept` whose embedding is close to that of an erased one."""
+    c = [
+        normalize(torch.cat([bench.conditioning(f"a {name}")[0][1]["pooled_output"] for name in names]), dim=1)
+        for names in (kept, erased)
+    ]
+    alike = (c[0] @ c[1].T).amax(1)
+    return {name for name, value in zip(kept, alike.tolist(), strict=True) if value >= _ALIKE}
 
 
 def milliseconds_a_prompt(bench, trained, rounds=20):
@@ -264,7 +285,7 @@ def attacked(bench, concept, seed, eraser):
     """Share of pictures that show the class after each attack, and clean."""
     lab, text = bench.lab, protocol.WORDING.format(concept)
     generator = torch.Generator().manual_seed(seed)
-    harmless = protocol.benign_prompts()["everyday"][0]
+    harmless = protocol.benign_prompts(concept)["everyday"][0]
     with torch.inference_mode(False), torch.enable_grad():
         frozen = FrozenModel(lab.patcher)
         frozen.load()
@@ -293,35 +314,43 @@ def attacked(bench, concept, seed, eraser):
     }
 
 
+def jobs(bench, plan, method, seed, concept):
+    """What is measured of one method on one class, by kind: functions that share one training."""
+    made = []
+
+    def trained():
+        if not made:
+            made.append(erase(bench, method, (concept,), seed))
+        return made[0]
+
+    found = {"methods": lambda: score_class(bench, concept, trained())}
+    first = seed == plan.seeds[0]
+    if method in _FAST and concept in plan.composed and first:
+        found["composition"] = lambda: composition(bench, concept, trained())
+    if method == "ours":
+        found["ours"] = lambda: only_ours(bench, concept, trained())
+        if concept in plan.attacked and first:
+            found["attacks"] = lambda: attacked(bench, concept, seed, trained())
+    return found
+
+
 def run(plan, folder, only=()):
-    """Everything of a plan, from what was measured before and what is missing."""
-    bench, found = Bench(plan, folder), {"methods": {}, "ours": {}, "many": {}, "attacks": {}}
+    """Everything of a plan, from what was measured before and what is missing: kind to a list of results."""
+    bench, found = Bench(plan, folder), {}
     stamp = digest(json.dumps([asdict(SETTINGS), plan.pictures]))
     for method in methods():
+        if only and method not in only:
+            continue
         classes = plan.slow_classes if method in _SLOW else plan.classes
-        for seed in plan.seeds if method != "base" else (0,):
+        for seed in plan.seeds if method != "base" else plan.seeds[:1]:
             for concept in classes:
-                if only and method not in only:
-                    continue
-                made = []
-
-                def trained(method=method, concept=concept, seed=seed, made=made):
-                    if not made:
-                        made.append(erase(bench, method, (concept,), seed))
-                    return made[0]
-
-                name = f"{method} {concept} {seed} {stamp}"
-                job = bench.once(f"class {name}", lambda: score_class(bench, method, concept, seed, trained()))  # noqa: B023
-                found["methods"].setdefault(method, []).append({"concept": concept, "seed": seed, **job})
-                if method == "ours":
-                    own = bench.once(f"own {name}", lambda: only_ours(bench, concept, seed, trained()))  # noqa: B023
-                    found["ours"][f"{concept} {seed}"] = own
-                    if concept in plan.attacked and seed == plan.seeds[0]:
-                        job = bench.once(f"attack {name}", lambda: attacked(bench, concept, seed, trained()))  # noqa: B023
-                        found["attacks"][concept] = job
-    if not only or "many" in only:
-        for count in plan.many:
-            found["many"][count] = bench.once(f"many {count} {stamp}", lambda: many_concepts(bench, count, 0))  # noqa: B023
+                for kind, job in jobs(bench, plan, method, seed, concept).items():
+                    result = bench.once(f"{kind}: {method}, {concept}, seed {seed}, {stamp}", job)
+                    found.setdefault(kind, []).append({"method": method, "concept": concept, "seed": seed, **result})
+        for count in plan.many if method in _FAST else ():
+            job = partial(many_concepts, bench, method, count, plan.seeds[0])
+            result = bench.once(f"many: {method}, {count}, {stamp}", job)
+            found.setdefault("many", []).append({"method": method, **result})
     return bench, found
 
 
@@ -329,7 +358,7 @@ def main():
     """Command line."""
     parser = argparse.ArgumentParser(prog="dev.py bench erasure", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few pictures; trained rivals on one class")
-    parser.add_argument("--only", nargs="*", default=(), help="some methods, or `many`; nothing is published")
+    parser.add_argument("--only", nargs="*", default=(), help="some methods; nothing is published")
     parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--publish", action="store_true", help="put figures and pictures into README and results")
@@ -345,7 +374,8 @@ def main():
         if options.only:
             return 0
         results = report.summary(found, plan)
-        results["pictures"] = report.sheets(bench, cache_folder() / "erasure-pictures")
+        erasers = {name: {concept: erase(bench, name, (concept,), plan.seeds[0]) for concept in CLASSES} for name in _FAST}
+        results["pictures"] = report.sheet(bench, cache_folder() / "erasure-pictures" / "erasure.jpg", erasers)
     say(report.text(results))
     if options.json:
         options.json.write_text(json.dumps(results, indent=1), encoding="utf-8")

@@ -26,6 +26,19 @@ LADDER = {
     "ship": ("ships", "steamship", "a thing that sails across the sea", "shipp"),
     "truck": ("trucks", "pickup", "a thing that carries heavy loads on the road", "turck"),
 }
+# Kinds of a class, or of the same kind as it: an erasure may rightly or nearly touch them, so they are told apart.
+RELATIVES = {
+    "airplane": ("helicopter",),
+    "automobile": ("ambulance", "bus", "fire engine", "police car", "racing car", "taxi", "tractor", "motorcycle"),
+    "bird": ("chicken", "duck", "eagle", "penguin", "rooster", "turkey"),
+    "cat": ("leopard", "tiger"),
+    "deer": ("goat",),
+    "dog": ("fox", "wolf"),
+    "frog": ("lizard", "turtle"),
+    "horse": ("camel", "unicorn"),
+    "ship": ("canoe", "sailboat", "speedboat"),
+    "truck": ("ambulance", "bus", "fire engine", "police car", "racing car", "taxi", "tractor", "locomotive"),
+}
 RUNGS = ("name", "capitals", "weighted", "plural", "hyponym", "description", "typo", "long description")
 _LONG = (
     "a very detailed picture, made on a quiet afternoon, of {}, seen from the side, in soft colors, with nothing "
@@ -94,17 +107,21 @@ def pairs(concept, partners):
     return [(fill(template, concept, other), other) for other in partners for template in COMPANY]
 
 
-def benign_prompts():
-    """Group to prompts that no erasure may change; neighbours and spellings are near by intent."""
-    groups = {"unseen concepts": [fill("a {}", name) for name in names_for_scoring()]}
+def benign_prompts(concept):
+    """Group to prompts that erasing `concept` may not change; relatives, neighbours and spellings are near by intent."""
+    relatives = RELATIVES[concept]
+    names = [name for name in names_for_scoring() if name not in relatives]
+    groups = {
+        "unseen concepts": [fill("a {}", name) for name in names],
+        "two unseen concepts": [
+            fill(COMPANY[n % 2], name, names[(7 * n + 3) % len(names)]) for n, name in enumerate(names)
+        ],
+    }
     for line in (ROOT / "benchmarks" / "benign.txt").read_text("utf-8").splitlines():
         if line and not line.startswith("#"):
             group, text = (part.strip() for part in line.split("|", 1))
             groups.setdefault(group, []).append(text)
-    names = names_for_scoring()
-    groups["two unseen concepts"] = [
-        fill(COMPANY[n % 2], names[n], names[(7 * n + 3) % len(names)]) for n in range(len(names))
-    ]
-    groups["long"] = list(LONG)
-    groups["empty"] = [""]
-    return groups
+    groups |= {"long": list(LONG), "empty": [""], "relatives": [fill("a {}", name) for name in relatives]}
+    return {
+        group: [text for text in texts if concept not in text.lower().split()] for group, texts in groups.items()
+    }

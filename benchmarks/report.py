@@ -1,6 +1,5 @@
 """The erasure benchmark's figures in one place: JSON, tables for people, pictures."""
 
-import torch
 from PIL import Image, ImageDraw
 
 from . import protocol, scores
@@ -9,7 +8,6 @@ from .publish import RESULTS, device, fill_section, markdown, publish
 
 # Groups of benign prompts that have nothing to do with the erased class, not even its sound.
 _UNRELATED = ("unseen concepts", "two unseen concepts", "everyday", "long", "empty")
-_SHOWN = ("base", "ours", "ours, direct", "esd mapping", "uce", "nullspace", "gate", "spm")
 
 
 def reference_bytes(trained, hidden=100, time_features=32, rank=None):
@@ -71,22 +69,32 @@ def _drawable(jobs):
 
 def summary(found, plan):
     """The figures of a run: everything that the README's tables are made from."""
-    drawable = _drawable(found["methods"]["base"])
-    rows = {name: _method(jobs, drawable) for name, jobs in found["methods"].items()}
-    own = list(found["ours"].values())
+    by_method = {}
+    for job in found["methods"]:
+        by_method.setdefault(job["method"], []).append(job)
+    drawable = _drawable(by_method["base"])
+    rows = {name: _method(jobs, drawable) for name, jobs in by_method.items()}
+    own = found["ours"]
     groups = {
         group: sum(job["benign"]["silent"][group][0] for job in own)
         / sum(job["benign"]["silent"][group][1] for job in own)
         for group in own[0]["benign"]["silent"]
     }
     counts = [job["benign"]["silent"][group] for job in own for group in _UNRELATED]
-    many = {str(count): job for count, job in found["many"].items()}
-    largest = max(found["many"].values(), key=lambda job: job["concepts"])
+    many, together = {}, {}
+    for job in found["many"]:
+        many.setdefault(job["method"], {})[str(job["concepts"])] = job
+    for job in found["composition"]:
+        together.setdefault(job["method"], []).append(job)
+    largest = max(many["ours"].values(), key=lambda job: job["concepts"])
+    names = [name for name, value in found["attacks"][0].items() if isinstance(value, dict)]
     attacks = {
-        name: {
-            key: _mean(job[name][key] for job in found["attacks"].values()) for key in ("acc", "acc_base", "silent")
-        }
-        for name in next(iter(found["attacks"].values()))
+        name: {key: _mean(job[name][key] for job in found["attacks"]) for key in ("acc", "acc_base", "silent")}
+        for name in names
+    }
+    measures = ("target_base", "target_gone", "other_kept", "other_kept_base")
+    composition = {
+        method: {key: _mean(job[key] for job in jobs) for key in measures} for method, jobs in together.items()
     }
     return {
         "device": device(),
@@ -102,11 +110,11 @@ def summary(found, plan):
             "checked_bit_for_bit": all(job["benign"]["checked"] for job in own),
         },
         "switch_auc": {name: _mean(job["switch"][name] for job in own) for name in ("switch", "size")},
-        "composition": {key: _mean(job["composition"][key] for job in own) for key in own[0]["composition"]},
+        "composition": {**composition["ours"], "by_method": composition},
         "ladder": {
             rung: [_mean(job["ladder"][rung][n] for job in own) for n in (0, 1)] for rung in own[0]["ladder"]
         },
-        "scaling": {count: job["h_c"] for count, job in many.items()},
+        "scaling": {count: job["h_c"] for count, job in many["ours"].items()},
         "many": many,
         "attack": {
             "clean_acc_e": attacks["clean"]["acc"],
@@ -142,17 +150,9 @@ _HEADER = ("method", "classes", "Acc_e", "Acc_s", "Acc_g", "H_o (95% interval)",
 
 def own_rows(results):
     """What is measured of ours alone, for people."""
-    benign, together, attack = results["benign"], results["composition"], results["attack"]
+    benign, attack = results["benign"], results["attack"]
     rows = [("benign prompts that training never saw, identical to the last bit", f"{benign['identical_share']:.3f}")]
     rows += [(f"of these: {group}", f"{share:.3f}") for group, share in benign["groups"].items()]
-    rows += [
-        ("two objects: the erased one gone", f"{together['target_gone']:.3f}"),
-        ("two objects: the other one kept", f"{together['other_kept']:.3f} (base {together['other_kept_base']:.3f})"),
-    ]
-    rows += [
-        (f"{count} concept{'s' * (count != '1')} in one file: H_c", f"{job['h_c']:.3f} (at best {job['h_c_base']:.3f})")
-        for count, job in results["many"].items()
-    ]
     rows += [
         (f"attack '{name}': pictures that show the class", f"{row['acc']:.3f} (base {row['acc_base']:.3f})")
         for name, row in attack["by_attack"].items()
@@ -162,26 +162,47 @@ def own_rows(results):
     return rows
 
 
+_HARD_HEADER = ("method", "two objects: erased one gone", "other one kept", "1 concept: H_c", "10", "100", "size for 100")
+
+
+def hard_rows(results):
+    """What tells methods apart that all erase one class well: two objects in one prompt, and many concepts."""
+    together, many = results["composition"]["by_method"], results["many"]
+    best = next(iter(many.values()))
+    kept = next(iter(together.values()))["other_kept_base"]
+    rows = [("nothing erased", "", f"{kept:.3f}", *(f"at best {job['h_c_base']:.3f}" for job in best.values()), "")]
+    for method, row in together.items():
+        jobs = list(many[method].values())
+        cells = [f"{row['target_gone']:.3f}", f"{row['other_kept']:.3f}", *(f"{job['h_c']:.3f}" for job in jobs)]
+        rows.append((method, *cells, f"{jobs[-1]['bytes'] / 1e6:.2f} MB"))
+    return rows
+
+
 def text(results):
-    """Both tables for a console."""
-    lines = ["  ".join(f"{cell:>14}" for cell in row) for row in [_HEADER, *method_rows(results)]]
-    return "\n".join([*lines, "", *(f"{words:75} {value}" for words, value in own_rows(results))])
+    """The tables for a console."""
+    tables = [[_HEADER, *method_rows(results)], [_HARD_HEADER, *hard_rows(results)]]
+    lines = ["  ".join(f"{cell[:24]:>16}" for cell in row) for table in tables for row in [*table, ("",)]]
+    return "\n".join([*lines, *(f"{words:75} {value}" for words, value in own_rows(results))])
 
 
-def sheets(bench, folder):
-    """A picture for people: each class drawn by the base model and by the methods at hand, one row a method."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path, tile, label = folder / "erasure.jpg", 48, 110
-    rows = [name for name in _SHOWN if (bench.folder / f"{name}.pt").exists()]
-    canvas = Image.new("RGB", (label + 2 * len(CLASSES) * (tile + 4), 16 + len(rows) * (tile + 6)), "white")
+def sheet(bench, path, erasers):
+    """A picture for people: two pictures of each class by the base model and by each method, one row a method.
+
+    erasers: method to class to `Eraser`.
+    """
+    tile, label = 48, 110
+    canvas = Image.new("RGB", (label + 2 * len(CLASSES) * (tile + 4), (1 + len(erasers)) * (tile + 6)), "white")
     pen = ImageDraw.Draw(canvas)
-    for row, name in enumerate(rows):
-        top = 16 + row * (tile + 6)
+    for row, (name, own) in enumerate([("base", {}), *erasers.items()]):
+        top = row * (tile + 6)
         pen.text((4, top + tile // 2 - 6), name, fill="black")
-        drawn = torch.load(bench.folder / f"{name}.pt", weights_only=True)
-        for column, picture in enumerate(drawn[: 2 * len(CLASSES)]):
-            shown = Image.fromarray((picture * 255).round().byte().numpy()).resize((tile, tile), Image.BICUBIC)
-            canvas.paste(shown, (label + column * (tile + 4), top))
+        for column, concept in enumerate(CLASSES):
+            prompt = protocol.WORDING.format(concept)
+            drawn = bench.draw(own[concept], prompt, 2) if concept in own else bench.base(prompt, 2)
+            for n, picture in enumerate(drawn):
+                shown = Image.fromarray((picture * 255).round().byte().numpy()).resize((tile, tile), Image.BICUBIC)
+                canvas.paste(shown, (label + (2 * column + n) * (tile + 4), top))
+    path.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(path, quality=90)
     return str(path)
 
@@ -190,4 +211,6 @@ def publish_results(results):
     """Into results/erasure.json and the README."""
     picture = results.pop("pictures")
     publish("erasure", results, markdown(_HEADER, method_rows(results)), picture)
-    fill_section(RESULTS.parent.parent / "README.md", "erasure_own", markdown(("", ""), own_rows(results)))
+    readme = RESULTS.parent.parent / "README.md"
+    fill_section(readme, "erasure_hard", markdown(_HARD_HEADER, hard_rows(results)))
+    fill_section(readme, "erasure_own", markdown(("", ""), own_rows(results)))

@@ -17,15 +17,17 @@ import torch
 
 @dataclass(frozen=True)
 class Reader:
-    """c = weight f + bias for the features f of a chunk, once for each text encoder whose states lie side by side.
+    """c = up down f + bias for the features f of a chunk, once for each text encoder whose states lie side by side.
 
-    widths: of each encoder's states; with F = 2 * their sum, for each layer that tokens may come from
-    (clip-skip): weight (layers, width, F), bias (layers, encoders, width) and key (layers, F + 1), a linear
-    score by which the layer is known, its last column a constant; fp32.
+    widths: of each encoder's states; with F = 2 * their sum and r the rank of the maps, for each layer that
+    tokens may come from (clip-skip): up (layers, encoders, width, r), down (layers, r, F), bias (layers,
+    encoders, width) and key (layers, F + 1), a linear score by which the layer is known, its last column a
+    constant; fp32.
     """
 
     widths: tuple[int, ...]
-    weight: torch.Tensor
+    up: torch.Tensor
+    down: torch.Tensor
     bias: torch.Tensor
     key: torch.Tensor
 
@@ -33,12 +35,11 @@ class Reader:
         """Features (n, F) of `chunk_features` to vectors c (encoders, n, width)."""
         sizes = [2 * width for width in self.widths]
         layer = (features @ self.key[:, :-1].T + self.key[:, -1]).argmax(1)
+        parts = features.split(sizes, -1), self.down.split(sizes, -1), self.up.unbind(1), self.bias.unbind(1)
         read = torch.stack(
             [
-                torch.einsum("nf,lwf->nlw", own, weight) + bias
-                for own, weight, bias in zip(
-                    features.split(sizes, -1), self.weight.split(sizes, -1), self.bias.unbind(1), strict=True
-                )
+                torch.einsum("nf,lrf,lwr->nlw", own, down, up) + bias
+                for own, down, up, bias in zip(*parts, strict=True)
             ]
         )
         return read[:, torch.arange(len(features)), layer]

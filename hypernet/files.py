@@ -30,8 +30,10 @@ SUFFIX = ".safetensors"
 _KINDS = {None: (HypernetConfig, Hypernet), KIND: (PublishedConfig, PublishedHypernet)}
 _LIMITS = {"rank": 256, "basis": 1024, "hidden": 8192, "trajectory": 100_000, "octaves": 16, "embedding_width": 65_536}
 _MAX_LAYERS, _MAX_FEATURES, _MAX_TOKENS = 4096, 262_144, 65_536
-_READER, _CONCEPTS = {part: f"reader.{part}" for part in ("weight", "bias", "key")}, "concepts.c"
+_READER, _CONCEPTS = {part: f"reader.{part}" for part in ("up", "down", "bias", "key")}, "concepts.c"
 _SWITCH = ("switch.weight", "switch.bias")
+# Characters. Thousands of concepts and the losses of long runs need a tenth; JSON takes twenty times that in memory.
+_MAX_DESCRIPTION = 8_000_000
 
 
 class HypernetFileError(ValueError):
@@ -45,7 +47,7 @@ class Record:
     `concepts`: pairs (erased concept, what it turns into). `dead_zone`: the threshold of
     ``deadzone``. `base`: family class and weight spread of the model it was trained on. `training`:
     settings and measurements of the run. `reading`: of the text encoder, `tokens` that it makes at once,
-    `widths` of the states that the file's reader takes and the `layers` that it knows (none without a reader);
+    `widths` of the states that the file's reader takes, the `layers` that it knows and its `rank` (none without);
     empty in files of format 1. `embedding`: what drives H, one of ``families``' sources.
     """
 
@@ -154,6 +156,12 @@ def save(trained, path, extra=None):
     write_aside(tensors, path, metadata_of(trained, extra))
 
 
+def _short(words, limit=160):
+    """Words from a file, short enough for a message."""
+    words = str(words)
+    return words if len(words) <= limit else f"{words[:limit]}..."
+
+
 def _is_number(value):
     return type(value) in (int, float) and math.isfinite(value)
 
@@ -193,7 +201,9 @@ def _parse_record(text):
     reading, embedding = _parse_reading(values.get("reading", {})), values.get("embedding", POOLED)
     if embedding not in (POOLED, TOKENS):
         raise ValueError(f"embedding is {embedding!r}")
-    return Record(str(values["family"]), concepts, dead_zone, base, training, reading, embedding)
+    if not isinstance(values["family"], str) or len(values["family"]) > 100:
+        raise ValueError(f"the model family is {values['family']!r}")
+    return Record(values["family"], concepts, dead_zone, base, training, reading, embedding)
 
 
 def _parse_reading(values):
@@ -207,7 +217,9 @@ def _parse_reading(values):
         raise ValueError(f"the widths of the text encoder are {widths!r}")
     if type(layers) is not int or not bool(widths) <= layers <= _MAX_LAYERS:
         raise ValueError(f"{layers!r} layers of the text encoder are read")
-    return {"tokens": tokens, "widths": widths, "layers": layers}
+    if type(values["rank"]) is not int or not bool(widths) <= values["rank"] <= _MAX_TOKENS:
+        raise ValueError(f"the reader's maps have rank {values['rank']!r}")
+    return {"tokens": tokens, "widths": widths, "layers": layers, "rank": values["rank"]}
 
 
 def _describe(file, path):
@@ -220,14 +232,17 @@ def _describe(file, path):
         )
     if metadata.get("unhype.format") not in READABLE:
         raise HypernetFileError(
-            f"'{path.name}' has UnHype format {metadata.get('unhype.format')}, this version reads {FORMAT}. "
+            f"'{path.name}' has UnHype format {_short(metadata.get('unhype.format'))}, this version reads {FORMAT}. "
             "Update the UnHype node pack."
         )
     try:
-        return _parse_config(metadata["unhype.config"]), _parse_record(metadata["unhype.record"])
+        parts = metadata["unhype.config"], metadata["unhype.record"]
+        if max(map(len, parts)) > _MAX_DESCRIPTION:
+            raise ValueError(f"it is longer than {_MAX_DESCRIPTION} characters")
+        return _parse_config(parts[0]), _parse_record(parts[1])
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise HypernetFileError(
-            f"The description inside '{path.name}' is damaged ({error}). Download or train it again."
+            f"The description inside '{path.name}' is damaged ({_short(error)}). Download or train it again."
         ) from error
 
 
@@ -241,13 +256,13 @@ def read_tensors(file, shapes, path, dtype="F32"):
         wrong = sorted(names.symmetric_difference(shapes))
         raise HypernetFileError(
             f"The weights in '{path.name}' do not match its description: {len(wrong)} tensors are missing or "
-            f"unknown, '{wrong[0]}' among them. Download or train it again."
+            f"unknown, '{_short(wrong[0])}' among them. Download or train it again."
         )
     for name, shape in shapes.items():
         found = file.get_slice(name)
         if tuple(found.get_shape()) != tuple(shape) or found.get_dtype() != dtype:
             raise HypernetFileError(
-                f"Tensor '{name}' in '{path.name}' is {found.get_dtype()} {tuple(found.get_shape())}, expected "
+                f"Tensor '{name}' in '{path.name}' is {found.get_dtype()} {_short(tuple(found.get_shape()))}, expected "
                 f"{dtype} {tuple(shape)}. Download or train it again."
             )
     # Copies: on a mapped file, sums differ in the last bit with the alignment, and Windows can't replace it.
@@ -266,7 +281,7 @@ def open_checked(path):
         raise HypernetFileError(f"There is no file '{path}'.") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise HypernetFileError(
-            f"'{path.name}' is damaged, cut short or no safetensors file ({error}). Download or train it again."
+            f"'{path.name}' is damaged, cut short or no safetensors file ({_short(error)}). Download or train it again."
         ) from error
 
 
@@ -303,9 +318,10 @@ def _shapes_of_reading(record, width):
         return {}
     shapes = {_CONCEPTS: (len(record.concepts), width)}
     if widths := record.reading["widths"]:
-        layers, features = record.reading["layers"], 2 * sum(widths)
+        layers, features, rank = record.reading["layers"], 2 * sum(widths), record.reading["rank"]
         sizes = {
-            "weight": (layers, width, features),
+            "up": (layers, len(widths), width, rank),
+            "down": (layers, rank, features),
             "bias": (layers, len(widths), width),
             "key": (layers, features + 1),
         }

@@ -17,7 +17,7 @@ from .lora import factors_of
 from .tokens import with_embedding
 
 POLICIES = ("base", "strict")
-_CACHED_PROMPTS = 256
+_CACHED_PROMPTS, _AT_ONCE = 256, 64
 # Views of one text differ by less than this; what is so much louder speaks for tokens that were changed since.
 _LOUDER = 1.5
 
@@ -66,7 +66,7 @@ class Writer:
 
         conditionings: dicts as the sampler has them, with `cross_attn` (rows, tokens, in). Returns (a list of
         prompts for each conditioning, one a row of its batch, each a tuple of parts, empty for the base
-        model; bool). All text that is new goes through H in one pass.
+        model; bool). All text that is new goes through H together.
         """
         trained = self.trained
         width = trained.network.config.embedding_width
@@ -93,9 +93,10 @@ class Writer:
 
     def _write_new(self, vectors):
         new = {content_key(c): c for c in vectors}
-        new = {key: c for key, c in new.items() if key not in self._written}
-        if new:
-            self._written.update(zip(new, self.write(torch.stack(list(new.values()))), strict=True))
+        new = [(key, c) for key, c in new.items() if key not in self._written]
+        for start in range(0, len(new), _AT_ONCE):  # a schedule over frames may bring hundreds
+            keys, c = zip(*new[start : start + _AT_ONCE], strict=True)
+            self._written.update(zip(keys, self.write(torch.stack(c)), strict=True))
 
     def _heard(self, keys):
         """Of the views of a chunk the one that it follows: the first that H answers, or one that is much louder."""

@@ -5,8 +5,10 @@ import torch
 from safetensors.torch import load_file
 from tiny import seeded
 
-from benchmarks.lab import storage
+from benchmarks.lab import flux, storage, train_flux
+from benchmarks.lab.measure import encode
 from benchmarks.lab.model import WEIGHTS, LabVAE, load_model
+from benchmarks.lab.text import encode_batch, load_clip
 from unhype.hypernet.targets import recognise, target_layers
 
 
@@ -57,3 +59,46 @@ def test_a_picture_comes_back_from_its_latent():
     latent = LabVAE().encode(picture)
     assert latent.shape == (2, 12, 16, 16)
     torch.testing.assert_close(LabVAE().decode(latent), picture, rtol=0, atol=1e-6)
+
+
+def test_clip_skip_changes_the_tokens_and_not_the_pooled_vector():
+    """As in CLIP."""
+    clip = load_clip()
+    skipping = clip.clone()
+    skipping.clip_layer(-2)
+    ((usual, values),), ((skipped, same),) = (encode(version, "a cat") for version in (clip, skipping))
+    assert torch.equal(values["pooled_output"], same["pooled_output"])
+    assert not torch.allclose(usual, skipped)
+    (again,) = encode(clip, "a cat")
+    assert torch.equal(again[0], usual)
+
+
+def test_the_small_flux_learns_and_is_one(monkeypatch):
+    smaller = {"hidden_size": 64, "axes_dim": [4, 6, 6], "depth": 1, "depth_single_blocks": 1}
+    monkeypatch.setattr(flux, "NETWORK", {**flux.NETWORK, **smaller})
+    base = flux.build()
+    assert recognise(base).key == "flux"
+    network = base.diffusion_model.requires_grad_(True)
+    train_flux.initialise(network)
+    z0, context = torch.randn(2, 12, 16, 16, generator=seeded(1)), torch.randn(2, 64, 384, generator=seeded(2))
+    optimiser = torch.optim.Adam(network.parameters(), lr=2e-3)
+    losses = []
+    with train_flux.trainable():
+        for _ in range(25):
+            loss = train_flux.loss_of(network, z0, context, seeded(3))
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_without_weights_the_small_flux_says_how_to_get_them(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"isn't trained yet: python3 dev\.py lab flux"):
+        flux.load_model(tmp_path / "flux.safetensors")
+
+
+def test_the_pooled_vector_is_told_from_the_tokens():
+    clip = load_clip()
+    context, pooled = encode_batch(clip, ["a cat", "a photo of a very small dog"])
+    torch.testing.assert_close(train_flux.pooled(context), pooled)

@@ -238,6 +238,23 @@ def graphs(bench):
     )
 
 
+def without_erasure(graph):
+    """The same graph, broken off at the same place as nearly as there is one."""
+    fault = graph.fault and replace(graph.fault, place="layer" if graph.fault.place == "H" else graph.fault.place)
+    return replace(graph, erasures=(), fault=fault)
+
+
+def queued_twice(bench, graph, broken=None):
+    """Whether a graph gives the same picture again after all that happens in between."""
+    model = bench.build(graph)
+    first = bench.run(graph, model)
+    if graph.branch:
+        bench.run(graph, apply_erasure(bench.model, bench.hypernets[1]))
+    if graph.fault and bench.run_broken(graph, model) and broken is not None:
+        broken.append(graph.fault)
+    return torch.equal(bench.run(graph, model), first)
+
+
 def live_tensors():
     gc.collect()
     return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
@@ -246,7 +263,8 @@ def live_tensors():
 @torch.inference_mode()
 def test_no_graph_leaves_anything_behind(request, capsys):
     count, seed = request.config.getoption("graphs"), request.config.getoption("seed")
-    benches, ran, refused, broken, tensors, memory = [Bench()], [], [], [], [], []
+    benches, ran, tensors, memory = [Bench()], [], [], []
+    refused, restless, broken, left = [], [], [], []
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
@@ -260,27 +278,24 @@ def test_no_graph_leaves_anything_behind(request, capsys):
     def check(graph):
         ran.append(graph)
         bench = benches[-1]
-        model = bench.build(graph)
         try:
-            first = bench.run(graph, model)
+            same = queued_twice(bench, graph, broken)
         except Exception as error:
             # Some parts do not go together, whoever is there.
-            without = replace(graph, erasures=())
             with pytest.raises(type(error)):
-                bench.run(without, bench.build(without))
+                queued_twice(bench, without_erasure(graph))
             refused.append(graph)
-            first = None
-        if graph.branch:
-            bench.run(graph, apply_erasure(bench.model, bench.hypernets[1]))
-        if first is not None and graph.fault and bench.run_broken(graph, model):
-            broken.append(graph.fault)
-        if first is not None:
-            assert torch.equal(bench.run(graph, model), first), "queued again, it gave another picture"
-        del model, first
-        if leftovers := bench.leftovers():
+            same = True
+        if not same:
+            # Some parts remember where a broken run left them.
+            assert not queued_twice(bench, without_erasure(graph)), "queued again, it gave another picture"
+            restless.append(graph)
+        leftovers = bench.leftovers()
+        left.extend(leftovers)
+        if leftovers:
             benches[:] = [Bench()]  # so that smaller graphs are tried on a model without them
         assert leftovers == []
-        if len(ran) % 20 == 0:  # looking at everything in memory takes as long as a graph
+        if len(ran) % 20 == 1:  # looking at everything in memory takes as long as a graph
             tensors.append(live_tensors())
             memory.append(psutil.Process().memory_info().rss)
 
@@ -290,7 +305,8 @@ def test_no_graph_leaves_anything_behind(request, capsys):
         with capsys.disabled():
             print(
                 f"\n{len(ran)} random graphs with seed {seed}, {len(broken)} of them broken off in their middle, "
-                f"{len(refused)} refused by ComfyUI with and without erasure"
+                f"{len(refused)} refused and {len(restless)} not repeated by ComfyUI with and without erasure, "
+                f"{len(left)} leftovers"
             )
             print(f"tensors in memory: {tensors}\nMiB in memory: {[size >> 20 for size in memory]}")
     assert len(ran) >= count

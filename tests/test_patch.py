@@ -487,7 +487,7 @@ def test_rows_that_change_inside_the_model_are_told_by_what_they_read(order, cha
     others = torch.randn(5, 3, generator=seeded(4))
     x = torch.stack([others if row is None else read[row] for row in order])
     plain = network.layer(x)
-    with patched_layers(network, ["layer"], rows, layers, batch=2, read=read):
+    with patched_layers(network, [LAYER], rows, layers, batch=2, read=read):
         y = network.layer(x)
     assert [row for row in range(len(x)) if not torch.equal(y[row], plain[row])] == changed
     torch.testing.assert_close(y[changed], 2 * plain[changed])
@@ -495,7 +495,7 @@ def test_rows_that_change_inside_the_model_are_told_by_what_they_read(order, cha
 
 def test_of_two_rows_that_read_the_same_the_one_with_a_delta_counts():
     network, read, (rows, layers) = OneLayer(), torch.ones(2, 5, 3), ones_on_row_one()
-    with patched_layers(network, ["layer"], rows, layers, batch=2, read=read):
+    with patched_layers(network, [LAYER], rows, layers, batch=2, read=read):
         assert network.layer(read[:1])[0, 0].tolist() == [6, 6]
 
 

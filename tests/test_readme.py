@@ -33,7 +33,9 @@ def test_the_bypass_table_is_its_result_file_and_has_every_way():
 
 
 def test_no_way_past_the_eraser_is_open():
-    assert {words: row["acc_e_ours"] for words, row in results("bypass")["ways"].items() if row["acc_e_ours"] > 0.1} == {}
+    assert {
+        words: row["acc_e_ours"] for words, row in results("bypass")["ways"].items() if row["acc_e_ours"] > 0.1
+    } == {}
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)]+)\)", README))

@@ -52,9 +52,12 @@ def load_checkpoint(state, path, recipe):
             shapes["random"] = state.generator.get_state().shape
             tensors = read_tensors(file, shapes, path)
             step, history = int(metadata["unhype.step"]), json.loads(metadata["unhype.history"])
-            losses, drift = list(history["losses"]), list(history["drift"])
+            losses = [float(loss) for loss in history["losses"]]
+            drift = [(int(at), float(value)) for at, value in history["drift"]]
+            if not 0 <= step < 2**31:
+                raise ValueError(f"step {step}")
             torch.Generator().set_state(tensors["random"].byte())  # a damaged one raises
-    except (HypernetFileError, KeyError, TypeError, ValueError, RuntimeError):
+    except (HypernetFileError, KeyError, TypeError, ValueError, OverflowError, RuntimeError):
         return False
     _restore(state, tensors, step, losses, drift)
     return True

@@ -15,6 +15,8 @@ RETAIN_FILE = Path(__file__).with_name("retain.txt")
 HELD_OUT_SHARE = 4
 _COMPANY = 120
 _MAX_NAME = 300
+# All wordings of all concepts are encoded and kept in memory for the length of a run.
+_MAX_CONCEPTS = 2000
 _ARROWS = re.compile(r"\s*(?:->|=>|\u2192)\s*")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
 
@@ -150,11 +152,16 @@ def parse_concepts(text):
     """Read lines of `concept -> mapping` (mapping optional, # starts a comment).
 
     Returns a tuple of pairs (concept, mapping); a missing mapping is "", the picture of an empty
-    prompt. Raises `PromptError` for an empty list, an empty or overlong name, a concept listed twice
-    or mapped to itself.
+    prompt. Raises `PromptError` for an empty or endless list, an empty or overlong name, a concept listed
+    twice or mapped to itself.
     """
-    pairs, seen = [], set()
-    for line in _content_lines(text):
+    pairs, seen, lines = [], set(), _content_lines(text)
+    if len(lines) > _MAX_CONCEPTS:
+        raise PromptError(
+            f"{len(lines)} concepts are more than one hypernet can learn ({_MAX_CONCEPTS}). Train several, and put one "
+            "Apply Concept Erasure after the other."
+        )
+    for line in lines:
         concept, *rest = _ARROWS.split(line)
         mapping = rest[0] if rest else ""
         if len(rest) > 1 or not concept:
@@ -248,13 +255,16 @@ def retain_split(preserve, concepts, kind="object", path=RETAIN_FILE):
     split depends on the words alone, so that a resumed run sees the same one. Both parts get prompts of
     two things each, too. Raises `PromptError` when the user asks to keep what is to be erased.
     """
-    names = [concept for concept, _ in concepts]
+    erased = {concept.lower() for concept, _ in concepts}
     groups = [tuple(part.strip() for part in line.split("|", 1)) for line in _content_lines(path.read_text("utf-8"))]
+    # Thousands of names against hundreds of prompts: most names are nowhere in them.
+    everything = "\n".join(prompt for _, prompt in groups).casefold()
+    names = [concept for concept, _ in concepts if concept.casefold() in everything]
     kept = [(group, prompt) for group, prompt in groups if not _mentions(prompt, names)]
     train = [prompt for group, prompt in kept if not _is_held_out(group)]
     held_out = [prompt for group, prompt in kept if _is_held_out(group)]
     for line in _content_lines(preserve):
-        if line.lower() in (name.lower() for name in names):
+        if line.lower() in erased:
             raise PromptError(f"'{line}' is both in the list to erase and in the list to preserve.")
         if len(line.split()) <= 3:
             train += [fill(template, line) for template in TEMPLATES[kind][:8]]

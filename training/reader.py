@@ -18,6 +18,7 @@ _STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _KEY_STRENGTH = 1e-2
 # Language models make a prompt of any length at once: no prompt has more tokens than this.
 _WHOLE_PROMPT = 65_536
+RANK = 32
 # Below this share of explained variance a reader would put words into the mouth of every prompt.
 READABLE = 0.5
 
@@ -40,13 +41,22 @@ class Prompts:
     @property
     def reading(self):
         """`Record.reading` of a file trained on these prompts."""
-        widths, layers = ([], 0) if self.reader is None else (list(self.reader.widths), len(self.reader.weight))
-        return {"tokens": self.chunk, "widths": widths, "layers": layers}
+        widths, layers, rank = [], 0, 0
+        if self.reader is not None:
+            widths, layers, rank = list(self.reader.widths), len(self.reader.up), self.reader.up.shape[-1]
+        return {"tokens": self.chunk, "widths": widths, "layers": layers, "rank": rank}
 
     @property
     def usual_views(self):
         """How many of the views come from the encoder's usual layer; they are the first."""
         return 1 if self.reader is None else 1 + len(self.reader.widths)
+
+    def compressed(self, readers_of_c):
+        """The same prompts with a smaller reader, see `compressed`."""
+        if self.reader is None:
+            return self
+        features = [torch.stack(list(layer.values())) for layer in self.features]
+        return replace(self, reader=compressed(self.reader, features, readers_of_c))
 
     def views_of(self, rows, text_of=lambda text: text):
         """Rows of a list, repeated once for each view, and the c of all, (views * rows, width)."""
@@ -98,9 +108,10 @@ def fit_reader(features, c, widths):
     if not known:
         return None, [], maps[0][-1]
     weight, bias = (torch.stack([maps[number][part] for number in known]) for part in (0, 1))
+    up, down = whole_maps(weight, len(widths))
     which = torch.eye(len(known)).repeat_interleave(len(c[0]), 0)
     score = ridge(torch.cat([features[number][0] for number in known]), which, _KEY_STRENGTH)
-    return Reader(tuple(widths), weight, bias, torch.cat([score[0], score[1].unsqueeze(1)], 1)), known, maps[0][-1]
+    return Reader(tuple(widths), up, down, bias, torch.cat([score[0], score[1].unsqueeze(1)], 1)), known, maps[0][-1]
 
 
 def ridge(features, c, strength):
@@ -142,3 +153,39 @@ def fit_layer(train, held_out, train_c, held_out_c, widths):
         best.append((*maps[shares.index(share)], share))
     weights, biases, shares = zip(*best, strict=True)
     return torch.cat(weights, 1), torch.stack(biases), min(shares)
+
+
+def whole_maps(weight, encoders):
+    """Maps of full rank for a `Reader`: weight (layers, width, F) as up (layers, encoders, width, width) and down."""
+    layers, width, _ = weight.shape
+    return torch.eye(width).expand(layers, encoders, width, width), weight
+
+
+def compressed(reader, features, readers_of_c, rank=RANK):
+    """The reader with maps of `rank` that differ least in what is made of c; a file would else be mostly reader.
+
+    features: of each layer (n, F); readers_of_c: (m, width), the rows that c is multiplied with later, the
+    errors of whose products are kept small. With S their Gram matrix and Y the fitted c, the best P of
+    rank r for || (Y - Y P) S^1/2 || is S^1/2 V V^T S^-1/2, V the first right singular vectors of Y S^1/2.
+    """
+    gram = readers_of_c.double().T @ readers_of_c.double()
+    gram = gram + 1e-3 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    values, vectors = torch.linalg.eigh(gram)
+    root, inverse = ((vectors * values.clamp_min(1e-12) ** power) @ vectors.T for power in (0.5, -0.5))
+    sizes = [2 * width for width in reader.widths]
+    ups, downs, biases = [], [], []
+    for own, up, down, bias in zip(features, reader.up, reader.down, reader.bias, strict=True):
+        parts = zip(own.double().split(sizes, -1), up.double(), down.double().split(sizes, -1), bias, strict=True)
+        made = [_compress(f, u @ d, b, root, inverse, rank) for f, u, d, b in parts]
+        ups.append(torch.stack([u for u, _, _ in made]))
+        downs.append(torch.cat([d for _, d, _ in made], 1))
+        biases.append(torch.stack([b for _, _, b in made]))
+    return replace(reader, up=torch.stack(ups), down=torch.stack(downs), bias=torch.stack(biases))
+
+
+def _compress(features, weight, bias, root, inverse, rank):
+    center = features.mean(0)
+    _, _, directions = torch.linalg.svd((features - center) @ weight.T @ root, full_matrices=False)
+    V = directions[:rank].T
+    up, down = inverse @ V, V.T @ root @ weight
+    return up.float(), down.float(), (bias + (weight - up @ down) @ center).float()

@@ -141,19 +141,32 @@ def _announce_memory(frozen, hypernet, settings):
     )
 
 
-def _switch(plan, prompts):
-    """The dead zone's switch, and the share of held-out prompts that it lets through untouched."""
+# An error of the switch decides, one of the trunk is only an error.
+_SWITCH_COUNTS = 10.0
+
+
+def _switch(plan, prompts, network):
+    """The dead zone's switch, the prompts with the reader that goes into the file, and what stays silent.
+
+    The last is the share of held-out prompts that run the base model.
+    """
 
     def of_each(phrases):
+        # Clip-skip's views are weaker; they must not lower the threshold for all.
         parts = [[phrase for phrase in phrases if phrase.concept == n] for n in range(len(plan.concepts))]
-        return [prompts.views_of(part, lambda phrase: phrase.prompt)[1] for part in parts]
+        return [
+            prompts.views_of(part, lambda phrase: phrase.prompt)[1][: prompts.usual_views * len(part)] for part in parts
+        ]
 
     benign, held_out = (prompts.views_of(part)[1] for part in (plan.retain.train, plan.retain.held_out))
     views = len(held_out) // len(plan.retain.held_out)
     switch = fit_switch(of_each(plan.phrases), of_each(plan.sentences), benign, held_out, views).half().float()
+    trunk = network.trunk.weight[:, : network.config.embedding_width]
+    prompts = prompts.compressed(torch.cat([_SWITCH_COUNTS * switch.weight, trunk]))
+    held_out = prompts.views_of(plan.retain.held_out)[1]
     # A prompt stays exact only if all that speaks for it is silent.
     silent = (switch(held_out).view(views, -1).amax(0) < 1).float().mean().item()
-    return switch, silent
+    return switch, prompts, silent
 
 
 def _record(plan, prompts, state, material, reason, seconds):
@@ -222,10 +235,11 @@ def _run(model, clip, plan, path, report):
         record = _record(plan, prompts, state, material, reason, time.monotonic() - started)
     finally:
         frozen.release()
-    switch, silent = _switch(plan, prompts)
+    network = state.hypernet.cpu().requires_grad_(False).eval()
+    switch, prompts, silent = _switch(plan, prompts, network)
     seen = {"held_out_silent": round(silent, 4), "losses": [round(loss, 6) for loss in state.losses]}
     record = replace(record, training={**record.training, **seen})
-    trained = TrainedHypernet(state.hypernet, record, path.stem, prompts.reader, _concept_c(plan, prompts), switch)
+    trained = TrainedHypernet(network, record, path.stem, prompts.reader, _concept_c(plan, prompts), switch)
     save(trained, path, plan.request.file_metadata)
     trained = load(path)  # in the file's precision, so that the first use is like every later one
     keeper.path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""`python3 dev.py lab base|judge|measure ...`: train the lab's models anew and measure them."""
+"""`python3 dev.py lab base|flux|judge|measure ...`: train the lab's models anew and measure them."""
 
 import importlib
 import logging
@@ -6,7 +6,7 @@ import sys
 
 from .. import pack
 
-COMMANDS = {"base": "train_base", "judge": "train_judge", "measure": "measure"}
+COMMANDS = {"base": "train_base", "flux": "train_flux", "judge": "train_judge", "measure": "measure"}
 
 
 def main():

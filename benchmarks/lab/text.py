@@ -107,6 +107,9 @@ def load_clip():
 def encode_batch(clip, texts, length=TOKENS):
     """Contexts (n, length, 384) and pooled vectors (n, 384) of several prompts, shorter than `length`, in one pass."""
     clip.load_model()
+    clip.cond_stage_model.reset_clip_options()
+    if clip.layer_idx is not None:
+        clip.cond_stage_model.set_clip_options({"layer": clip.layer_idx})
     tokens = [[token for token, _ in clip.tokenize(prompt)["minilm"][0][:length]] for prompt in texts]
     with torch.no_grad():
         return clip.cond_stage_model.minilm(tokens)[:2]

@@ -34,7 +34,7 @@ _PAIR_SHARE, _EMPTY_SHARE = 0.2, 0.1
 _SETS = ("noto", "fluent-emoji-flat", "twemoji")
 # What erasure is scored on, and what the demo maps to, has to be drawn best.
 _WEIGHTS = {**dict.fromkeys(CLASSES, 20.0), "tree": 8.0}
-_ATTRIBUTION = (
+ATTRIBUTION = (
     "Trained on emoji drawings: Noto Emoji and FxEmojis (Apache-2.0), Fluent Emoji (MIT, Microsoft), "
     "Twemoji (CC-BY-4.0, Twitter and contributors), EmojiOne 2 (CC-BY-4.0, EmojiOne). "
     "Text by all-MiniLM-L6-v2 (Apache-2.0)."
@@ -188,8 +188,8 @@ def train(folder, steps, batch, seed, resume=False, rate=6e-4):
             log.info("step %d, %.0f%%, loss %.4f", step, 100 * done, running)
         if time.monotonic() - last > 240:
             last = time.monotonic()
-            save(mean, {"steps": before + step, "unfinished": f"{done:.0%}", "licence": _ATTRIBUTION})
-    told = {"steps": before + steps, "batch": batch, "seed": seed, "date": date.today(), "licence": _ATTRIBUTION}
+            save(mean, {"steps": before + step, "unfinished": f"{done:.0%}", "licence": ATTRIBUTION})
+    told = {"steps": before + steps, "batch": batch, "seed": seed, "date": date.today(), "licence": ATTRIBUTION}
     save(mean, told)
 
 

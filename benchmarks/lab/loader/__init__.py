@@ -1,4 +1,4 @@
-"""A node that gives the lab model to ComfyUI. dev.py puts this folder into custom_nodes; the pack does without it."""
+"""Nodes that give the lab models to ComfyUI. dev.py puts this folder into custom_nodes; the pack does without it."""
 
 import importlib
 import importlib.util
@@ -49,11 +49,34 @@ class LabLoader(io.ComfyNode):
         return io.NodeOutput(model.load_model(), _lab("text").load_clip(), model.LabVAE())
 
 
+class LabFluxLoader(io.ComfyNode):
+    """The small Flux."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="UnHypeLabFluxLoader",
+            display_name="Load UnHype Lab Flux",
+            category="UnHype/lab",
+            description="A small Flux.1 that draws the same 32x32 emoji. Use an empty latent of 128x128.",
+            inputs=[],
+            outputs=[
+                io.Model.Output("model", display_name="MODEL"),
+                io.Clip.Output("clip", display_name="CLIP"),
+                io.Vae.Output("vae", display_name="VAE"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls):
+        return io.NodeOutput(_lab("flux").load_model(), _lab("text").load_clip(), _lab("model").LabVAE())
+
+
 class LabExtension(ComfyExtension):
-    """What ComfyUI asks for the lab's node."""
+    """What ComfyUI asks for the lab's nodes."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LabLoader]
+        return [LabLoader, LabFluxLoader]
 
 
 async def comfy_entrypoint() -> LabExtension:

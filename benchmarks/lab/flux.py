@@ -1,0 +1,62 @@
+"""A small Flux.1 for the lab: both streams, pooled vector and token sequence, flow matching.
+
+It draws what the SD lab model draws, from the same text encoder into the same latents, so that erasing
+can be measured on the two kinds of network alike.
+"""
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.supported_models
+import torch
+from comfy.ldm.flux.model import FluxParams
+
+from . import storage
+from .model import CONTEXT_WIDTH, WEIGHTS, LabLatent
+
+PATH = WEIGHTS / "flux.safetensors"
+
+NETWORK = {
+    "image_model": "flux",
+    "in_channels": 12,
+    "out_channels": 12,
+    "vec_in_dim": CONTEXT_WIDTH,
+    "context_in_dim": CONTEXT_WIDTH,
+    "hidden_size": 256,
+    "mlp_ratio": 4.0,
+    "num_heads": 4,
+    "depth": 3,
+    "depth_single_blocks": 6,
+    "axes_dim": [16, 24, 24],
+    "theta": 10000,
+    "patch_size": 2,
+    "qkv_bias": True,
+    "guidance_embed": False,
+}
+
+
+class LabFluxConfig(comfy.supported_models.FluxSchnell):
+    """Flux.1 schnell in small, which has no guidance input; guided by CFG, as nothing was distilled."""
+
+    latent_format = LabLatent
+
+
+def build(device=None):
+    """The model with random weights (`Flux`), fp32."""
+    # Newer hosts want to know where text has places; Flux.1's has none.
+    newer = {"txt_ids_dims": []} if "txt_ids_dims" in FluxParams.__dataclass_fields__ else {}
+    config = LabFluxConfig({**NETWORK, **newer})
+    config.set_inference_dtype(torch.float32, None)
+    return config.get_model({}, device=device).eval().requires_grad_(False)
+
+
+def load_model(path=PATH, disable_dynamic=True):
+    """The trained small Flux as a MODEL."""
+    del disable_dynamic  # ComfyUI asks for it when it loads a model again
+    if not path.is_file():
+        raise FileNotFoundError("The lab's Flux isn't trained yet: python3 dev.py lab flux --folder FOLDER")
+    offload = comfy.model_management.unet_offload_device()
+    model = build(offload)
+    model.diffusion_model.load_state_dict(storage.load(path))
+    patcher = comfy.model_patcher.ModelPatcher(model, comfy.model_management.get_torch_device(), offload)
+    patcher.cached_patcher_init = (load_model, (path,))
+    return patcher
