@@ -11,7 +11,6 @@ from PIL import Image
 from benchmarks.environment import ROOT
 from benchmarks.graph import NOTES, to_prompt, widget_values
 from unhype.hypernet.files import load, open_checked
-from unhype.hypernet.files import load
 
 PICTURED = ("train_sd15", "apply_sd15", "before_after_sd15", "demo")
 NAMES = (*PICTURED, "train_flux", "apply_flux")
