@@ -141,8 +141,8 @@ def _advanced_inputs():
             default=_DEFAULT.batch,
             min=1,
             max=256,
-            tooltip="Pictures a step, for the objectives that draw some: direct, paper and released. Lower it when the GPU "
-            "runs out of memory.",
+            tooltip="Pictures a step, for the objectives that draw some: direct, paper and released. Lower it when the "
+            "GPU runs out of memory.",
         ),
         advanced(
             io.Float.Input,
@@ -196,8 +196,8 @@ def _advanced_inputs():
             "objective",
             options=list(OBJECTIVES),
             default=_DEFAULT.objective,
-            tooltip="How it learns. attention: makes the words of the concept mean the other thing to the model; by far "
-            "the fastest, and it draws no pictures at all. direct: looks at noisy pictures and learns to paint the "
+            tooltip="How it learns. attention: makes the words of the concept mean the other thing to the model; by "
+            "far the fastest, and it draws no pictures at all. direct: looks at noisy pictures and learns to paint the "
             "other thing; for models that attention doesn't cover it is taken by itself. paper: as the UnHype paper "
             "describes it. released: as the program of its authors runs. The last two are there to compare.",
         ),
