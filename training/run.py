@@ -238,7 +238,7 @@ def _run(model, clip, plan, path, report):
     network = state.hypernet.cpu().requires_grad_(False).eval()
     switch, prompts, silent = _switch(plan, prompts, network)
     seen = {"held_out_silent": round(silent, 4), "losses": [round(loss, 6) for loss in state.losses]}
-    record = replace(record, training={**record.training, **seen})
+    record = replace(record, training={**record.training, **seen}, reading=prompts.reading)
     trained = TrainedHypernet(network, record, path.stem, prompts.reader, _concept_c(plan, prompts), switch)
     save(trained, path, plan.request.file_metadata)
     trained = load(path)  # in the file's precision, so that the first use is like every later one
