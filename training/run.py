@@ -183,8 +183,7 @@ def _record(plan, prompts, state, material, reason, seconds):
         "retain_prompts": [len(plan.retain.train), len(plan.retain.held_out)],
         "reader_explains": round(prompts.explained, 4),
     }
-    family = plan.family
-    return Record(family.key, plan.concepts, 1.0, plan.base, training, prompts.reading, family.embedding)
+    return Record(plan.family.key, plan.concepts, 1.0, plan.base, training, embedding=plan.family.embedding)
 
 
 def _concept_c(plan, prompts):
