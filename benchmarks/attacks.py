@@ -87,7 +87,9 @@ def optimise(target, states, generator, trained=None):
         index = torch.randint(len(target.z), (BATCH,), generator=generator)
         layers = None
         if trained is not None:
-            layers = [Factors(f.A.expand(BATCH, -1, -1), f.B.expand(BATCH, -1, -1)) for f in _soft_factors(trained, moved)]
+            layers = [
+                Factors(f.A.expand(BATCH, -1, -1), f.B.expand(BATCH, -1, -1)) for f in _soft_factors(trained, moved)
+            ]
         prediction = predict_from_states(target, index, moved, layers)
         loss = (prediction - target.e_p[index]).square().mean()
         if trained is not None:

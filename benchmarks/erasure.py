@@ -216,7 +216,11 @@ def benign(bench, concept, eraser):
     # The dead zone's word against the pictures themselves.
     model, text = eraser.model, next(t for t in some if eraser.silent(bench.conditioning(t)))
     drawn = bench.draw_conditioning(model, bench.conditioning(text), 1)
-    return {"silent": shares, "drift": sum(drift) / len(drift), "checked": bool(torch.equal(drawn, bench.base(text, 1)))}
+    return {
+        "silent": shares,
+        "drift": sum(drift) / len(drift),
+        "checked": bool(torch.equal(drawn, bench.base(text, 1))),
+    }
 
 
 def roc(bench, concept, trained):
@@ -380,7 +384,9 @@ def main():
         if options.only:
             return 0
         results = report.summary(found, plan)
-        erasers = {name: {concept: erase(bench, name, (concept,), plan.seeds[0]) for concept in CLASSES} for name in _FAST}
+        erasers = {
+            name: {concept: erase(bench, name, (concept,), plan.seeds[0]) for concept in CLASSES} for name in _FAST
+        }
         results["pictures"] = report.sheet(bench, cache_folder() / "erasure-pictures" / "erasure.jpg", erasers)
     say(report.text(results))
     if options.json:

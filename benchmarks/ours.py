@@ -16,7 +16,6 @@ from .baselines.eraser import Eraser, unchanged
 from .baselines.states import token_ids
 from .lab.text import TOKENS, encode_batch
 
-
 _CHUNK, _TIMED = 64, 8
 
 
@@ -108,7 +107,9 @@ def erase(lab, concepts, retain, seed, settings):
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="unhype-bench-") as folder:
         lines = "\n".join(f"{concept} -> {mapping}" for concept, mapping in concepts)
-        request = Request(lines, "", Path(folder), "eraser", Path(folder), settings, checkpoint_every=0, preview_every=0)
+        request = Request(
+            lines, "", Path(folder), "eraser", Path(folder), settings, checkpoint_every=0, preview_every=0
+        )
         outcome = train_erasure(lab.patcher, lab.clip, request, lambda *_, **__: None)
         size = outcome.path.stat().st_size
     seconds = time.perf_counter() - started + len(texts) * sum(lab.clip.price.values())

@@ -103,7 +103,7 @@ def pairs(concept, partners):
 
 
 def benign_prompts(concept):
-    """Group to prompts that erasing `concept` may not change; relatives, neighbours and spellings are near by intent."""
+    """Group to prompts that erasing `concept` may not change; relatives, neighbours, spellings are near by intent."""
     relatives = RELATIVES[concept]
     names = [name for name in names_for_scoring() if name not in relatives]
     groups = {
@@ -117,6 +117,4 @@ def benign_prompts(concept):
             group, text = (part.strip() for part in line.split("|", 1))
             groups.setdefault(group, []).append(text)
     groups |= {"long": list(LONG), "empty": [""], "relatives": [fill("a {}", name) for name in relatives]}
-    return {
-        group: [text for text in texts if concept not in text.lower().split()] for group, texts in groups.items()
-    }
+    return {group: [text for text in texts if concept not in text.lower().split()] for group, texts in groups.items()}

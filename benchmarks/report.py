@@ -1,8 +1,9 @@
 """The erasure benchmark's figures in one place: JSON, tables for people, pictures."""
 
+import torch
 from PIL import Image, ImageDraw
 
-from . import protocol, scores
+from . import attacks, scores
 from .lab.vocabulary import CLASSES
 from .publish import RESULTS, device, fill_section, markdown, publish
 
@@ -36,13 +37,14 @@ def _method(jobs, drawable):
     """One method's row: means over its classes and seeds."""
     classes = [job["rows"] for job in jobs]
     found = [scores.accuracies(rows) for rows in classes]
-    likely = [
-        scores.accuracies([{**row, "values": row["probabilities"]} for row in rows]) for rows in classes
-    ]
+    likely = [scores.accuracies([{**row, "values": row["probabilities"]} for row in rows]) for rows in classes]
     low, high = scores.bootstrap(classes)
     erased = [row for rows in classes for row in rows if row["kind"] == "erased"]
     known = [
-        _mean(row["values"]) for rows in classes for row in rows if row["kind"] == "synonym" and row["prompt"] in drawable
+        _mean(row["values"])
+        for rows in classes
+        for row in rows
+        if row["kind"] == "synonym" and row["prompt"] in drawable
     ]
     return {
         "classes": len({job["concept"] for job in jobs}),
@@ -88,7 +90,7 @@ def summary(found, plan):
         together.setdefault(job["method"], []).append(job)
     largest = max(many["ours"].values(), key=lambda job: job["concepts"])
     names = [name for name, value in found["attacks"][0].items() if isinstance(value, dict)]
-    attacks = {
+    attacked = {
         name: {key: _mean(job[name][key] for job in found["attacks"]) for key in ("acc", "acc_base", "silent")}
         for name in names
     }
@@ -111,27 +113,22 @@ def summary(found, plan):
         },
         "switch_auc": {name: _mean(job["switch"][name] for job in own) for name in ("switch", "size")},
         "composition": {**composition["ours"], "by_method": composition},
-        "ladder": {
-            rung: [_mean(job["ladder"][rung][n] for job in own) for n in (0, 1)] for rung in own[0]["ladder"]
-        },
+        "ladder": {rung: [_mean(job["ladder"][rung][n] for job in own) for n in (0, 1)] for rung in own[0]["ladder"]},
         "scaling": {count: job["h_c"] for count, job in many["ours"].items()},
         "many": many,
         "attack": {
-            "clean_acc_e": attacks["clean"]["acc"],
-            "adaptive_acc_e": attacks["adaptive"]["acc"],
+            "clean_acc_e": attacked["clean"]["acc"],
+            "adaptive_acc_e": attacked["adaptive"]["acc"],
             "budget": _budget(),
-            "by_attack": attacks,
+            "by_attack": attacked,
         },
         "size": {"bytes": largest["bytes"], "reference_bytes": largest["reference_bytes"]},
     }
 
 
 def _budget():
-    from . import attacks
-
-    return (
-        f"{attacks.ITERATIONS} Adam steps of {attacks.BATCH} samples, token states within {attacks.RADIUS} of their norm"
-    )
+    within = f"token states within {attacks.RADIUS} of their norm"
+    return f"{attacks.ITERATIONS} Adam steps of {attacks.BATCH} samples, {within}"
 
 
 def method_rows(results):
@@ -162,7 +159,15 @@ def own_rows(results):
     return rows
 
 
-_HARD_HEADER = ("method", "two objects: erased one gone", "other one kept", "1 concept: H_c", "10", "100", "size for 100")
+_HARD_HEADER = (
+    "method",
+    "two objects: erased one gone",
+    "other one kept",
+    "1 concept: H_c",
+    "10",
+    "100",
+    "size for 100",
+)
 
 
 def hard_rows(results):
@@ -185,23 +190,22 @@ def text(results):
     return "\n".join([*lines, *(f"{words:75} {value}" for words, value in own_rows(results))])
 
 
-def sheet(bench, path, erasers):
-    """A picture for people: two pictures of each class by the base model and by each method, one row a method.
-
-    erasers: method to class to `Eraser`.
-    """
+def sheet(jobs, path):
+    """A picture for people: two pictures of each class by the base model and by each method, one row a method."""
     tile, label = 48, 110
-    canvas = Image.new("RGB", (label + 2 * len(CLASSES) * (tile + 4), (1 + len(erasers)) * (tile + 6)), "white")
+    rows = {}
+    for job in jobs:
+        rows.setdefault(job["method"], {}).setdefault(job["concept"], job["shown"])
+    rows = {name: shown for name, shown in rows.items() if len(shown) == len(CLASSES)}
+    canvas = Image.new("RGB", (label + 2 * len(CLASSES) * (tile + 4), len(rows) * (tile + 6)), "white")
     pen = ImageDraw.Draw(canvas)
-    for row, (name, own) in enumerate([("base", {}), *erasers.items()]):
+    for row, (name, own) in enumerate(rows.items()):
         top = row * (tile + 6)
         pen.text((4, top + tile // 2 - 6), name, fill="black")
-        for column, concept in enumerate(CLASSES):
-            prompt = protocol.WORDING.format(concept)
-            drawn = bench.draw(own[concept], prompt, 2) if concept in own else bench.base(prompt, 2)
-            for n, picture in enumerate(drawn):
-                shown = Image.fromarray((picture * 255).round().byte().numpy()).resize((tile, tile), Image.BICUBIC)
-                canvas.paste(shown, (label + (2 * column + n) * (tile + 4), top))
+        pictures = [picture for concept in CLASSES for picture in own[concept]]
+        for column, picture in enumerate(pictures):
+            shown = Image.fromarray(torch.tensor(picture, dtype=torch.uint8).numpy())
+            canvas.paste(shown.resize((tile, tile), Image.Resampling.BICUBIC), (label + column * (tile + 4), top))
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(path, quality=90)
     return str(path)

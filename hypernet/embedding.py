@@ -37,10 +37,7 @@ class Reader:
         layer = (features @ self.key[:, :-1].T + self.key[:, -1]).argmax(1)
         parts = features.split(sizes, -1), self.down.split(sizes, -1), self.up.unbind(1), self.bias.unbind(1)
         read = torch.stack(
-            [
-                torch.einsum("nf,lrf,lwr->nlw", own, down, up) + bias
-                for own, down, up, bias in zip(*parts, strict=True)
-            ]
+            [torch.einsum("nf,lrf,lwr->nlw", own, down, up) + bias for own, down, up, bias in zip(*parts, strict=True)]
         )
         return read[:, torch.arange(len(features)), layer]
 

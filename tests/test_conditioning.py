@@ -392,7 +392,9 @@ def test_either_of_two_encoders_side_by_side_is_enough():
     loud = max(sizes, key=lambda n: sizes[n][0])
     quiet = min((n for n in sizes if n != loud), key=lambda n: max(sizes[n]))
     edge = (sizes[loud][0] + max(sizes[quiet])) / 2
-    record = replace(base.record, dead_zone=edge, reading={"tokens": TOKENS, "widths": list(widths), "layers": 1, "rank": POOLED})
+    record = replace(
+        base.record, dead_zone=edge, reading={"tokens": TOKENS, "widths": list(widths), "layers": 1, "rank": POOLED}
+    )
     trained = replace(base, record=record, reader=both)
     mixed = torch.cat([texts[loud][:, :12], texts[quiet][:, 12:]], 1)
     pooled = {"pooled_output": both.views(texts[quiet])[1].unsqueeze(0)}

@@ -36,7 +36,7 @@ def test_no_prompt_of_training_is_scored(concept):
 
 @pytest.mark.parametrize("concept", CLASSES)
 def test_no_synonym_and_no_rung_of_the_ladder_is_trained(concept):
-    plural, hyponym, description, typo = protocol.LADDER[concept]
+    _plural, hyponym, description, typo = protocol.LADDER[concept]
     unseen = [*CLASSES[concept], hyponym, description, typo]
     pattern = re.compile("|".join(rf"\b{re.escape(word)}\b" for word in unseen))
     assert [text for text in training_texts(concept) if pattern.search(text)] == []
