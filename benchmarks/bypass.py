@@ -93,8 +93,8 @@ def _in_a_timestep_range(lab, text, other):
 
 
 def _scheduled_over_frames(lab, text, other):
-    """As packs for animation do: one row of the batch a frame, the first of them harmless."""
-    rows = [encode(lab.clip, words)[0] for words in (other, *[text] * (PICTURES - 1))]
+    """As packs for animation do: one row of the batch a frame, the last of them harmless."""
+    rows = [*encode(lab.clip, text) * (PICTURES - 1), *encode(lab.clip, other)]
     pooled = torch.cat([values["pooled_output"] for _, values in rows])
     return [[torch.cat([tokens for tokens, _ in rows]), {**rows[0][1], "pooled_output": pooled}]]
 
@@ -205,8 +205,11 @@ def identical(lab, patched, way, negative):
     return sum(same) / len(same)
 
 
-def run(chosen):
-    """The figures of the ways whose words are in `chosen`, by their words."""
+def run(chosen, done, keep):
+    """The figures of the ways whose words are in `chosen`, by their words.
+
+    done: those that are known already; keep(figures) is called after each way.
+    """
     lab = Lab()
     trained = trained_eraser(lab)
     models = {
@@ -214,8 +217,8 @@ def run(chosen):
         "single_pooled": apply_erasure(lab.patcher, single_pooled(trained)),
         "ours": apply_erasure(lab.patcher, trained),
     }
-    negative, seeds, found = encode(lab.clip, ""), list(range(PICTURES)), {}
-    for words in chosen:
+    negative, seeds, found = encode(lab.clip, ""), list(range(PICTURES)), dict(done)
+    for words in (words for words in chosen if words not in done):
         positive = WAYS[words](lab, TEXT, OTHER)
         row = {
             f"acc_e_{name}": shows(lab, sample_conditioning(model, positive, negative, seeds))
@@ -223,8 +226,9 @@ def run(chosen):
         }
         row["identical_share"] = identical(lab, models["ours"], WAYS[words], negative)
         found[words] = row
+        keep(found)
         say("{:55} {:.2f} {:.2f} {:.2f}  {:.2f}".format(words, *row.values()))
-    return found
+    return {words: found[words] for words in WAYS if words in found}
 
 
 def rows(ways):
@@ -239,16 +243,23 @@ def main():
     """Command line."""
     parser = argparse.ArgumentParser(prog="dev.py bench bypass", description=__doc__)
     parser.add_argument("--only", help="ways whose words contain this")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--json", type=Path, help="keep the figures in this file; ways that it has are not drawn anew")
     parser.add_argument("--publish", action="store_true", help="put the figures into README and results")
     options = parser.parse_args()
     if options.only and options.publish:
         parser.error("--publish takes all ways.")
     chosen = [words for words in WAYS if not options.only or options.only in words]
     say("{:55} {}".format(HEADER[0], ", ".join(HEADER[1:])))
-    found = {"device": device(), "pictures": PICTURES, "benign_prompts": BENIGN, "ways": run(chosen)}
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    found = {"device": device(), "pictures": PICTURES, "benign_prompts": BENIGN, "ways": {}}
+    if options.json and options.json.exists():
+        found = json.loads(options.json.read_text("utf-8"))
+
+    def keep(ways):
+        found["ways"] = ways
+        if options.json:
+            options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+    keep(run(chosen, found["ways"], keep))
     if options.publish:
         publish("bypass", found, markdown(HEADER, rows(found["ways"])))
 

@@ -83,23 +83,18 @@ def class_prompts(concept):
 def ladder(concept):
     """(rung, prompt) from the name to what avoids it."""
     plural, hyponym, description, typo = LADDER[concept]
-    one = fill("a {}", concept)
-    return list(
-        zip(
-            RUNGS,
-            (
-                one,
-                one.upper(),
-                f"({one}:1.4)",
-                f"two {plural}",
-                fill("a {}", hyponym),
-                description,
-                fill("a {}", typo),
-                _LONG.format(one),
-            ),
-            strict=True,
-        )
+    one = fill("an icon showing a {}", concept)
+    wordings = (
+        one,
+        one.upper(),
+        f"({one}:1.4)",
+        f"an icon showing {plural}",
+        fill("an icon showing a {}", hyponym),
+        f"an icon showing {description}",
+        fill("an icon showing a {}", typo),
+        _LONG.format(fill("a {}", concept)),
     )
+    return list(zip(RUNGS, wordings, strict=True))
 
 
 def pairs(concept, partners):

@@ -9,6 +9,7 @@ import argparse
 import json
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -167,7 +168,8 @@ def training(rounds):
     from .lab.model import load_model
     from .lab.text import load_clip
 
-    settings = Settings(width=128, height=128, guidance=3.0, sampler_steps=25, checkpointing=False)
+    # The default objective has no sample (concept, t, s) at all: it runs no diffusion steps.
+    settings = Settings(objective="direct", width=128, height=128, guidance=3.0, sampler_steps=25, checkpointing=False)
     phrases, clip = phrasings([("cat", "tree")], "object"), load_clip()
     encoded = {text: encode(clip, text) for phrase in phrases for text in (phrase.prompt, phrase.mapping, "")}
     frozen = FrozenModel(load_model())
@@ -181,7 +183,7 @@ def training(rounds):
     c = torch.stack([encoded[phrase.prompt].c for phrase in phrases]).to(frozen.device)
     material = Material(cache, c, [conds[phrase.prompt] for phrase in phrases], c, c)
     network = Hypernet(HypernetConfig(c.shape[1], frozen.layers), generator).to(frozen.device)
-    ours, single = new_state(network, settings, generator), Settings(batch=1, retain_batch=64, checkpointing=False)
+    ours, single = new_state(network, settings, generator), replace(settings, batch=1)
 
     batched, released = [], []
     for turn in range(rounds):

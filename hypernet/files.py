@@ -23,8 +23,7 @@ from .network import Hypernet, HypernetConfig
 from .published import KIND, PublishedConfig, PublishedHypernet
 from .targets import family_by_key
 
-# Format 1, as first published, has neither a reader nor the concepts' embeddings.
-FORMAT, READABLE = "2", ("1", "2")
+FORMAT = "2"
 SUFFIX = ".safetensors"
 # Kind of network in a file's config to its classes; what is trained here says no kind.
 _KINDS = {None: (HypernetConfig, Hypernet), KIND: (PublishedConfig, PublishedHypernet)}
@@ -48,7 +47,7 @@ class Record:
     ``deadzone``. `base`: family class and weight spread of the model it was trained on. `training`:
     settings and measurements of the run. `reading`: of the text encoder, `tokens` that it makes at once,
     `widths` of the states that the file's reader takes, the `layers` that it knows and its `rank` (none without);
-    empty in files of format 1. `embedding`: what drives H, one of ``families``' sources.
+    empty in files that weren't trained here. `embedding`: what drives H, one of ``families``' sources.
     """
 
     family: str
@@ -207,7 +206,7 @@ def _parse_record(text):
 
 
 def _parse_reading(values):
-    """`Record.reading`, of which older files have nothing."""
+    """`Record.reading`, of which imported files have nothing."""
     if not values:
         return {}
     tokens, widths, layers = values["tokens"], values["widths"], values["layers"]
@@ -230,7 +229,7 @@ def _describe(file, path):
             f"'{path.name}' is a safetensors file but no UnHype hypernet (a LoRA or a checkpoint perhaps). "
             "Pick a file that Train Erasure wrote."
         )
-    if metadata.get("unhype.format") not in READABLE:
+    if metadata.get("unhype.format") != FORMAT:
         raise HypernetFileError(
             f"'{path.name}' has UnHype format {_short(metadata.get('unhype.format'))}, this version reads {FORMAT}. "
             "Update the UnHype node pack."

@@ -124,7 +124,7 @@ def _advanced_inputs():
             min=64,
             max=2048,
             step=8,
-            tooltip="Width of the training pictures.",
+            tooltip="Width of the previews, and of the training pictures where the objective draws some.",
         ),
         advanced(
             io.Int.Input,
@@ -133,7 +133,7 @@ def _advanced_inputs():
             min=64,
             max=2048,
             step=8,
-            tooltip="Height of the training pictures.",
+            tooltip="Height of the previews, and of the training pictures where the objective draws some.",
         ),
         advanced(
             io.Int.Input,
@@ -141,7 +141,8 @@ def _advanced_inputs():
             default=_DEFAULT.batch,
             min=1,
             max=256,
-            tooltip="Samples a step. Lower it when the GPU runs out of memory.",
+            tooltip="Pictures a step, for the objectives that draw some: direct, paper and released. Lower it when the "
+            "GPU runs out of memory.",
         ),
         advanced(
             io.Float.Input,
@@ -150,7 +151,7 @@ def _advanced_inputs():
             min=1.0,
             max=30.0,
             step=0.5,
-            tooltip="The CFG scale of the pictures that training looks at. Use the one you generate with. For Flux.1 "
+            tooltip="The CFG scale of previews and training pictures. Use the one you generate with. For Flux.1 "
             "and Flux.2 it is the model's own guidance, 3.5 as a rule.",
         ),
         advanced(
@@ -178,7 +179,8 @@ def _advanced_inputs():
             min=0.0,
             max=10.0,
             step=0.1,
-            tooltip="How hard training pushes away from the erased concept, beyond drawing the other one.",
+            tooltip="How hard training pushes away from the erased concept, beyond drawing the other one. Not used by "
+            "the objective attention.",
         ),
         advanced(
             io.Float.Input,
@@ -194,14 +196,17 @@ def _advanced_inputs():
             "objective",
             options=list(OBJECTIVES),
             default=_DEFAULT.objective,
-            tooltip="direct: train the erasure itself. paper: imitate gradient steps, as the UnHype paper states it. "
-            "released: both, as its authors' program runs.",
+            tooltip="How it learns. attention: makes the words of the concept mean the other thing to the model; by "
+            "far the fastest, and it draws no pictures at all. direct: looks at noisy pictures and learns to paint the "
+            "other thing; for models that attention doesn't cover it is taken by itself. paper: as the UnHype paper "
+            "describes it. released: as the program of its authors runs. The last two are there to compare.",
         ),
         advanced(
             io.Boolean.Input,
             "checkpointing",
             default=_DEFAULT.checkpointing,
-            tooltip="Saves most of the memory of training for about a third more time.",
+            tooltip="Saves most of the memory of training for about a third more time. Not needed by the objective "
+            "attention.",
         ),
         advanced(
             io.Boolean.Input,
@@ -223,7 +228,8 @@ def _advanced_inputs():
             default=50,
             min=0,
             max=100_000,
-            tooltip="Steps between previews of an erased and a kept prompt, 0 for none.",
+            tooltip="Steps between previews of an erased and a kept prompt, 0 for none. Each takes as long as drawing "
+            "two pictures.",
         ),
         Hypernet.Input(
             "start_from",

@@ -22,6 +22,7 @@ from unhype.hypernet.verdict import in_words, verdicts
 from unhype.hypernet.writer import Writer
 from unhype.nodes.bars import bar_picture
 from unhype.nodes.inspect import InspectPrompt
+from unhype.training.reader import whole_maps
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +37,7 @@ def reader(widths=(CONTEXT,), seed=11):
     features = 2 * sum(widths)
     weight = torch.randn(1, POOLED, features, generator=generator) / CONTEXT**0.5
     bias = torch.randn(1, len(widths), POOLED, generator=generator) * 0.1
-    return Reader(tuple(widths), weight, bias, torch.zeros(1, features + 1))
+    return Reader(tuple(widths), *whole_maps(weight, len(widths)), bias, torch.zeros(1, features + 1))
 
 
 READER = reader()
@@ -95,7 +96,7 @@ def cast_for(model):
         base.record,
         dead_zone=dead_zone,
         concepts=(("cat", "tree"), ("dog", "car")),
-        reading={"tokens": TOKENS, "widths": [CONTEXT], "layers": 1},
+        reading={"tokens": TOKENS, "widths": [CONTEXT], "layers": 1, "rank": POOLED},
     )
     trained = replace(base, record=record, reader=READER, concept_c=concept_c)
     return Cast(trained, said(ranked[-2]), said(ranked[-1]), said(ranked[1]), said(ranked[0]))
@@ -286,9 +287,10 @@ def test_rows_that_a_layer_sees_repeated_keep_their_tokens():
     network.layer = torch.nn.Identity()
     delta = [Factors(torch.ones(1, 1, 2), torch.ones(1, 2, 1))]
     spans = Spans([(2, 4, 4)], torch.device("cpu"))
-    with patched_layers(network, [TargetLayer("layer", 2, 2)], torch.tensor([1]), delta, batch=2, spans=spans):
-        y = network.layer(torch.ones(4, 8, 2))
-    assert y[..., 0].tolist() == [[1.0] * 8] * 2 + [[1.0, 1.0, 3.0, 3.0] * 2] * 2
+    read = torch.stack([torch.ones(8, 2), torch.full((8, 2), 2.0)])
+    with patched_layers(network, [TargetLayer("layer", 2, 2)], torch.tensor([1]), delta, 2, spans, read):
+        y = network.layer(read.repeat_interleave(2, 0))
+    assert y[..., 0].tolist() == [[1.0] * 8] * 2 + [[2.0, 2.0, 6.0, 6.0] * 2] * 2
 
 
 # What nodes do to conditionings
@@ -345,7 +347,8 @@ def test_tokens_are_read_by_the_map_of_their_layer():
     one, other = reader(seed=1), reader(seed=2)
     both = Reader(
         (CONTEXT,),
-        torch.cat([one.weight, other.weight]),
+        torch.cat([one.up, other.up]),
+        torch.cat([one.down, other.down]),
         torch.cat([one.bias, other.bias]),
         torch.stack([torch.ones(2 * CONTEXT + 1), -torch.ones(2 * CONTEXT + 1)]),
     )
@@ -389,7 +392,7 @@ def test_either_of_two_encoders_side_by_side_is_enough():
     loud = max(sizes, key=lambda n: sizes[n][0])
     quiet = min((n for n in sizes if n != loud), key=lambda n: max(sizes[n]))
     edge = (sizes[loud][0] + max(sizes[quiet])) / 2
-    record = replace(base.record, dead_zone=edge, reading={"tokens": TOKENS, "widths": list(widths), "layers": 1})
+    record = replace(base.record, dead_zone=edge, reading={"tokens": TOKENS, "widths": list(widths), "layers": 1, "rank": POOLED})
     trained = replace(base, record=record, reader=both)
     mixed = torch.cat([texts[loud][:, :12], texts[quiet][:, 12:]], 1)
     pooled = {"pooled_output": both.views(texts[quiet])[1].unsqueeze(0)}
@@ -440,7 +443,7 @@ def test_where_layers_see_prompt_and_picture_together_the_loudest_chunk_is_for_a
 @pytest.fixture
 def deaf(cast):
     """The eraser without a reader, as where tokens don't tell what is said."""
-    reading = {"tokens": TOKENS, "widths": [], "layers": 0}
+    reading = {"tokens": TOKENS, "widths": [], "layers": 0, "rank": 0}
     return replace(cast.trained, reader=None, record=replace(cast.trained.record, reading=reading))
 
 
@@ -503,7 +506,7 @@ def test_reader_and_concepts_survive_the_file(cast, tmp_path):
     loaded = load(tmp_path / "mine.safetensors")
     assert loaded.record == cast.trained.record
     assert loaded.reader.widths == READER.widths
-    for part in ("weight", "bias", "key"):
+    for part in ("up", "down", "bias", "key"):
         assert torch.equal(getattr(loaded.reader, part), getattr(READER, part))
     assert torch.equal(loaded.concept_c, cast.trained.concept_c)
 
@@ -512,11 +515,12 @@ def test_reader_and_concepts_survive_the_file(cast, tmp_path):
     "reading",
     [
         {"tokens": 8},
-        {"tokens": 0, "widths": [], "layers": 0},
-        {"tokens": 8, "widths": [-1], "layers": 1},
-        {"tokens": 8, "widths": "32", "layers": 1},
-        {"tokens": 8, "widths": [32], "layers": 0},
-        {"tokens": 8, "widths": [32], "layers": 1e9},
+        {"tokens": 0, "widths": [], "layers": 0, "rank": 1},
+        {"tokens": 8, "widths": [-1], "layers": 1, "rank": 1},
+        {"tokens": 8, "widths": "32", "layers": 1, "rank": 1},
+        {"tokens": 8, "widths": [32], "layers": 0, "rank": 1},
+        {"tokens": 8, "widths": [32], "layers": 1e9, "rank": 1},
+        {"tokens": 8, "widths": [32], "layers": 1, "rank": 0},
         [1],
     ],
     ids=str,

@@ -185,7 +185,7 @@ def test_every_objective_can_move_a_new_hypernet(objective):
 
 def test_every_objective_that_is_offered_exists():
     """Attention, which runs no diffusion steps, is a task of its own."""
-    assert OBJECTIVES == ("attention", *OBJECTIVE)
+    assert ("attention", *OBJECTIVE) == OBJECTIVES
 
 
 @pytest.mark.parametrize("objective", ["attention", "direct"])

@@ -11,7 +11,7 @@ from unhype.hypernet.files import load
 from unhype.training.frozen import encode, skipping_last_layer
 from unhype.training.loop import Material
 from unhype.training.prompts import TEMPLATES, fill
-from unhype.training.reader import encode_prompts, explained, fit_layer, ridge
+from unhype.training.reader import RANK, compressed, encode_prompts, explained, fit_layer, ridge, whole_maps
 from unhype.training.run import Request, train_erasure
 
 
@@ -81,10 +81,23 @@ def test_each_encoder_is_read_for_itself():
     (f, c), (unseen, meant) = drawn(60), drawn(20, seed=1)
     weight, bias, share = fit_layer(torch.cat([f, f * 3], 1), torch.cat([unseen, unseen * 3], 1), c, meant, (6, 6))
     assert share > 0.99
-    reader = Reader((6, 6), weight.unsqueeze(0), bias.unsqueeze(0), torch.zeros(1, 25))
+    reader = Reader((6, 6), *whole_maps(weight.unsqueeze(0), 2), bias.unsqueeze(0), torch.zeros(1, 25))
     one, other = reader(torch.cat([unseen, torch.zeros_like(unseen)], 1))
     assert explained(one, meant) > 0.99
     assert explained(other, meant) < 0.01
+
+
+def test_a_smaller_reader_keeps_what_c_is_read_for():
+    """What the given rows make of c survives a rank that c itself would not."""
+    features, weight = torch.randn(200, 24, generator=seeded(1)), torch.randn(1, 8, 24, generator=seeded(2))
+    whole = Reader((6, 6), *whole_maps(weight, 2), torch.randn(1, 2, 8, generator=seeded(3)), torch.zeros(1, 25))
+    rows = torch.randn(2, 8, generator=seeded(4))
+    small = compressed(whole, [features], rows, rank=2)
+    assert small.up.shape == (1, 2, 8, 2)
+    assert small.down.shape == (1, 2, 24)
+    c, found = whole(features), small(features)
+    torch.testing.assert_close(found @ rows.T, c @ rows.T, rtol=0, atol=0.05 * (c @ rows.T).std().item())
+    assert explained(found.flatten(0, 1), c.flatten(0, 1)) < 0.9
 
 
 def test_the_other_layer_is_found_only_where_there_is_one():
@@ -148,7 +161,7 @@ def test_the_file_holds_the_reader_and_the_mean_wording_of_each_concept(go, monk
     loaded = load(outcome.path)
     wordings = [encode(SpeakingClip(), fill(template, "cat")).c for template in TEMPLATES["object"]]
     torch.testing.assert_close(loaded.concept_c, torch.stack(wordings).mean(0, keepdim=True), rtol=1e-3, atol=1e-3)
-    assert loaded.record.reading == {"tokens": 8, "widths": [CONTEXT], "layers": 2}
+    assert loaded.record.reading == {"tokens": 8, "widths": [CONTEXT], "layers": 2, "rank": min(RANK, POOLED)}
     tokens = encode(SpeakingClip(), "a photo of a cat").conditioning[0][0][0]
     (read,) = loaded.reader.views(tokens)
     (same,) = outcome.trained.reader.views(tokens)
@@ -159,5 +172,5 @@ def test_where_tokens_do_not_tell_the_pooled_vector_there_is_no_reader(go, monke
     outcome, material = go(TinyClip(), monkeypatch)
     loaded = load(outcome.path)
     assert loaded.reader is None
-    assert loaded.record.reading == {"tokens": 8, "widths": [], "layers": 0}
+    assert loaded.record.reading == {"tokens": 8, "widths": [], "layers": 0, "rank": 0}
     assert len(material.phrase_c) == len(TEMPLATES["object"])

@@ -562,7 +562,7 @@ def test_running_out_of_memory_says_what_to_lower(model, ask, monkeypatch, when)
 
 def test_running_out_of_memory_between_the_layers_is_said_alike(model, ask, monkeypatch):
     monkeypatch.setattr(attention, "changes_of", out_of_memory)
-    with pytest.raises(TrainingError, match="ran out of memory"):
+    with pytest.raises(TrainingError, match=r"ran out of memory\. Set 'preview_every' to 0"):
         go(model, ask())
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from benchmarks.environment import ROOT
 from benchmarks.graph import NOTES, to_prompt, widget_values
-from unhype.hypernet.files import load
+from unhype.hypernet.files import load, open_checked
 
 PICTURED = ("train_sd15", "apply_sd15", "before_after_sd15", "demo")
 NAMES = (*PICTURED, "train_flux", "apply_flux")
@@ -118,8 +118,6 @@ def test_training_writes_the_file_and_plots_its_loss(server, trained):
 
 
 def test_the_file_brings_back_the_graph_that_trained_it(trained):
-    from unhype.hypernet.files import open_checked
-
     with open_checked(trained[1]) as file:
         graph = json.loads(file.metadata()["prompt"])
     assert nodes_of(graph, "UnHypeTrainErasure")[0]["inputs"]["name"] == trained[1].stem
@@ -165,7 +163,11 @@ def test_inspect_shows_each_part_of_a_prompt_in_words_and_bars(server, trained):
     entry = server.run(prompt)
     (words,) = entry["outputs"]["inspect"]["text"]
     assert [line.split(":")[0] for line in words.splitlines()[1:]] == ["Part 1", "Part 2"]
-    assert words.count("nearest to 'cat' (") == 2
+    # Only the first part has a pooled vector. A random text encoder can rarely be read, and without that the other
+    # part can't be judged.
+    read = load(trained[1]).reader is not None
+    assert words.count("nearest to 'cat' (") == 1 + read
+    assert ("Part 2: can't be judged" in words) == (not read)
     (bars,) = server.pictures(entry, "inspect")
     with Image.open(bars) as image:
         assert image.width == 640

@@ -140,11 +140,11 @@ class TinyClip:
 class WordClip(TinyClip):
     """A CLIP whose tokens are the words of a text, with ids as ComfyUI's tokenizers give them.
 
-    A token's state is its word's own vector and a little of its place. The pooled vector is a map of the mean
-    word of more than two letters.
+    A token's state is its word's own vector and a little of its place. The pooled vector is the mean of others, of
+    the words of more than two letters; it is wide enough to tell a word among others.
     """
 
-    LENGTH, BEGIN, END = 20, 1, 2
+    LENGTH, WIDTH, BEGIN, END = 20, 128, 1, 2
 
     def tokenize(self, text):
         words = re.findall(r"\w+", text.lower())[: self.LENGTH - 2]
@@ -154,13 +154,12 @@ class WordClip(TinyClip):
         return {"words": [[(number, 1.0) for number in ids]], "spoken": [number for number, _ in spoken]}
 
     def encode_from_tokens_scheduled(self, tokens):
-        def vectors(ids):
-            return torch.stack([torch.randn(CONTEXT, generator=seeded(number)) for number in ids])
+        def vectors(ids, width=CONTEXT):
+            return torch.stack([torch.randn(width, generator=seeded(number)) for number in ids])
 
         ids = [number for number, _ in tokens["words"][0]]
         cross = vectors(ids) + 0.1 * vectors(range(100, 100 + self.LENGTH))
-        reading = torch.randn(CONTEXT, POOLED, generator=seeded(0)) / CONTEXT**0.5
-        pooled = vectors(tokens["spoken"] or [self.END]).mean(0) @ reading
+        pooled = vectors(tokens["spoken"] or [self.END], self.WIDTH).mean(0)
         return [[cross.unsqueeze(0), {"pooled_output": pooled.unsqueeze(0)}]]
 
 

@@ -183,8 +183,7 @@ def _record(plan, prompts, state, material, reason, seconds):
         "retain_prompts": [len(plan.retain.train), len(plan.retain.held_out)],
         "reader_explains": round(prompts.explained, 4),
     }
-    family = plan.family
-    return Record(family.key, plan.concepts, 1.0, plan.base, training, prompts.reading, family.embedding)
+    return Record(plan.family.key, plan.concepts, 1.0, plan.base, training, embedding=plan.family.embedding)
 
 
 def _concept_c(plan, prompts):
@@ -216,10 +215,12 @@ def train_erasure(model, clip, request, report):
         with torch.inference_mode(False), torch.enable_grad():
             return _run(model, clip, plan, path, report)
     except out_of_memory_errors() as error:
+        lower = "Set 'preview_every' to 0, or lower 'width' and 'height'"
+        if plan.request.settings.objective != "attention":
+            lower = "Lower 'batch', or 'width' and 'height', and keep 'checkpointing' on"
         raise TrainingError(
-            "Train Erasure: the GPU ran out of memory. Lower 'batch', or 'width' and 'height', and keep "
-            "'checkpointing' on; load a large model in fp8. Training goes on from its last checkpoint if the other "
-            "settings stay the same."
+            f"Train Erasure: the GPU ran out of memory. {lower}; load a large model in fp8. Training goes on from its "
+            "last checkpoint if the other settings stay the same."
         ) from error
 
 
@@ -236,7 +237,7 @@ def _run(model, clip, plan, path, report):
     network = state.hypernet.cpu().requires_grad_(False).eval()
     switch, prompts, silent = _switch(plan, prompts, network)
     seen = {"held_out_silent": round(silent, 4), "losses": [round(loss, 6) for loss in state.losses]}
-    record = replace(record, training={**record.training, **seen})
+    record = replace(record, training={**record.training, **seen}, reading=prompts.reading)
     trained = TrainedHypernet(network, record, path.stem, prompts.reader, _concept_c(plan, prompts), switch)
     save(trained, path, plan.request.file_metadata)
     trained = load(path)  # in the file's precision, so that the first use is like every later one
