@@ -3,13 +3,16 @@
 What an older host lacks, or does not take yet, is skipped with the reason.
 """
 
-import dataclasses
+import inspect
 from typing import NamedTuple
 
 import comfy.model_patcher
 import comfy.supported_models
 import pytest
 import torch
+from comfy.ldm.chroma.model import ChromaParams
+from comfy.ldm.flux.model import FluxParams
+from comfy.ldm.lumina.model import NextDiT
 from tiny import CONTEXT, CPU, LATENT, POOLED, TOKENS, draw_weights, seeded
 
 WIDE = 256
@@ -186,18 +189,12 @@ def key_of(name):
 
 def _known(config, sizes):
     """The sizes that this host's network takes: newer ones have more."""
-    networks = {
-        "Flux": "flux.model.FluxParams",
-        "Flux2": "flux.model.FluxParams",
-        "Chroma": "chroma.model.ChromaParams",
-    }
-    base = next((networks[cls.__name__] for cls in config.__mro__ if cls.__name__ in networks), None)
-    if base is None:
+    makers = {"Flux": FluxParams, "Chroma": ChromaParams, "Lumina2": NextDiT}
+    maker = next((makers[cls.__name__] for cls in config.__mro__ if cls.__name__ in makers), None)
+    if maker is None:
         return sizes
-    module, _, name = base.rpartition(".")
-    params = getattr(__import__(f"comfy.ldm.{module}", fromlist=[name]), name)
-    fields = {field.name for field in dataclasses.fields(params)}
-    return {name: value for name, value in sizes.items() if name in fields}
+    taken = inspect.signature(maker).parameters
+    return {name: value for name, value in sizes.items() if name in taken}
 
 
 def instance(name, seed=0, dtype=torch.float32):
@@ -219,4 +216,6 @@ def prompt(name, seed, tokens=TOKENS):
     cross = torch.randn(1, tokens, CONTEXT, generator=generator)
     width = INSTANCES[name].pooled
     pooled = None if width is None else torch.randn(1, width, generator=generator)
-    return [[cross, {"pooled_output": pooled}]]
+    # Gemma and Qwen say which tokens are valid; Lumina of older hosts can't do without.
+    mask = {"attention_mask": torch.ones(1, tokens, dtype=torch.long)} if key_of(name) == "lumina2" else {}
+    return [[cross, {"pooled_output": pooled, **mask}]]

@@ -19,8 +19,9 @@ def to_image(latent, latent_format):
     if factors is None:
         return None
     latent = latent if latent.dim() == 3 else latent[:, 0]
-    if latent_format.latent_rgb_factors_reshape is not None:
-        latent = latent_format.latent_rgb_factors_reshape(latent.unsqueeze(0))[0]
+    reshape = getattr(latent_format, "latent_rgb_factors_reshape", None)
+    if reshape is not None:
+        latent = reshape(latent.unsqueeze(0))[0]
     factors = torch.tensor(factors, dtype=torch.float32)
     bias = torch.tensor(getattr(latent_format, "latent_rgb_factors_bias", None) or [0.0, 0.0, 0.0])
     rgb = torch.einsum("chw,cr->hwr", latent.float().cpu(), factors) + bias
