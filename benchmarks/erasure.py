@@ -62,7 +62,7 @@ class Plan:
     composed: tuple[str, ...]
 
 
-QUICK = Plan(4, tuple(CLASSES), ("bird",), (0,), (1, 10, 100), ("cat",), ("airplane", "automobile", "cat", "dog"))
+QUICK = Plan(4, tuple(CLASSES), ("bird",), (0,), (1, 10, 100), ("cat",), tuple(CLASSES))
 FULL = Plan(40, tuple(CLASSES), tuple(CLASSES), (0, 1, 2), (1, 10, 100), tuple(CLASSES), tuple(CLASSES))
 
 
@@ -164,12 +164,15 @@ def erase(bench, method, names, seed):
 
 def score_class(bench, concept, eraser):
     """The paper's protocol for one class: rows of `protocol.class_prompts` with the judges' words, and the cost."""
-    rows = []
+    rows, shown = [], []
     for kind, text, expected in protocol.class_prompts(concept):
         count = bench.plan.pictures if kind == "erased" else max(bench.plan.pictures // 2, 2)
-        rows.append({"kind": kind, "prompt": text, **bench.judged(bench.draw(eraser, text, count), expected)})
+        pictures = bench.draw(eraser, text, count)
+        rows.append({"kind": kind, "prompt": text, **bench.judged(pictures, expected)})
+        if kind == "erased":
+            shown = (pictures[:2] * 255).round().int().tolist()
     cost = {name: getattr(eraser, name) for name in ("seconds", "parameters", "bytes")}
-    return {"rows": rows, **cost}
+    return {"rows": rows, "shown": shown, **cost}
 
 
 def only_ours(bench, concept, eraser):
@@ -190,10 +193,10 @@ def composition(bench, concept, eraser):
     """Two objects: is the erased one gone, is the other kept, with the base's own rates beside."""
     partners = [other for pair in PAIRS for other in pair if concept not in pair][:4]
     partners += [name for name in CLASSES if name != concept][:3]
-    label, found = LABELS.index(concept), []
+    label, found, count = LABELS.index(concept), [], max(bench.plan.pictures // 4, 1)
     for text, other in protocol.pairs(concept, list(dict.fromkeys(partners))):
         row = []
-        for pictures in (bench.base(text, 2), bench.draw(eraser, text, 2)):
+        for pictures in (bench.base(text, count), bench.draw(eraser, text, count)):
             seen = torch.stack([half.argmax(1) for half in bench.lab.judges[0].halves(pictures)])
             row.append([(seen == index).any(0).float().mean().item() for index in (label, LABELS.index(other))])
         found.append(row)
@@ -246,6 +249,7 @@ def many_concepts(bench, method, count, seed):
     near = neighbours(bench, kept, erased)
     found = {name: [] for name in ("erased", "erased_base", "kept", "kept_base", "near", "near_base")}
     wording = protocol.WORDING.format
+    kept = kept[:: 1 if bench.plan.pictures > 4 else 2]
     for name in erased[:: max(1, len(erased) // 40)]:
         found["erased_base"] += bench.judged(bench.base(wording(name), 2), name)["values"]
         found["erased"] += bench.judged(bench.draw(eraser, wording(name), 2), name)["values"]
@@ -384,10 +388,7 @@ def main():
         if options.only:
             return 0
         results = report.summary(found, plan)
-        erasers = {
-            name: {concept: erase(bench, name, (concept,), plan.seeds[0]) for concept in CLASSES} for name in _FAST
-        }
-        results["pictures"] = report.sheet(bench, cache_folder() / "erasure-pictures" / "erasure.jpg", erasers)
+        results["pictures"] = report.sheet(found["methods"], cache_folder() / "erasure-pictures" / "erasure.jpg")
     say(report.text(results))
     if options.json:
         options.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
