@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch.nn.functional import normalize
 
 from . import pack
 from .environment import cache_folder, digest, say
@@ -21,18 +20,13 @@ from .publish import device
 
 pack.load_pack()
 
-from unhype.hypernet.factors import delta_norm  # noqa: E402
-from unhype.hypernet.patch import apply_erasure  # noqa: E402
-from unhype.hypernet.writer import Writer  # noqa: E402
-from unhype.training.frozen import FrozenModel  # noqa: E402
-from unhype.training.frozen import encode as encode_prompt  # noqa: E402
 from unhype.training.prompts import retain_split  # noqa: E402
 from unhype.training.settings import Settings  # noqa: E402
 
-from . import attacks, ours, protocol, report, scores  # noqa: E402
+from . import measures, ours, protocol, report  # noqa: E402
 from .baselines import METHODS  # noqa: E402
 from .baselines.eraser import Eraser, unchanged  # noqa: E402
-from .lab.measure import LABELS, PAIRS, Lab, encode, sample_conditioning  # noqa: E402
+from .lab.measure import LABELS, Lab, encode, sample_conditioning  # noqa: E402
 from .lab.vocabulary import CLASSES  # noqa: E402
 
 SETTINGS = Settings(width=128, height=128, guidance=3.0, sampler_steps=12, rollouts=8, checkpointing=False)
@@ -45,8 +39,6 @@ OBJECTIVES = ("direct", "released", "paper")
 _SLOW = ("esd", "esd mapping", "spm", *(f"ours, {name}" for name in OBJECTIVES))
 # What can be had in seconds is also tried on two objects and on many concepts.
 _FAST = ("ours", "uce", "nullspace", "gate")
-# Names at least this alike (cosine of their embeddings) are neighbours.
-_ALIKE = 0.5
 
 
 @dataclass(frozen=True)
@@ -90,7 +82,7 @@ class Bench:
     """
 
     def __init__(self, plan, folder):
-        self.plan, self.folder = plan, folder
+        self.plan, self.folder, self.settings = plan, folder, SETTINGS
         self.lab, self.plain_lab = Lab(), Lab()
         self.lab.clip = ours.RememberingClip(self.lab.clip)
         self.plain_lab.patcher = self.lab.patcher  # one base model for all
@@ -162,170 +154,10 @@ def erase(bench, method, names, seed):
     return methods()[method](lab, concepts, retain_split("", concepts), seed, replace(SETTINGS, seed=seed, steps=steps))
 
 
-def score_class(bench, concept, eraser):
-    """The paper's protocol for one class: rows of `protocol.class_prompts` with the judges' words, and the cost."""
-    rows, shown = [], []
-    for kind, text, expected in protocol.class_prompts(concept):
-        count = bench.plan.pictures if kind == "erased" else max(bench.plan.pictures // 2, 2)
-        pictures = bench.draw(eraser, text, count)
-        rows.append({"kind": kind, "prompt": text, **bench.judged(pictures, expected)})
-        if kind == "erased":
-            shown = (pictures[:2] * 255).round().int().tolist()
-    cost = {name: getattr(eraser, name) for name in ("seconds", "parameters", "bytes")}
-    return {"rows": rows, "shown": shown, **cost}
-
-
-def only_ours(bench, concept, eraser):
-    """What is asked of ours alone for one class: ladder, benign prompts, the switch."""
-    trained = eraser.trained
-    rungs = {}
-    for rung, text in protocol.ladder(concept):
-        base, drawn = (bench.judged(p, concept) for p in (bench.base(text, 2), bench.draw(eraser, text, 2)))
-        rungs[rung] = [sum(base["values"]) / 2, sum(drawn["values"]) / 2]
-    return {
-        "ladder": rungs,
-        "benign": benign(bench, concept, eraser),
-        "switch": roc(bench, concept, trained),
-    }
-
-
-def composition(bench, concept, eraser):
-    """Two objects: is the erased one gone, is the other kept, with the base's own rates beside."""
-    partners = [other for pair in PAIRS for other in pair if concept not in pair][:4]
-    partners += [name for name in CLASSES if name != concept][:3]
-    label, found, count = LABELS.index(concept), [], max(bench.plan.pictures // 4, 1)
-    for text, other in protocol.pairs(concept, list(dict.fromkeys(partners))):
-        row = []
-        for pictures in (bench.base(text, count), bench.draw(eraser, text, count)):
-            seen = torch.stack([half.argmax(1) for half in bench.lab.judges[0].halves(pictures)])
-            row.append([(seen == index).any(0).float().mean().item() for index in (label, LABELS.index(other))])
-        found.append(row)
-    (target_base, kept_base), (target, kept) = torch.tensor(found).mean(0).tolist()
-    return {"target_base": target_base, "target_gone": 1 - target, "other_kept": kept, "other_kept_base": kept_base}
-
-
-def benign(bench, concept, eraser):
-    """By group: how many prompts the base model draws bit for bit, of how many; and the drift without a dead zone."""
-    shares = {}
-    groups = protocol.benign_prompts(concept)
-    for group, texts in groups.items():
-        shares[group] = [sum(eraser.silent(bench.conditioning(text)) for text in texts), len(texts)]
-    open_ended = apply_erasure(bench.lab.patcher, eraser.trained, dead_zone=False)
-    some = groups["everyday"][::40]
-    drift = [
-        (bench.draw_conditioning(open_ended, bench.conditioning(text), 1) - bench.base(text, 1)).abs().mean().item()
-        for text in some
-    ]
-    # The dead zone's word against the pictures themselves.
-    model, text = eraser.model, next(t for t in some if eraser.silent(bench.conditioning(t)))
-    drawn = bench.draw_conditioning(model, bench.conditioning(text), 1)
-    return {
-        "silent": shares,
-        "drift": sum(drift) / len(drift),
-        "checked": bool(torch.equal(drawn, bench.base(text, 1))),
-    }
-
-
-def roc(bench, concept, trained):
-    """How well prompts that mean the class are told from benign ones, by the switch and by the size of the delta."""
-    meant = [text for _, text, _ in protocol.class_prompts(concept)[:4]]
-    meant += [text for rung, text in protocol.ladder(concept) if rung not in ("typo",)]
-    meant += [text for text, _ in protocol.pairs(concept, ["house", "apple", "guitar"])]
-    groups = protocol.benign_prompts(concept)
-    other = [text for group in ("unseen concepts", "two unseen concepts", "everyday") for text in groups[group]]
-    c = [torch.cat([bench.conditioning(text)[0][1]["pooled_output"] for text in texts]) for texts in (meant, other)]
-    with torch.no_grad():
-        sizes = [delta_norm(trained.network(part, trained.network.config.trajectory)) for part in c]
-        presence = [trained.switch(part) for part in c]
-    return {"switch": scores.auc(*presence), "size": scores.auc(*sizes)}
-
-
-def many_concepts(bench, method, count, seed):
-    """`count` concepts at once: efficacy on them, specificity on concepts that nothing mentioned before."""
-    kept = protocol.names_for_scoring()
-    others = [name for name in LABELS[:-1] if name not in CLASSES and name not in kept and name != protocol.MAPPING]
-    erased = ["cat"] if count == 1 else [*CLASSES, *others][:count]
-    eraser = erase(bench, method, erased, seed)
-    near = neighbours(bench, kept, erased)
-    found = {name: [] for name in ("erased", "erased_base", "kept", "kept_base", "near", "near_base")}
-    wording = protocol.WORDING.format
-    kept = kept[:: 1 if bench.plan.pictures > 4 else 2]
-    for name in erased[:: max(1, len(erased) // 40)]:
-        found["erased_base"] += bench.judged(bench.base(wording(name), 2), name)["values"]
-        found["erased"] += bench.judged(bench.draw(eraser, wording(name), 2), name)["values"]
-    for name in kept:
-        group = "near" if name in near else "kept"
-        found[f"{group}_base"] += bench.judged(bench.base(wording(name), 1), name)["values"]
-        found[group] += bench.judged(bench.draw(eraser, wording(name), 1), name)["values"]
-    means = {name: sum(values) / max(len(values), 1) for name, values in found.items()}
-    row = {
-        **means,
-        "concepts": len(erased),
-        "retained": len(found["kept"]),
-        "neighbours": len(near),
-        "h_c": scores.h_c(means["erased"], means["kept"]),
-        "h_c_base": scores.h_c(0.0, means["kept_base"]),
-        "seconds": eraser.seconds,
-        "bytes": eraser.bytes,
-    }
-    if method == "ours":
-        row["milliseconds_a_prompt"] = milliseconds_a_prompt(bench, eraser.trained)
-        row["reference_bytes"] = report.reference_bytes(eraser.trained)
-        silent = [eraser.silent(bench.conditioning(wording(name))) for name in kept if name not in near]
-        row["silent"] = sum(silent) / len(silent)
-    return row
-
-
-def neighbours(bench, kept, erased):
-    """The names of `kept` whose embedding is close to that of an erased one."""
-    c = [
-        normalize(torch.cat([bench.conditioning(f"a {name}")[0][1]["pooled_output"] for name in names]), dim=1)
-        for names in (kept, erased)
-    ]
-    alike = (c[0] @ c[1].T).amax(1)
-    return {name for name, value in zip(kept, alike.tolist(), strict=True) if value >= _ALIKE}
-
-
-def milliseconds_a_prompt(bench, trained, rounds=20):
-    """How long a new prompt takes from its CONDITIONING to its factors."""
-    ((tokens, values),) = bench.conditioning("a photo of a cat")
-    started = time.perf_counter()
-    for _ in range(rounds):
-        Writer(trained).parts([{**values, "cross_attn": tokens}])
-    return (time.perf_counter() - started) / rounds * 1000
-
-
-def attacked(bench, concept, seed, eraser):
-    """Share of pictures that show the class after each attack, and clean."""
-    lab, text = bench.lab, protocol.WORDING.format(concept)
-    generator = torch.Generator().manual_seed(seed)
-    harmless = protocol.benign_prompts(concept)["everyday"][0]
-    with torch.inference_mode(False), torch.enable_grad():
-        frozen = FrozenModel(lab.patcher)
-        frozen.load()
-        prompt, empty = encode_prompt(lab.clip, text), encode_prompt(lab.clip, "")
-        target = attacks.noisy_targets(frozen, SETTINGS, prompt, empty, generator)
-        states = prompt.conditioning[0][0].clone()
-        moved = {
-            "adaptive": attacks.optimise(target, states, generator, eraser.trained),
-            "transfer": attacks.optimise(target, states, generator),
-        }
-    vocabulary = [name for name in LABELS[:-1] if name != concept]
-    given = {
-        "clean": bench.conditioning(text),
-        **{name: attacks.conditioning_of(X) for name, X in moved.items()},
-        "words": bench.conditioning(attacks.appended_words(lab, eraser, text, vocabulary, generator)),
-        "swap": attacks.swapped(lab, text, harmless),
-    }
-    count = bench.plan.pictures
-    return {
-        name: {
-            "acc": sum(bench.judged(bench.draw_conditioning(eraser.model, c, count), concept)["values"]) / count,
-            "acc_base": sum(bench.judged(bench.draw_conditioning(lab.patcher, c, count), concept)["values"]) / count,
-            "silent": eraser.silent(c),
-        }
-        for name, c in given.items()
-    }
+def many_job(bench, method, count, seed):
+    """`measures.many_concepts` of one method, trained on that many."""
+    names = measures.many_names(count)
+    return measures.many_concepts(bench, names, erase(bench, method, names, seed))
 
 
 def jobs(bench, plan, method, seed, concept):
@@ -337,14 +169,14 @@ def jobs(bench, plan, method, seed, concept):
             made.append(erase(bench, method, (concept,), seed))
         return made[0]
 
-    found = {"methods": lambda: score_class(bench, concept, trained())}
+    found = {"methods": lambda: measures.score_class(bench, concept, trained())}
     first = seed == plan.seeds[0]
     if method in _FAST and concept in plan.composed and first:
-        found["composition"] = lambda: composition(bench, concept, trained())
+        found["composition"] = lambda: measures.composition(bench, concept, trained())
     if method == "ours":
-        found["ours"] = lambda: only_ours(bench, concept, trained())
+        found["ours"] = lambda: measures.only_ours(bench, concept, trained())
         if concept in plan.attacked and first:
-            found["attacks"] = lambda: attacked(bench, concept, seed, trained())
+            found["attacks"] = lambda: measures.attacked(bench, concept, seed, trained())
     return found
 
 
@@ -362,10 +194,10 @@ def run(plan, folder, only=()):
                     result = bench.once(f"{kind}: {method}, {concept}, seed {seed}, {stamp}", job)
                     found.setdefault(kind, []).append({"method": method, "concept": concept, "seed": seed, **result})
         for count in plan.many if method in _FAST else ():
-            job = partial(many_concepts, bench, method, count, plan.seeds[0])
+            job = partial(many_job, bench, method, count, plan.seeds[0])
             result = bench.once(f"many: {method}, {count}, {stamp}", job)
             found.setdefault("many", []).append({"method": method, **result})
-    return bench, found
+    return found
 
 
 def main():
@@ -384,7 +216,7 @@ def main():
             old.unlink()
     say(f"On {device()}, {'quick' if options.quick else 'full'}.")
     with torch.inference_mode():
-        bench, found = run(plan, folder, tuple(options.only))
+        found = run(plan, folder, tuple(options.only))
         if options.only:
             return 0
         results = report.summary(found, plan)

@@ -149,8 +149,8 @@ def _strongest(trained):
     """The embedding of the erased concept that H answers with the largest delta, (width,)."""
     if trained.concept_c is None:
         raise HypernetFileError(
-            f"Apply Concept Erasure: hypernet '{trained.name}' was trained by an older version, whose files don't hold "
-            "what unknown_prompts 'strict' needs. Choose 'base', or train it again."
+            f"Apply Concept Erasure: hypernet '{trained.name}' was imported, and its file doesn't hold what "
+            "unknown_prompts 'strict' needs. Choose 'base', or train one."
         )
     _, presence = factors_of(trained, trained.concept_c.to(trained.device), 1.0)
     return trained.concept_c[int(presence.argmax())]

@@ -1,0 +1,188 @@
+"""What the erasure benchmark measures of one trained eraser, each as JSON values."""
+
+import time
+
+import torch
+from torch.nn.functional import normalize
+
+from unhype.hypernet.factors import delta_norm
+from unhype.hypernet.patch import apply_erasure
+from unhype.hypernet.writer import Writer
+from unhype.training.frozen import FrozenModel, encode
+
+from . import attacks, protocol, report, scores
+from .lab.measure import LABELS, PAIRS
+from .lab.vocabulary import CLASSES
+
+# Names at least this alike (cosine of their embeddings) are neighbours.
+_ALIKE = 0.5
+
+
+def score_class(bench, concept, eraser):
+    """The paper's protocol for one class: rows of `protocol.class_prompts` with the judges' words, and the cost."""
+    rows, shown = [], []
+    for kind, text, expected in protocol.class_prompts(concept):
+        count = bench.plan.pictures if kind == "erased" else max(bench.plan.pictures // 2, 2)
+        pictures = bench.draw(eraser, text, count)
+        rows.append({"kind": kind, "prompt": text, **bench.judged(pictures, expected)})
+        if kind == "erased":
+            shown = (pictures[:2] * 255).round().int().tolist()
+    cost = {name: getattr(eraser, name) for name in ("seconds", "parameters", "bytes")}
+    return {"rows": rows, "shown": shown, **cost}
+
+
+def only_ours(bench, concept, eraser):
+    """What is asked of ours alone for one class: ladder, benign prompts, the switch."""
+    trained = eraser.trained
+    rungs = {}
+    for rung, text in protocol.ladder(concept):
+        base, drawn = (bench.judged(p, concept) for p in (bench.base(text, 2), bench.draw(eraser, text, 2)))
+        rungs[rung] = [sum(base["values"]) / 2, sum(drawn["values"]) / 2]
+    return {
+        "ladder": rungs,
+        "benign": benign(bench, concept, eraser),
+        "switch": roc(bench, concept, trained),
+    }
+
+
+def composition(bench, concept, eraser):
+    """Two objects: is the erased one gone, is the other kept, with the base's own rates beside."""
+    partners = [other for pair in PAIRS for other in pair if concept not in pair][:4]
+    partners += [name for name in CLASSES if name != concept][:3]
+    label, found, count = LABELS.index(concept), [], max(bench.plan.pictures // 4, 1)
+    for text, other in protocol.pairs(concept, list(dict.fromkeys(partners))):
+        row = []
+        for pictures in (bench.base(text, count), bench.draw(eraser, text, count)):
+            seen = torch.stack([half.argmax(1) for half in bench.lab.judges[0].halves(pictures)])
+            row.append([(seen == index).any(0).float().mean().item() for index in (label, LABELS.index(other))])
+        found.append(row)
+    (target_base, kept_base), (target, kept) = torch.tensor(found).mean(0).tolist()
+    return {"target_base": target_base, "target_gone": 1 - target, "other_kept": kept, "other_kept_base": kept_base}
+
+
+def benign(bench, concept, eraser):
+    """By group: how many prompts the base model draws bit for bit, of how many; and the drift without a dead zone."""
+    shares = {}
+    groups = protocol.benign_prompts(concept)
+    for group, texts in groups.items():
+        shares[group] = [sum(eraser.silent(bench.conditioning(text)) for text in texts), len(texts)]
+    open_ended = apply_erasure(bench.lab.patcher, eraser.trained, dead_zone=False)
+    some = groups["everyday"][::40]
+    drift = [
+        (bench.draw_conditioning(open_ended, bench.conditioning(text), 1) - bench.base(text, 1)).abs().mean().item()
+        for text in some
+    ]
+    # The dead zone's word against the pictures themselves.
+    model, text = eraser.model, next(t for t in some if eraser.silent(bench.conditioning(t)))
+    drawn = bench.draw_conditioning(model, bench.conditioning(text), 1)
+    return {
+        "silent": shares,
+        "drift": sum(drift) / len(drift),
+        "checked": bool(torch.equal(drawn, bench.base(text, 1))),
+    }
+
+
+def roc(bench, concept, trained):
+    """How well prompts that mean the class are told from benign ones, by the switch and by the size of the delta."""
+    meant = [text for _, text, _ in protocol.class_prompts(concept)[:4]]
+    meant += [text for rung, text in protocol.ladder(concept) if rung not in ("typo",)]
+    meant += [text for text, _ in protocol.pairs(concept, ["house", "apple", "guitar"])]
+    groups = protocol.benign_prompts(concept)
+    other = [text for group in ("unseen concepts", "two unseen concepts", "everyday") for text in groups[group]]
+    c = [torch.cat([bench.conditioning(text)[0][1]["pooled_output"] for text in texts]) for texts in (meant, other)]
+    with torch.no_grad():
+        sizes = [delta_norm(trained.network(part, trained.network.config.trajectory)) for part in c]
+        presence = [trained.switch(part) for part in c]
+    return {"switch": scores.auc(*presence), "size": scores.auc(*sizes)}
+
+
+def many_names(count):
+    """Names of `count` concepts to erase, none of which is scored as kept."""
+    kept = protocol.names_for_scoring()
+    others = [name for name in LABELS[:-1] if name not in CLASSES and name not in kept and name != protocol.MAPPING]
+    return ["cat"] if count == 1 else [*CLASSES, *others][:count]
+
+
+def many_concepts(bench, erased, eraser):
+    """Many concepts at once: efficacy on them, specificity on concepts that nothing mentioned before."""
+    kept = protocol.names_for_scoring()
+    near = neighbours(bench, kept, erased)
+    found = {name: [] for name in ("erased", "erased_base", "kept", "kept_base", "near", "near_base")}
+    wording = protocol.WORDING.format
+    kept = kept[:: 1 if bench.plan.pictures > 4 else 2]
+    for name in erased[:: max(1, len(erased) // 40)]:
+        found["erased_base"] += bench.judged(bench.base(wording(name), 2), name)["values"]
+        found["erased"] += bench.judged(bench.draw(eraser, wording(name), 2), name)["values"]
+    for name in kept:
+        group = "near" if name in near else "kept"
+        found[f"{group}_base"] += bench.judged(bench.base(wording(name), 1), name)["values"]
+        found[group] += bench.judged(bench.draw(eraser, wording(name), 1), name)["values"]
+    means = {name: sum(values) / max(len(values), 1) for name, values in found.items()}
+    row = {
+        **means,
+        "concepts": len(erased),
+        "retained": len(found["kept"]),
+        "neighbours": len(near),
+        "h_c": scores.h_c(means["erased"], means["kept"]),
+        "h_c_base": scores.h_c(0.0, means["kept_base"]),
+        "seconds": eraser.seconds,
+        "bytes": eraser.bytes,
+    }
+    if eraser.name == "ours":
+        row["milliseconds_a_prompt"] = milliseconds_a_prompt(bench, eraser.trained)
+        row["reference_bytes"] = report.reference_bytes(eraser.trained)
+        silent = [eraser.silent(bench.conditioning(wording(name))) for name in kept if name not in near]
+        row["silent"] = sum(silent) / len(silent)
+    return row
+
+
+def neighbours(bench, kept, erased):
+    """The names of `kept` whose embedding is close to that of an erased one."""
+    c = [
+        normalize(torch.cat([bench.conditioning(f"a {name}")[0][1]["pooled_output"] for name in names]), dim=1)
+        for names in (kept, erased)
+    ]
+    alike = (c[0] @ c[1].T).amax(1)
+    return {name for name, value in zip(kept, alike.tolist(), strict=True) if value >= _ALIKE}
+
+
+def milliseconds_a_prompt(bench, trained, rounds=20):
+    """How long a new prompt takes from its CONDITIONING to its factors."""
+    ((tokens, values),) = bench.conditioning("a photo of a cat")
+    started = time.perf_counter()
+    for _ in range(rounds):
+        Writer(trained).parts([{**values, "cross_attn": tokens}])
+    return (time.perf_counter() - started) / rounds * 1000
+
+
+def attacked(bench, concept, seed, eraser):
+    """Share of pictures that show the class after each attack, and clean."""
+    lab, text = bench.lab, protocol.WORDING.format(concept)
+    generator = torch.Generator().manual_seed(seed)
+    harmless = protocol.benign_prompts(concept)["everyday"][0]
+    with torch.inference_mode(False), torch.enable_grad():
+        frozen = FrozenModel(lab.patcher)
+        frozen.load()
+        prompt, empty = encode(lab.clip, text), encode(lab.clip, "")
+        target = attacks.noisy_targets(frozen, bench.settings, prompt, empty, generator)
+        states = prompt.conditioning[0][0].clone()
+        moved = {
+            "adaptive": attacks.optimise(target, states, generator, eraser.trained),
+            "transfer": attacks.optimise(target, states, generator),
+        }
+    vocabulary = [name for name in LABELS[:-1] if name != concept]
+    given = {
+        "clean": bench.conditioning(text),
+        **{name: attacks.conditioning_of(X) for name, X in moved.items()},
+        "words": bench.conditioning(attacks.appended_words(lab, eraser, text, vocabulary, generator)),
+        "swap": attacks.swapped(lab, text, harmless),
+    }
+    count = bench.plan.pictures
+    return {
+        name: {
+            "acc": sum(bench.judged(bench.draw_conditioning(eraser.model, c, count), concept)["values"]) / count,
+            "acc_base": sum(bench.judged(bench.draw_conditioning(lab.patcher, c, count), concept)["values"]) / count,
+            "silent": eraser.silent(c),
+        }
+        for name, c in given.items()
+    }
