@@ -10,13 +10,15 @@ from .embedding import read_prompts
 from .lora import factors_of
 from .tokens import with_embedding
 
+_HARDLY = 0.01
+
 
 class Verdict(NamedTuple):
     """Of one chunk: where it stands, which erased concept it resembles, and whether it is erased.
 
     entry, prompt, chunk: numbers from 0 of the conditioning's entry, of the prompt in its batch, and of the
     chunk. concept: the nearest one by `resemblance`, a cosine; None where the file stores no embeddings.
-    size: of the delta at s = S, in units of the dead zone. known: whether it can be judged.
+    size: how present an erased concept is, in units of the dead zone. known: whether it can be judged.
     """
 
     entry: int
@@ -32,7 +34,7 @@ class Verdict(NamedTuple):
 def verdicts(trained, conditioning):
     """Judge a CONDITIONING, a list of [cross-attention tensor, dict], as Apply Concept Erasure does at strength 1.
 
-    Returns a list of `Verdict`s, one a chunk. Of the views of a chunk that with the largest delta is shown.
+    Returns a list of `Verdict`s, one a chunk. The loudest view of a chunk is shown.
     """
     width = trained.network.config.embedding_width
     found = []
@@ -53,7 +55,8 @@ def _judge(trained, chunk, place):
     if trained.concept_c is not None:
         alike = cosine_similarity(trained.concept_c, c[loudest].unsqueeze(0))
         concept, resemblance = trained.record.concepts[int(alike.argmax())][0], alike.max().item()
-    size = (presence[loudest] / max(trained.record.dead_zone, 1e-9)).item()
+    # The switch goes below zero for what is far from every concept; "hardly at all" says as much.
+    size = max((presence[loudest] / max(trained.record.dead_zone, 1e-9)).item(), _HARDLY)
     erased = not bool(is_silent(presence[loudest], trained.record.dead_zone))
     return Verdict(*place, concept, resemblance, size, erased, True)
 

@@ -25,7 +25,7 @@ def _label(verdict, found):
 
 
 def bar_picture(found):
-    """A bar a chunk, as long as its delta is large, on a logarithmic axis with the dead zone's edge; a PIL image."""
+    """A bar a chunk, as long as an erased concept is present, on a logarithmic axis with the dead zone's edge (PIL)."""
     shown = found[:_ROWS]
     font = ImageFont.load_default(size=15)
     picture = Image.new("RGB", (_WIDTH, (len(shown) + 1) * _ROW + 2 * _MARGIN), _PAPER)
