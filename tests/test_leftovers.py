@@ -246,6 +246,7 @@ def without_erasure(graph):
 
 def queued_twice(bench, graph, broken=None):
     """Whether a graph gives the same picture again after all that happens in between."""
+    comfy.model_management.unload_all_models()  # ComfyUI's own picture can depend on what was loaded before
     model = bench.build(graph)
     first = bench.run(graph, model)
     if graph.branch:
