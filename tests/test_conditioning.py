@@ -35,8 +35,9 @@ def reader(widths=(CONTEXT,), seed=11):
     """A reader that tells any c from tokens: the tokens of `said` decide what they mean."""
     generator = seeded(seed)
     features = 2 * sum(widths)
-    weight = torch.randn(1, POOLED, features, generator=generator) / CONTEXT**0.5
-    bias = torch.randn(1, len(widths), POOLED, generator=generator) * 0.1
+    # As a file holds them.
+    weight = (torch.randn(1, POOLED, features, generator=generator) / CONTEXT**0.5).half().float()
+    bias = (torch.randn(1, len(widths), POOLED, generator=generator) * 0.1).half().float()
     return Reader(tuple(widths), *whole_maps(weight, len(widths)), bias, torch.zeros(1, features + 1))
 
 
@@ -89,7 +90,7 @@ def cast_for(model):
     with torch.inference_mode():
         ranked = sorted(range(20, 40), key=lambda seed: size(base, meaning(said(seed)[0][0][0])))
         sizes = [size(base, meaning(said(seed)[0][0][0])) for seed in ranked]
-        concept_c = torch.stack([meaning(said(seed)[0][0][0]) for seed in (ranked[-2], ranked[-1])])
+        concept_c = torch.stack([meaning(said(seed)[0][0][0]) for seed in (ranked[-2], ranked[-1])]).half().float()
     # A wide gap between what is quiet and what is loud is not needed: nothing here is learnt.
     dead_zone = (sizes[9] + sizes[10]) / 2
     record = replace(
