@@ -142,7 +142,7 @@ def method_rows(results):
     return lines
 
 
-_HEADER = ("method", "classes", "Acc_e", "Acc_s", "Acc_g", "H_o (95% interval)", "training", "size")
+HEADER = ("method", "classes", "Acc_e", "Acc_s", "Acc_g", "H_o (95% interval)", "training", "size")
 
 
 def own_rows(results):
@@ -159,7 +159,7 @@ def own_rows(results):
     return rows
 
 
-_HARD_HEADER = (
+HARD_HEADER = (
     "method",
     "two objects: erased one gone",
     "other one kept",
@@ -185,7 +185,7 @@ def hard_rows(results):
 
 def text(results):
     """The tables for a console."""
-    tables = [[_HEADER, *method_rows(results)], [_HARD_HEADER, *hard_rows(results)]]
+    tables = [[HEADER, *method_rows(results)], [HARD_HEADER, *hard_rows(results)]]
     lines = ["  ".join(f"{cell[:24]:>16}" for cell in row) for table in tables for row in [*table, ("",)]]
     return "\n".join([*lines, *(f"{words:75} {value}" for words, value in own_rows(results))])
 
@@ -214,7 +214,7 @@ def sheet(jobs, path):
 def publish_results(results):
     """Into results/erasure.json and the README."""
     picture = results.pop("pictures")
-    publish("erasure", results, markdown(_HEADER, method_rows(results)), picture)
+    publish("erasure", results, markdown(HEADER, method_rows(results)), picture)
     readme = RESULTS.parent.parent / "README.md"
-    fill_section(readme, "erasure_hard", markdown(_HARD_HEADER, hard_rows(results)))
+    fill_section(readme, "erasure_hard", markdown(HARD_HEADER, hard_rows(results)))
     fill_section(readme, "erasure_own", markdown(("", ""), own_rows(results)))

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from benchmarks import bypass, demo, speed
+from benchmarks import bypass, demo, report, speed
 from benchmarks.environment import ROOT
 from benchmarks.publish import RESULTS, markdown, section
 
@@ -36,6 +36,34 @@ def test_no_way_past_the_eraser_is_open():
     assert {
         words: row["acc_e_ours"] for words, row in results("bypass")["ways"].items() if row["acc_e_ours"] > 0.1
     } == {}
+
+
+def test_the_erasure_tables_are_their_result_file():
+    found = results("erasure")
+    assert section("erasure", README).group() == markdown(report.HEADER, report.method_rows(found))
+    assert section("erasure_hard", README).group() == markdown(report.HARD_HEADER, report.hard_rows(found))
+    assert section("erasure_own", README).group() == markdown(("", ""), report.own_rows(found))
+
+
+def test_ours_erases_and_leaves_the_rest_alone():
+    """What the README's words rest on, of the published figures."""
+    found = results("erasure")
+    ours, benign, together = found["methods"]["ours"], found["benign"], found["composition"]
+    assert ours["h_o"] >= 0.97
+    assert (benign["identical_share"] >= 0.99, benign["acc_e"] <= 0.03) == (True, True)
+    assert benign["checked_bit_for_bit"]
+    assert together["target_gone"] >= 0.95
+    assert together["other_kept"] >= 0.8 * together["other_kept_base"]
+    assert abs(found["scaling"]["100"] - found["scaling"]["1"]) <= 0.03
+    assert found["size"]["bytes"] * 20 <= found["size"]["reference_bytes"]
+    assert found["attack"]["adaptive_acc_e"] <= found["attack"]["clean_acc_e"] + 0.1
+
+
+def test_rows_that_beat_ours_are_named():
+    found = results("erasure")["methods"]
+    better = [name for name, row in found.items() if row["h_o"] > found["ours"]["h_o"]]
+    words = section("erasure_words", README).group()
+    assert [name for name in better if f"*{name}*" not in words] == []
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)]+)\)", README))
