@@ -191,7 +191,7 @@ def damaged(data, dice):
         names.append(damage.__name__)
         try:
             header, body = damage(dice, header, body)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
             names.pop()  # an earlier damage took what this one works on
         if not isinstance(header, dict):
             break
