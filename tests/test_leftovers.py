@@ -253,7 +253,8 @@ def queued_twice(bench, graph, broken=None):
         bench.run(graph, apply_erasure(bench.model, bench.hypernets[1]))
     if graph.fault and bench.run_broken(graph, model) and broken is not None:
         broken.append(graph.fault)
-    return torch.equal(bench.run(graph, model), first)
+    # Perp-Neg divides zero by zero when its prompts come out alike, which large latents bring about.
+    return torch.equal(bench.run(graph, model).nan_to_num(), first.nan_to_num())
 
 
 def live_tensors():
