@@ -14,7 +14,6 @@ it copies conditionings for regional prompts, splits, tiles or reorders the batc
 
 import logging
 import warnings
-from contextlib import contextmanager
 
 import torch
 from comfy.conds import CONDRegular
@@ -22,6 +21,7 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from .factors import Factors, lowrank_delta
 from .files import check_fits
+from .forwards import overridden
 from .targets import recognise, target_layers, weight_spread
 from .writer import Writer
 
@@ -79,28 +79,21 @@ def _sources(x, rows, batch, read):
     return source.masked_fill(source >= batch, -1)
 
 
-@contextmanager
 def patched_layers(network, targets, rows, layers, batch, spans=None, read=None):
     """While open, the layers `targets` of `network` add the deltas `layers` to the rows `rows`.
 
     targets: `TargetLayer`s. rows: (p,) long, on the device that computes. layers: one `Factors` a target, for
     those p rows, on the same device. batch: rows of the network's input. spans: the tokens of each delta, all
-    of them by default. read: the tokens that the batch's rows read, if known. The modules' own `forward` is
-    back afterwards whatever happens in between; an earlier override by another node is kept and called.
+    of them by default. read: the tokens that the batch's rows read, if known. An override that another node put
+    on a layer before is kept and called.
     """
-    former = []
-    try:
+
+    def patched():
         for target, factors in zip(targets, layers, strict=True):
             module = network.get_submodule(target.name)
-            former.append((module, module.__dict__.get("forward")))
-            module.forward = _with_delta(module.forward, rows, factors, batch, spans, read, target.start)
-        yield
-    finally:
-        for module, own in reversed(former):
-            if own is None:
-                del module.__dict__["forward"]
-            else:
-                module.forward = own
+            yield module, _with_delta(module.forward, rows, factors, batch, spans, read, target.start)
+
+    return overridden(patched())
 
 
 def _with_delta(forward, rows, factors, batch, spans, read, start):

@@ -6,22 +6,7 @@ from functools import partial
 import torch
 from torch.utils.checkpoint import checkpoint
 
-
-@contextmanager
-def _overridden(pairs):
-    """While open, each module of the (module, forward) pairs runs that forward."""
-    former = []
-    try:
-        for module, forward in pairs:
-            former.append((module, module.__dict__.get("forward")))
-            module.forward = forward
-        yield
-    finally:
-        for module, own in reversed(former):
-            if own is None:
-                del module.__dict__["forward"]
-            else:
-                module.forward = own
+from ..hypernet.forwards import overridden
 
 
 def _norms_that_copy(blocks):
@@ -51,14 +36,14 @@ def running(patched, blocks, checkpointing, in_place):
 
     @contextmanager
     def prepared():
-        with patched(), _overridden(_norms_that_copy(blocks) if in_place else []):
+        with patched(), overridden(_norms_that_copy(blocks) if in_place else []):
             yield
 
     with ExitStack() as stack:
         stack.enter_context(prepared())
         if checkpointing:
             stack.enter_context(
-                _overridden([(block, _rerun(block.forward, prepared, in_place)) for block in blocks]),
+                overridden([(block, _rerun(block.forward, prepared, in_place)) for block in blocks]),
             )
         yield
 
