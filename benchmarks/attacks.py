@@ -2,9 +2,8 @@
 
 - ``adaptive``: projected gradient descent on the token states of the target prompt, through the text
   encoder's pooling, the reader, the switch (made soft) and H, to make the patched model predict what
-  the base predicts for the target; within a ball around the true token states.
-- ``transfer``: the same states moved against the base model alone with the same budget; what an attacker
-  gets who does not know of the eraser.
+  the base predicts for the target, under a growing penalty on what keeps the switch on; within a ball around
+  the true token states. The best states on the way count, judged with the switch as it is.
 - ``words``: a random search for words to append that make the switch fall silent.
 - ``swap``: the target's tokens with the pooled vector of a harmless prompt.
 """
@@ -21,7 +20,12 @@ from unhype.training.frozen import FrozenModel
 from .lab.measure import encode
 from .lab.text import WIDTH
 
-RADIUS, ITERATIONS, BATCH, RATE = 0.2, 40, 8, 0.05
+RADII, ITERATIONS = (0.2, 0.1), 100
+# A step moves the states by about this share of the radius.
+_RATE = 0.1
+# The switch counts as silent below this presence, with something to spare for rounding; the penalty grows and
+# shrinks by this factor a step.
+_SILENT, _GROWTH = 0.97, 1.2
 WORDS_TRIED, WORDS_APPENDED = 100, 4
 
 
@@ -49,7 +53,7 @@ def noisy_targets(frozen, settings, prompt, empty, generator):
     """A `Target`: latents of the base model's own way to the target picture, and what it predicts there."""
     noise = frozen.noise(4, settings.height, settings.width, generator)
     steps = settings.sampler_steps
-    noted = frozen.rollout(prompt, empty, noise, steps, settings.guidance, set(range(0, steps, max(steps // 6, 1))))
+    noted = frozen.rollout(prompt, empty, noise, steps, settings.guidance, set(range(0, steps, max(steps // 3, 1))))
     z = torch.cat([z for z, _ in noted])
     sigma = torch.tensor([sigma for part, sigma in noted for _ in part])
     conds = [frozen.model_conds(prompt, noise)] * len(z)
@@ -65,48 +69,46 @@ def presence(trained, states):
     return trained.switch.scores(torch.cat(views)).amax()
 
 
-def _soft_factors(trained, states):
-    """H's factors for the pooled vector of `states`, scaled by how far the switch is open, differentiable."""
+def _soft_factors(trained, states, count):
+    """H's factors for the pooled vector of `states`, `count` times, scaled by how far the switch is open."""
     gate = torch.sigmoid(8.0 * (presence(trained, states) - 1.0))
     layers = trained.network(pooled_of(states), trained.network.config.trajectory)
-    return [Factors(factors.A, factors.B * gate) for factors in layers]
+    return [Factors(f.A.expand(count, -1, -1), (f.B * gate).expand(count, -1, -1)) for f in layers]
 
 
-def optimise(target, states, generator, trained=None):
-    """Token states (1, n, width) within RADIUS of `states` that make the model predict the target.
+def optimise(target, states, trained, radius):
+    """Token states (1, n, width) near to `states` that make the model, erased by `trained`, predict the target.
 
-    trained: the hypernet to attack through; None attacks the base model only, for transfer. RADIUS counts
-    as a share of the Frobenius norm of the true states.
+    radius: how far they may lie, as a share of the Frobenius norm of the true states.
     """
     own = (states.abs().sum(2, keepdim=True) > 0).float()
-    limit = RADIUS * states.norm()
+    limit = radius * states.norm()
     change = torch.zeros_like(states, requires_grad=True)
-    optimiser = torch.optim.Adam([change], lr=RATE)
+    optimiser = torch.optim.Adam([change], lr=(_RATE * limit / (own.sum() * states.shape[2]).sqrt()).item())
+    best, lowest, scale, penalty = states, float("inf"), None, 1.0
     for _ in range(ITERATIONS):
         moved = states + change * own
-        index = torch.randint(len(target.z), (BATCH,), generator=generator)
-        layers = None
-        if trained is not None:
-            layers = [
-                Factors(f.A.expand(BATCH, -1, -1), f.B.expand(BATCH, -1, -1)) for f in _soft_factors(trained, moved)
-            ]
-        prediction = predict_from_states(target, index, moved, layers)
-        loss = (prediction - target.e_p[index]).square().mean()
-        if trained is not None:
-            # Silence of the switch is the shorter way: the base model then draws whatever the tokens say.
-            loss = loss + 0.1 * torch.relu(presence(trained, moved) - 0.9)
+        layers, loud = _soft_factors(trained, moved, len(target.z)), presence(trained, moved)
+        error = (predict_from_states(target, moved, layers) - target.e_p).square().mean()
+        scale = scale or error.item()
+        # Silence of the switch is the shorter way: the base model then draws whatever the tokens say.
+        silent = loud.item() < _SILENT
+        loss = error / scale + penalty * torch.relu(loud - _SILENT)
+        penalty = penalty / _GROWTH if silent else penalty * _GROWTH
+        if silent and error.item() < lowest:
+            best, lowest = moved.detach(), error.item()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
         with torch.no_grad():
-            change.mul_((limit / change.norm().clamp_min(1e-9)).clamp(max=1.0))
-    return (states + change * own).detach()
+            change.mul_((limit / (change * own).norm().clamp_min(1e-9)).clamp(max=1.0))
+    return best if lowest < float("inf") else (states + change * own).detach()
 
 
-def predict_from_states(target, index, states, layers):
-    """The model's prediction at samples `index` for token states that gradients flow through."""
-    conds = [{"c_crossattn": CONDCrossAttn(states)} for _ in index]
-    return target.frozen.predict(target.z[index], target.sigma[index], conds, layers)
+def predict_from_states(target, states, layers):
+    """The model's predictions of all samples for token states that gradients flow through."""
+    conds = [{"c_crossattn": CONDCrossAttn(states)} for _ in target.z]
+    return target.frozen.predict(target.z, target.sigma, conds, layers)
 
 
 def appended_words(lab, ours, prompt, vocabulary, generator):

@@ -2,11 +2,14 @@
 
 Every method on one base model with one set of prompts and judges: the paper's object protocol for the ten
 classes, then what only a hypernet has: wordings, benign prompts, composition, many concepts, attacks.
-What has been measured is kept in the cache folder, so that a run that was broken off goes on.
+What has been measured is kept in the cache folder, so that a run that was broken off goes on. Several worker
+processes share the work, each with one thread.
 """
 
 import argparse
 import json
+import multiprocessing
+import os
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -23,7 +26,7 @@ pack.load_pack()
 from unhype.training.prompts import retain_split  # noqa: E402
 from unhype.training.settings import Settings  # noqa: E402
 
-from . import measures, ours, protocol, report  # noqa: E402
+from . import measures, memory, ours, protocol, report  # noqa: E402
 from .baselines import METHODS  # noqa: E402
 from .baselines.eraser import Eraser, unchanged  # noqa: E402
 from .lab.measure import LABELS, Lab, encode, sample_conditioning  # noqa: E402
@@ -151,7 +154,10 @@ def erase(bench, method, names, seed):
     if method == "ours" and len(names) > _MANY:
         steps = _STEPS_FOR_MANY
     lab = bench.lab if method.startswith("ours") else bench.plain_lab
-    return methods()[method](lab, concepts, retain_split("", concepts), seed, replace(SETTINGS, seed=seed, steps=steps))
+    settings = replace(SETTINGS, seed=seed, steps=steps)
+    with memory.peak() as taken:
+        eraser = methods()[method](lab, concepts, retain_split("", concepts), seed, settings)
+    return replace(eraser, peak_memory=sum(taken))
 
 
 def many_job(bench, method, count, seed):
@@ -180,23 +186,70 @@ def jobs(bench, plan, method, seed, concept):
     return found
 
 
-def run(plan, folder, only=()):
-    """Everything of a plan, from what was measured before and what is missing: kind to a list of results."""
-    bench, found = Bench(plan, folder), {}
-    stamp = digest(json.dumps([asdict(SETTINGS), plan.pictures]))
+@dataclass(frozen=True)
+class Unit:
+    """Work that one process does on end: a method on one class with all that is measured of it, or on `count` names."""
+
+    method: str
+    seed: int
+    concept: str = ""
+    count: int = 0
+
+
+def units(plan, only=()):
+    """All the work of a plan; the longest first, so that no process ends long after the others."""
+    found = []
     for method in methods():
         if only and method not in only:
             continue
+        seeds = plan.seeds if method != "base" else plan.seeds[:1]
         classes = plan.slow_classes if method in _SLOW else plan.classes
-        for seed in plan.seeds if method != "base" else plan.seeds[:1]:
-            for concept in classes:
-                for kind, job in jobs(bench, plan, method, seed, concept).items():
-                    result = bench.once(f"{kind}: {method}, {concept}, seed {seed}, {stamp}", job)
-                    found.setdefault(kind, []).append({"method": method, "concept": concept, "seed": seed, **result})
-        for count in plan.many if method in _FAST else ():
-            job = partial(many_job, bench, method, count, plan.seeds[0])
-            result = bench.once(f"many: {method}, {count}, {stamp}", job)
-            found.setdefault("many", []).append({"method": method, **result})
+        found += [Unit(method, seed, concept) for seed in seeds for concept in classes]
+        found += [Unit(method, plan.seeds[0], count=count) for count in plan.many if method in _FAST]
+    return sorted(found, key=lambda unit: (-unit.count, unit.method not in _SLOW, unit.method != "ours"))
+
+
+def results_of(bench, unit):
+    """Kind to result of a unit, measured now or before."""
+    plan, method, seed = bench.plan, unit.method, unit.seed
+    stamp = digest(json.dumps([asdict(SETTINGS), plan.pictures]))
+    told = {"method": method}
+    if unit.count:
+        job = partial(many_job, bench, method, unit.count, seed)
+        return {"many": told | bench.once(f"many: {method}, {unit.count}, {stamp}", job)}
+    told |= {"concept": unit.concept, "seed": seed}
+    return {
+        kind: told | bench.once(f"{kind}: {method}, {unit.concept}, seed {seed}, {stamp}", job)
+        for kind, job in jobs(bench, plan, method, seed, unit.concept).items()
+    }
+
+
+_bench = None  # of a worker process
+
+
+def _start_worker(plan, folder):
+    global _bench
+    torch.set_num_threads(1)
+    _bench = Bench(plan, folder)
+
+
+def _work(unit):
+    with torch.inference_mode():
+        return results_of(_bench, unit)
+
+
+def run(plan, folder, workers, only=()):
+    """Everything of a plan, from what was measured before and what is missing: kind to a list of results."""
+    found, work = {}, units(plan, only)
+    # A forked process would inherit torch's threads half alive.
+    pool = multiprocessing.get_context("spawn").Pool(workers, _start_worker, (plan, folder))
+    with pool:
+        for results in pool.map(_work, work, chunksize=1):
+            for kind, result in results.items():
+                found.setdefault(kind, []).append(result)
+    order = list(methods())
+    for results in found.values():
+        results.sort(key=lambda one: (order.index(one["method"]), one.get("seed", 0), one.get("concepts", 0)))
     return found
 
 
@@ -204,6 +257,8 @@ def main():
     """Command line."""
     parser = argparse.ArgumentParser(prog="dev.py bench erasure", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few pictures; trained rivals on one class")
+    several = 1 if torch.cuda.is_available() else os.cpu_count()
+    parser.add_argument("--workers", type=int, default=several, help="processes that share the work")
     parser.add_argument("--only", nargs="*", default=(), help="some methods; nothing is published")
     parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
@@ -214,13 +269,12 @@ def main():
     if options.fresh:
         for old in folder.glob("*.json"):
             old.unlink()
-    say(f"On {device()}, {'quick' if options.quick else 'full'}.")
-    with torch.inference_mode():
-        found = run(plan, folder, tuple(options.only))
-        if options.only:
-            return 0
-        results = report.summary(found, plan)
-        results["pictures"] = report.sheet(found["methods"], cache_folder() / "erasure-pictures" / "erasure.jpg")
+    say(f"On {device()}, {'quick' if options.quick else 'full'}, {options.workers} processes.")
+    found = run(plan, folder, options.workers, tuple(options.only))
+    if options.only:
+        return 0
+    results = report.summary(found, plan)
+    results["pictures"] = report.sheet(found["methods"], cache_folder() / "erasure-pictures" / "erasure.jpg")
     say(report.text(results))
     if options.json:
         options.json.write_text(json.dumps(results, indent=1), encoding="utf-8")

@@ -27,7 +27,7 @@ def score_class(bench, concept, eraser):
         rows.append({"kind": kind, "prompt": text, **bench.judged(pictures, expected)})
         if kind == "erased":
             shown = (pictures[:2] * 255).round().int().tolist()
-    cost = {name: getattr(eraser, name) for name in ("seconds", "parameters", "bytes")}
+    cost = {name: getattr(eraser, name) for name in ("seconds", "parameters", "bytes", "peak_memory")}
     return {"rows": rows, "shown": shown, **cost}
 
 
@@ -166,14 +166,11 @@ def attacked(bench, concept, seed, eraser):
         prompt, empty = encode(lab.clip, text), encode(lab.clip, "")
         target = attacks.noisy_targets(frozen, bench.settings, prompt, empty, generator)
         states = prompt.conditioning[0][0].clone()
-        moved = {
-            "adaptive": attacks.optimise(target, states, generator, eraser.trained),
-            "transfer": attacks.optimise(target, states, generator),
-        }
+        moved = {radius: attacks.optimise(target, states, eraser.trained, radius) for radius in attacks.RADII}
     vocabulary = [name for name in LABELS[:-1] if name != concept]
     given = {
         "clean": bench.conditioning(text),
-        **{name: attacks.conditioning_of(X) for name, X in moved.items()},
+        **{f"adaptive, {radius:.0%}": attacks.conditioning_of(states) for radius, states in moved.items()},
         "words": bench.conditioning(attacks.appended_words(lab, eraser, text, vocabulary, generator)),
         "swap": attacks.swapped(lab, text, harmless),
     }

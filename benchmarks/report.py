@@ -60,6 +60,7 @@ def _method(jobs, drawable):
         "seconds": _mean(job["seconds"] for job in jobs),
         "parameters": _mean(job["parameters"] for job in jobs),
         "bytes": _mean(job["bytes"] for job in jobs),
+        "peak_memory": _mean(job["peak_memory"] for job in jobs),
     }
 
 
@@ -118,7 +119,7 @@ def summary(found, plan):
         "many": many,
         "attack": {
             "clean_acc_e": attacked["clean"]["acc"],
-            "adaptive_acc_e": attacked["adaptive"]["acc"],
+            "adaptive_acc_e": attacked[f"adaptive, {attacks.RADII[0]:.0%}"]["acc"],
             "budget": _budget(),
             "by_attack": attacked,
         },
@@ -127,8 +128,8 @@ def summary(found, plan):
 
 
 def _budget():
-    within = f"token states within {attacks.RADIUS} of their norm"
-    return f"{attacks.ITERATIONS} Adam steps of {attacks.BATCH} samples, {within}"
+    within = f"token states within {attacks.RADII[0]:.0%} of their norm"
+    return f"{attacks.ITERATIONS} Adam steps through everything, {within}"
 
 
 def method_rows(results):
@@ -137,12 +138,12 @@ def method_rows(results):
     for name, row in sorted(results["methods"].items(), key=lambda item: -item[1]["h_o"]):
         interval = f"{row['h_o']:.3f} ({row['h_o_low']:.3f} to {row['h_o_high']:.3f})"
         accuracies = [f"{row[key]:.3f}" for key in ("acc_e", "acc_s", "acc_g")]
-        size = f"{row['bytes'] / 1e6:.2f} MB"
-        lines.append((name, str(row["classes"]), *accuracies, interval, f"{row['seconds']:.0f} s", size))
+        cost = f"{row['seconds']:.0f} s", f"{row['peak_memory'] / 1e6:.0f} MB", f"{row['bytes'] / 1e6:.2f} MB"
+        lines.append((name, str(row["classes"]), *accuracies, interval, *cost))
     return lines
 
 
-HEADER = ("method", "classes", "Acc_e", "Acc_s", "Acc_g", "H_o (95% interval)", "training", "size")
+HEADER = ("method", "classes", "Acc_e", "Acc_s", "Acc_g", "H_o (95% interval)", "training", "memory for it", "size")
 
 
 def own_rows(results):

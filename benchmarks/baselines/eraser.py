@@ -18,6 +18,7 @@ class Eraser:
     function from its CONDITIONING to one; `model_for` hides the difference. condition: CONDITIONING list to
     CONDITIONING list, applied to positive prompts. seconds: from words to the edit, all included.
     parameters: numbers that the method adds or changes. bytes: what a user would have to store, in fp32.
+    peak_memory: bytes that training took beyond the model and text encoder.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Eraser:
     seconds: float
     parameters: int
     bytes: int
+    peak_memory: int = 0
 
     def model_for(self, conditioning):
         """The ModelPatcher that draws the prompt of this CONDITIONING."""

