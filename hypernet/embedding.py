@@ -74,7 +74,8 @@ def chunk_features(tokens, widths):
 
 
 def _scaled(state):
-    return state / state.square().mean().sqrt().clamp_min(1e-6)
+    # Clamped before the root, whose gradient at the zeros of padding is infinite.
+    return state / state.square().mean().clamp_min(1e-12).sqrt()
 
 
 def _on_cpu(tensor):
