@@ -77,6 +77,15 @@ def in_words(trained, found):
     return "\n".join([summary, *(f"{place_of(verdict, found)}: {_sentence(verdict)}" for verdict in found)])
 
 
+def judged(found):
+    """Of the verdicts on one prompt: whether anything in it is erased, and in few words why (or why not)."""
+    loudest = max(found, key=lambda verdict: (verdict.erased, verdict.size))
+    if not any(verdict.known for verdict in found):
+        return False, "can't be judged"
+    nearest = f", nearest to '{loudest.concept}'" if loudest.concept else ""
+    return loudest.erased, f"{loudest.size:.2g} times the dead zone{nearest}"
+
+
 def _sentence(verdict):
     if not verdict.known:
         return "can't be judged, it carries no embedding that this eraser reads. 'unknown_prompts' decides."

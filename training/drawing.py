@@ -31,7 +31,9 @@ def latent_noise(latent_format, count, height, width, generator):
     if ratio is None:  # older hosts leave that to the VAE: Flux.2 and Wan 2.2 have the many channels
         ratio = 16 if latent_format.latent_channels > 32 else 8
     frames = [1] if latent_format.latent_dimensions == 3 else []
-    return torch.randn(count, latent_format.latent_channels, *frames, height // ratio, width // ratio, generator=generator)
+    return torch.randn(
+        count, latent_format.latent_channels, *frames, height // ratio, width // ratio, generator=generator
+    )
 
 
 def with_guidance(conditioning, guidance):

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -29,7 +30,8 @@ class Request:
 
     concepts, preserve: the texts of the node. folder, name: where the file goes. checkpoints: folder
     for checkpoints. start_from: a `TrainedHypernet` to go on from. checkpoint_every, preview_every:
-    steps, 0 for never. file_metadata: further metadata, such as the workflow.
+    steps, 0 for never. file_metadata: further metadata, such as the workflow. decode: for the previews,
+    latents (1, ...) to a picture (h, w, 3) in [0, 1].
     """
 
     concepts: str
@@ -43,6 +45,7 @@ class Request:
     checkpoint_every: int = 50
     preview_every: int = 50
     file_metadata: dict = field(default_factory=dict)
+    decode: Callable | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def _train(clip, plan, frozen, prompts, report):
     material = build_material(clip, plan, frozen, prompts, torch.Generator().manual_seed(settings.seed), report)
     state = new_state(hypernet, settings, generator)
     shown = [encoded[plan.phrases[1].prompt], encoded[plan.kept]]
-    keeper = _Keeper(plan, Previewer(frozen, shown, encoded[""], settings), report)
+    keeper = _Keeper(plan, Previewer(frozen, shown, encoded[""], settings, plan.request.decode), report)
     if plan.request.resume and load_checkpoint(state, keeper.path, plan.recipe):
         log.info("UnHype: going on from the checkpoint at step %d.", state.step)
     frozen.load()
