@@ -11,6 +11,7 @@ from .lora import factors_of
 from .tokens import with_embedding
 
 _HARDLY = 0.01
+_FAR = 0.05
 
 
 class Verdict(NamedTuple):
@@ -82,6 +83,8 @@ def judged(found):
     loudest = max(found, key=lambda verdict: (verdict.erased, verdict.size))
     if not any(verdict.known for verdict in found):
         return False, "can't be judged"
+    if not loudest.erased and loudest.size < _FAR:
+        return False, "far from all that is erased"
     nearest = f", nearest to '{loudest.concept}'" if loudest.concept else ""
     return loudest.erased, f"{loudest.size:.2g} times the dead zone{nearest}"
 

@@ -43,15 +43,17 @@ def pairs_in_words(pairs):
     return "\n".join(lines)
 
 
-def _card(pair, color):
+def _card(pair, color, heading=""):
     pictures = [to_picture(pixels, _SIDE) for pixels in (pair.before, pair.after)]
-    top = max(picture.height for picture in pictures)
+    above = TEXT * 4 // 3 + 6 if heading else 0
+    top = above + max(picture.height for picture in pictures)
     prompt = wrapped(pair.text, TEXT, _CARD, 2)
     step, small = TEXT * 4 // 3, SMALL * 4 // 3
     card = Image.new("RGB", (_CARD, top + step * len(prompt) + 2 * small + 16), PAPER)
     pen = ImageDraw.Draw(card)
+    pen.text((0, 2), heading, color, font(TEXT))
     for number, picture in enumerate(pictures):
-        card.paste(picture, (number * (_SIDE + _GAP) + (_SIDE - picture.width) // 2, 0))
+        card.paste(picture, (number * (_SIDE + _GAP) + (_SIDE - picture.width) // 2, above))
     for number, line in enumerate(prompt):
         pen.text((0, top + 4 + number * step), line, INK, font(TEXT))
     below = top + 4 + step * len(prompt)
@@ -60,11 +62,17 @@ def _card(pair, color):
     return card
 
 
+def _heading(name):
+    return f"{name}: before | after"
+
+
 def card_blocks(pairs):
     """Blocks of a page: each group's heading and its cards, two a row, before on the left and after on the right."""
-    blocks = []
-    for heading, color, own in in_groups(pairs):
-        blocks.append(words(f"{heading}: before | after", TEXT, color))
+    blocks, groups = [], in_groups(pairs)
+    if [len(own) for _, _, own in groups] == [1, 1]:
+        return [beside([_card(own[0], color, _heading(name)) for name, color, own in groups])]
+    for name, color, own in groups:
+        blocks.append(words(_heading(name), TEXT, color))
         cards = [_card(pair, color) for pair in own]
         blocks += [beside(cards[first : first + 2]) for first in range(0, len(cards), 2)]
     return blocks
