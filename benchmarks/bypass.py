@@ -44,7 +44,7 @@ def trained_eraser(lab):
     request = Request(values["concepts"], values["preserve"], folder, "eraser", folder, settings, preview_every=0)
     told = set()
 
-    def report(stage, *_):
+    def report(stage, *_, **__):
         if stage not in told:
             told.add(stage)
             say(f"The eraser: {stage}")

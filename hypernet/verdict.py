@@ -11,6 +11,7 @@ from .lora import factors_of
 from .tokens import with_embedding
 
 _HARDLY = 0.01
+_FAR = 0.05
 
 
 class Verdict(NamedTuple):
@@ -75,6 +76,17 @@ def in_words(trained, found):
         f"Erased: {erased} of {len(found)} parts." if erased else "Nothing is erased: the original model draws this."
     )
     return "\n".join([summary, *(f"{place_of(verdict, found)}: {_sentence(verdict)}" for verdict in found)])
+
+
+def judged(found):
+    """Of the verdicts on one prompt: whether anything in it is erased, and in few words why (or why not)."""
+    loudest = max(found, key=lambda verdict: (verdict.erased, verdict.size))
+    if not any(verdict.known for verdict in found):
+        return False, "can't be judged"
+    if not loudest.erased and loudest.size < _FAR:
+        return False, "far from all that is erased"
+    nearest = f", nearest to '{loudest.concept}'" if loudest.concept else ""
+    return loudest.erased, f"{loudest.size:.2g} times the dead zone{nearest}"
 
 
 def _sentence(verdict):

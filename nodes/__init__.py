@@ -7,6 +7,7 @@ from .export import HypernetToLora
 from .import_weights import ImportWeights
 from .inspect import InspectPrompt
 from .load import LoadHypernet
+from .report import ErasureReport
 from .train import TrainErasure
 
 
@@ -14,7 +15,15 @@ class UnHypeExtension(ComfyExtension):
     """What ComfyUI asks for the pack's nodes."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadHypernet, ApplyErasure, TrainErasure, HypernetToLora, InspectPrompt, ImportWeights]
+        return [
+            LoadHypernet,
+            ApplyErasure,
+            TrainErasure,
+            HypernetToLora,
+            InspectPrompt,
+            ImportWeights,
+            ErasureReport,
+        ]
 
 
 async def comfy_entrypoint() -> UnHypeExtension:

@@ -1,10 +1,10 @@
 """Inspect Prompt."""
 
-import torch
 from comfy_api.latest import io, ui
 
 from ..hypernet.verdict import in_words, verdicts
 from .bars import bar_picture
+from .page import to_tensor
 from .schema import CATEGORY, Hypernet, schema
 
 
@@ -35,8 +35,6 @@ class InspectPrompt(io.ComfyNode):
     def execute(cls, unhype, conditioning):
         found = verdicts(unhype, conditioning)
         text = in_words(unhype, found)
-        bars = bar_picture(found)
-        pixels = torch.frombuffer(bytearray(bars.tobytes()), dtype=torch.uint8)
-        picture = pixels.view(1, bars.height, bars.width, 3).float() / 255
+        picture = to_tensor(bar_picture(found))
         shown = {**ui.PreviewImage(picture, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
         return io.NodeOutput(text, picture, ui=shown)

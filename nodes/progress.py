@@ -1,28 +1,102 @@
-"""Progress of a training run: ComfyUI's bar with its preview picture, and a line on the console."""
+"""Progress of a node: ComfyUI's bar with its preview picture, a line of text on the node, one on the console."""
+
+import time
 
 import comfy.utils
 from tqdm import tqdm
 
+from .curves import with_curves
+
 _UNITS, _PREPARING = 1000, 150
+# Seconds between new texts and pictures: more would only be work for the browser.
+_PAUSE = 1.0
+
+
+def duration(seconds):
+    """'40 s', '3 min' or '2 h 5 min'."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class TimeLeft:
+    """Reckons from the pace so far; what an earlier run did, before a resume, says nothing about pace."""
+
+    def __init__(self):
+        self.first = None
+
+    def __call__(self, done, total):
+        """In words, "" while there is nothing to reckon from."""
+        now = time.monotonic()
+        if self.first is None:
+            self.first = done, now
+        begun, since = self.first
+        if done <= begun or done >= total:
+            return ""
+        return f", about {duration((now - since) / (done - begun) * (total - done))} left"
+
+
+class NodeText:
+    """The line of text that ComfyUI shows on a node that runs. node_id: None where there is no interface."""
+
+    def __init__(self, node_id):
+        self.node_id, self.sent = node_id, 0.0
+
+    def __call__(self, text, at_once=False):
+        if self.node_id is None or not (at_once or time.monotonic() - self.sent >= _PAUSE):
+            return
+        from server import PromptServer  # only a running ComfyUI has one
+
+        PromptServer.instance.send_progress_text(text, self.node_id)
+        self.sent = time.monotonic()
 
 
 class Progress:
-    """Passed to the engine as its `report`; every call lets ComfyUI interrupt the run."""
+    """Passed to training as its `report`; every call lets ComfyUI interrupt the run."""
 
-    def __init__(self):
+    def __init__(self, node_id=None):
         self.bar = comfy.utils.ProgressBar(_UNITS)
+        self.text, self.left = NodeText(node_id), TimeLeft()
+        self.note, self.words, self.thumbnails, self.drawn = "", "", None, 0.0
         self.console = tqdm(
             total=_UNITS, desc="UnHype", bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
         )
 
-    def __call__(self, stage, done, total, picture=None):
+    def __call__(self, stage, done, total, picture=None, history=None, note=None):
         start, span = (_PREPARING, _UNITS - _PREPARING) if stage == "training" else (0, _PREPARING)
         value = start + span * done // total
-        preview = None if picture is None else ("JPEG", picture, max(picture.size))
         self.console.set_description(f"UnHype, {stage}", refresh=False)
         self.console.update(value - self.console.n)
-        self.bar.update_absolute(value, _UNITS, preview)
+        self.note = note or self.note
+        place = f", step {done} of {total}{self.left(done, total)}" if stage == "training" else ""
+        self.words = f"{stage.capitalize()}{place}"
+        self.text(f"{self.words}\n{self.note}".strip(), at_once=note is not None)
+        self.bar.update_absolute(value, _UNITS, self._preview(picture, history, total))
+
+    def _preview(self, picture, history, total):
+        """The preview in the form that ComfyUI takes, or None when there is nothing new to see."""
+        self.thumbnails = picture or self.thumbnails
+        if history is None or not (picture or time.monotonic() - self.drawn >= _PAUSE):
+            return None
+        self.drawn = time.monotonic()
+        sheet = with_curves(self.thumbnails, *history, total)
+        return "JPEG", sheet, max(sheet.size)
 
     def close(self):
-        """End the console line."""
+        """End the console line, and leave no time on the node that nobody waits for."""
         self.console.close()
+        self.text(f"{self.words.partition(', about')[0]}\n{self.note}".strip(), at_once=True)
+
+
+class DrawingProgress:
+    """Passed to `compare` as its `report`: the bar, with each pair of pictures as the preview."""
+
+    def __init__(self, node_id, show):
+        self.bar, self.text, self.left = comfy.utils.ProgressBar(_UNITS), NodeText(node_id), TimeLeft()
+        self.show = show
+
+    def __call__(self, done, total, pair=None):
+        self.text(f"Drawing, {done / total:.0%}{self.left(done, total)}", at_once=done == total)
+        sheet = None if pair is None else self.show(pair)
+        self.bar.update_absolute(_UNITS * done // total, _UNITS, sheet and ("JPEG", sheet, max(sheet.size)))

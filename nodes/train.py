@@ -1,16 +1,27 @@
 """Train Erasure."""
 
 import json
+import logging
 
 from comfy.cli_args import args
 from comfy_api.latest import io, ui
 
+from ..training.compare import compare, own_prompts
+from ..training.drawing import Drawing
+from ..training.frozen import out_of_memory_errors
+from ..training.presets import CUSTOM, PRESETS, with_preset
 from ..training.prompts import TEMPLATES, PromptError, parse_concepts
 from ..training.run import Request, train_erasure
 from ..training.settings import OBJECTIVES, Settings
+from .cards import card_blocks
+from .decoding import decoder
 from .folders import checkpoint_folder, safe_name, training_folder
-from .progress import Progress
+from .page import page, to_tensor
+from .progress import DrawingProgress, Progress
 from .schema import CATEGORY, Hypernet, advanced, schema
+from .train_page import in_words, training_page
+
+log = logging.getLogger("unhype")
 
 _DEFAULT = Settings()
 
@@ -28,26 +39,30 @@ class TrainErasure(io.ComfyNode):
             "like: queue the same settings again and it goes on from its last checkpoint.",
             search_aliases=["erase", "unlearn", "remove concept", "safety", "train hypernet", "concept erasure"],
             is_output_node=True,
-            inputs=[*_main_inputs(), *_advanced_inputs()],
+            inputs=[*_main_inputs(), *_advanced_inputs(), *_optional_inputs()],
             outputs=[
                 Hypernet.Output("unhype", display_name="UNHYPE", tooltip="The eraser, for Apply Concept Erasure."),
                 io.Custom("LOSS_MAP").Output("loss_map", display_name="LOSS_MAP", tooltip="For Plot Loss Graph."),
+                io.Image.Output("report", display_name="report", tooltip="The run on one page, for Save Image."),
             ],
-            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
         )
 
     @classmethod
-    def validate_inputs(cls, concepts):
+    def validate_inputs(cls, concepts, preset=CUSTOM):
         if concepts is None:
             return True  # another node gives the list; training checks it
         try:
-            parse_concepts(concepts)
+            parse_concepts(with_preset(preset, None, concepts, "")[1])
         except PromptError as error:
             return f"Train Erasure, 'concepts': {error}"
         return True
 
     @classmethod
-    def execute(cls, model, concepts, preserve, name, clip=None, start_from=None, **options):
+    def execute(
+        cls, model, concepts, preserve, name, kind, clip=None, start_from=None, vae=None, preset=CUSTOM, **options
+    ):
+        kind, concepts, preserve = with_preset(preset, kind, concepts, preserve)
         request = Request(
             concepts=concepts,
             preserve=preserve,
@@ -58,17 +73,36 @@ class TrainErasure(io.ComfyNode):
             resume=options.pop("resume"),
             checkpoint_every=options.pop("checkpoint_every"),
             preview_every=options.pop("preview_every"),
-            settings=Settings(**options),
+            settings=Settings(kind=kind, **options),
             file_metadata=_workflow(cls.hidden),
+            decode=None if vae is None else decoder(model, vae),
         )
-        progress = Progress()
+        progress = Progress(cls.hidden.unique_id)
         try:
             outcome = train_erasure(model, clip, request, progress)
         except PromptError as error:
             raise PromptError(f"Train Erasure: {error}") from error
         finally:
             progress.close()
-        return io.NodeOutput(outcome.trained, {"loss": outcome.losses}, ui=ui.PreviewText(_words(outcome)))
+        pairs = _thumbnails(model, clip, vae, outcome.trained, request, cls.hidden.unique_id)
+        picture = to_tensor(training_page(outcome, pairs))
+        shown = {**ui.PreviewImage(picture, cls=cls).as_dict(), **ui.PreviewText(in_words(outcome)).as_dict()}
+        return io.NodeOutput(outcome.trained, {"loss": outcome.losses}, picture, ui=shown)
+
+
+def _thumbnails(model, clip, vae, trained, request, node_id):
+    """An erased and a kept prompt before and after, unless the user wants no previews; the file is safe by now."""
+    decode = decoder(model, vae)
+    if not request.preview_every or decode is None:
+        return []
+    own = request.settings
+    drawing = Drawing(own.sampler_steps, own.guidance, width=own.width, height=own.height)
+    progress = DrawingProgress(node_id, lambda pair: page(card_blocks([pair])))
+    try:
+        return compare(model, clip, trained, own_prompts(trained.record, 1, 1), drawing, decode, progress)
+    except out_of_memory_errors():
+        log.warning("UnHype: no memory for the pictures of the report. Lower 'width' and 'height', or connect no VAE.")
+        return []
 
 
 def _main_inputs():
@@ -231,11 +265,33 @@ def _advanced_inputs():
             tooltip="Steps between previews of an erased and a kept prompt, 0 for none. Each takes as long as drawing "
             "two pictures.",
         ),
+    ]
+
+
+def _optional_inputs():
+    """Sockets, and what came later: values are saved in the order of the widgets, so a new one goes last."""
+    preset = io.Combo.Input(
+        "preset",
+        options=[CUSTOM, *PRESETS],
+        default=CUSTOM,
+        optional=True,
+        tooltip="A list to start from. Choosing one here writes it into 'concepts', 'preserve' and 'kind', for you to "
+        "change; 'custom' brings back what you had there. What stands in 'concepts' is what is trained. Only where "
+        "that is empty, as a program may leave it, the preset's lists and kind are taken.",
+    )
+    preset.extra_dict = {"presets": {name: chosen._asdict() for name, chosen in PRESETS.items()}}  # for web/js
+    return [
         Hypernet.Input(
             "start_from",
             optional=True,
             tooltip="A hypernet to go on from: what it erases stays erased and the new concepts join.",
         ),
+        io.Vae.Input(
+            "vae",
+            optional=True,
+            tooltip="The VAE of the model, for previews and pictures in full quality. Without it they are rough.",
+        ),
+        preset,
     ]
 
 
@@ -245,17 +301,3 @@ def _workflow(hidden):
         return {}
     parts = {"prompt": hidden.prompt, **(hidden.extra_pnginfo or {})}
     return {name: json.dumps(part) for name, part in parts.items() if part is not None}
-
-
-def _words(outcome):
-    training = outcome.trained.record.training
-    ended = {
-        "finished": "Finished",
-        "leak": "Stopped early, before other prompts would have changed,",
-        "already trained": "These settings were trained before; nothing to do. Finished",
-    }[outcome.reason]
-    return (
-        f"{ended} after {training['steps']} steps.\nErases:\n{outcome.trained.record.summary()}\n"
-        f"{training['held_out_silent']:.0%} of {training['retain_prompts'][1]} unseen everyday prompts stay exactly as "
-        f"they were.\nSaved as {outcome.path}"
-    )

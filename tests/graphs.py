@@ -32,6 +32,8 @@ def reduced(prompt):
             inputs |= {"steps": 4, "batch": 2, "width": SIDE, "height": SIDE, "checkpoint_every": 2, "preview_every": 4}
         elif entry["class_type"] == "KSampler":
             inputs |= {"steps": 2}
+        elif entry["class_type"] == "UnHypeErasureReport":
+            inputs |= {"steps": 2, "width": SIDE, "height": SIDE}
         elif entry["class_type"] in ("EmptyLatentImage", "EmptySD3LatentImage"):
             inputs |= {"width": SIDE, "height": SIDE}
     return prompt

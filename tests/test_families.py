@@ -367,7 +367,7 @@ def request(folder, **changes):
 def test_a_family_is_trained_saved_loaded_applied_and_exported(name, model, tmp_path):
     pictures = []
 
-    def report(stage, done, total, picture=None):
+    def report(stage, done, total, picture=None, history=None, note=None):
         pictures.extend([] if picture is None else [picture])
 
     outcome = train_erasure(model, FamilyClip(name), request(tmp_path), report)

@@ -103,13 +103,17 @@ class Reports:
 
     def __init__(self, at=None, error=KeyboardInterrupt):
         self.at, self.error = at, error
-        self.stages, self.steps, self.pictures = [], [], []
+        self.stages, self.steps, self.pictures, self.histories, self.notes = [], [], [], [], []
 
-    def __call__(self, stage, done, total, picture=None):
+    def __call__(self, stage, done, total, picture=None, history=None, note=None):
         self.stages.append(stage)
         assert 0 <= done <= total
         if picture is not None:
             self.pictures.append(picture)
+        if history is not None:
+            self.histories.append(([*history[0]], [*history[1]]))
+        if note is not None:
+            self.notes.append(note)
         if stage == "training":
             self.steps.append(done)
             if done == self.at:
@@ -381,7 +385,7 @@ def test_an_interrupt_in_the_middle_of_a_step_loses_that_step_only(model, ask, m
 
 
 def test_an_interrupt_before_the_first_step_leaves_nothing(model, ask):
-    def stop(stage, done, total, picture=None):
+    def stop(*_, **__):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -424,7 +428,7 @@ import torch
 import test_training
 from pathlib import Path
 torch.set_num_threads({threads})
-def report(stage, done, total, picture=None):
+def report(stage, done, total, picture=None, history=None, note=None):
     if stage == "training" and done == 5:
         os.kill(os.getpid(), signal.SIGKILL)
 request = test_training.Request(
@@ -758,12 +762,55 @@ def test_going_on_with_another_family_is_refused(model, ask):
 # Watching
 
 
-@pytest.mark.parametrize(("objective", "before"), [("attention", []), ("direct", ["preparing"])])
-def test_progress_is_reported_from_the_start_and_step_by_step(model, ask, objective, before):
+@pytest.mark.parametrize("objective", ["attention", "direct"])
+def test_progress_is_reported_from_the_start_and_step_by_step(model, ask, objective):
     report = Reports()
-    go(model, ask(objective=objective), report)
-    assert list(dict.fromkeys(report.stages)) == ["reading prompts", *before, "training"]
+    outcome = go(model, ask(objective=objective, watch_every=2), report)
+    assert list(dict.fromkeys(report.stages)) == ["reading prompts", "preparing", "training"]
     assert report.steps == [1, 2, 3, 4, 5, 6]
+    assert [len(losses) for losses, _ in report.histories] == report.steps
+    losses, drift = report.histories[-1]
+    assert losses == outcome.losses
+    assert [step for step, _ in drift] == [2, 4, 6]
+    assert outcome.trained.record.training["drift_curve"] == [[step, round(value, 4)] for step, value in drift]
+
+
+@pytest.mark.parametrize("objective", ["attention", "direct"])
+def test_what_training_takes_in_memory_is_said_once_and_before_it(model, ask, objective):
+    report = Reports()
+
+    def first_note(stage, *place, note=None, **more):
+        report(stage, *place, note=note, **more)
+        if note is not None:
+            assert "training" not in report.stages
+
+    go(model, ask(objective=objective), first_note)
+    (note,) = report.notes
+    assert note.startswith("Training takes roughly ")
+
+
+def test_the_memory_of_an_attention_step_is_what_backward_keeps(model, ask, monkeypatch):
+    """Of two values an output one is for backward, and so half of them are found among what autograd saves."""
+    estimates, kept = [], {}
+    estimate, loss = FrozenModel.attention_memory, attention.AttentionTask.loss
+
+    def noted(self, batch, tokens):
+        estimates.append(estimate(self, batch, tokens))
+        return estimates[-1]
+
+    def counted(self, *args):
+        def note(tensor):
+            kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            return loss(self, *args)
+
+    monkeypatch.setattr(FrozenModel, "attention_memory", noted)
+    monkeypatch.setattr(attention.AttentionTask, "loss", counted)
+    go(model, ask(steps=1, attention_batch=256))
+    assert 0.5 * estimates[0] < sum(kept.values()) < estimates[0]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -12,7 +12,7 @@ from benchmarks.environment import ROOT
 from benchmarks.graph import NOTES, to_prompt, widget_values
 from unhype.hypernet.files import load, open_checked
 
-PICTURED = ("train_sd15", "apply_sd15", "before_after_sd15", "demo")
+PICTURED = ("train_sd15", "apply_sd15", "before_after_sd15", "report_sd15", "demo")
 NAMES = (*PICTURED, "train_flux", "apply_flux")
 
 
@@ -112,8 +112,18 @@ def trained(server, checkpoint):
 def test_training_writes_the_file_and_plots_its_loss(server, trained):
     entry, path = trained
     assert path.is_file()
-    (plot,) = server.pictures(entry)
+    prompt, _ = training_prompt(server)
+    (trainer,), (plotter,) = (
+        [number for number, node in prompt.items() if node["class_type"] == kind]
+        for kind in ("UnHypeTrainErasure", "LossGraphNode")
+    )
+    (plot,) = server.pictures(entry, plotter)
     assert plot.is_file()
+    (page,) = server.pictures(entry, trainer)
+    with Image.open(page) as image:
+        assert image.width == 640
+        # Two prompts, each before and after, lie above the curves.
+        assert image.height > 500
     assert not list((server.base / "output" / "unhype" / "checkpoints").glob("*.safetensors"))
 
 
@@ -171,6 +181,28 @@ def test_inspect_shows_each_part_of_a_prompt_in_words_and_bars(server, trained):
     (bars,) = server.pictures(entry, "inspect")
     with Image.open(bars) as image:
         assert image.width == 640
+
+
+def test_the_report_is_drawn_of_what_was_trained(server, trained):
+    prompt = reduced(to_prompt(read("report_sd15"), server.object_info()))
+    (loader,), (report,) = (nodes_of(prompt, kind) for kind in ("UnHypeLoadHypernet", "UnHypeErasureReport"))
+    assert loader["inputs"]["hypernet"] == trained[1].name
+    (page,) = server.pictures(server.run(prompt))
+    with Image.open(page) as image:
+        assert image.width == 640
+        assert image.height > 150 * len(report["inputs"]["prompts"].splitlines()) / 2
+
+
+def test_a_workflow_saved_before_there_were_presets_still_loads(server):
+    info = server.object_info()
+    workflow = read("train_sd15")
+    (trainer,) = (node for node in workflow["nodes"] if node["type"] == "UnHypeTrainErasure")
+    now = widget_values(trainer, info[trainer["type"]])
+    trainer["inputs"] = [entry for entry in trainer["inputs"] if entry["name"] not in ("vae", "preset")]
+    assert trainer["widgets_values"].pop() == "custom"
+    assert widget_values(trainer, info[trainer["type"]]) == now
+    assert [output["name"] for output in trainer["outputs"]][:2] == ["UNHYPE", "LOSS_MAP"]
+    assert info[trainer["type"]]["output"][:2] == ["UNHYPE", "LOSS_MAP"]
 
 
 @pytest.mark.parametrize(("strength", "same"), [(0.0, True), (3.0, False)])
@@ -237,7 +269,9 @@ def test_the_demo_runs_in_the_lab(server):
     if "UnHypeLabLoader" not in server.object_info() or not (ROOT / "benchmarks/lab/weights/base.safetensors").exists():
         pytest.skip("the lab model is not in this checkout")
     prompt = reduced(to_prompt(read("demo"), server.object_info()))
-    pictures = server.pictures(server.run(prompt))
+    entry = server.run(prompt)
+    saved = [number for number, node in prompt.items() if node["class_type"] in ("SaveImage", "PreviewImage")]
+    pictures = [picture for number in saved for picture in server.pictures(entry, number)]
     assert len(pictures) == 2
     for picture in pictures:
         with Image.open(picture) as image:

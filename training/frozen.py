@@ -25,6 +25,7 @@ from ..hypernet.patch import patched_layers
 from ..hypernet.targets import recognise, target_layers
 from ..hypernet.tokens import with_embedding
 from .blocks import running
+from .drawing import latent_noise, with_guidance
 
 
 class MissingEmbeddingError(ValueError):
@@ -172,29 +173,30 @@ class FrozenModel:
         comfy.model_management.unload_all_models()
 
     def noise(self, count, height, width, generator):
-        """Start noise for `count` pictures of height x width pixels, on the CPU.
+        """Start noise as `drawing.latent_noise` makes it."""
+        return latent_noise(self.patcher.model.latent_format, count, height, width, generator)
 
-        Shape (count, channels, h, w) of the family's latents, or (count, channels, 1, h, w) where the
-        family draws videos.
-        """
-        latent = self.patcher.model.latent_format
-        ratio = getattr(latent, "spacial_downscale_ratio", None)
-        if ratio is None:  # older hosts leave that to the VAE: Flux.2 and Wan 2.2 have the many channels
-            ratio = 16 if latent.latent_channels > 32 else 8
-        frames = [1] if latent.latent_dimensions == 3 else []
-        return torch.randn(count, latent.latent_channels, *frames, height // ratio, width // ratio, generator=generator)
-
-    def memory(self, hypernet, noise):
-        """Roughly the bytes that training needs: (model, hypernet with its optimiser, one step on `noise`).
-
-        A step is taken to need four times what the host reckons for drawing as many pictures at once
-        (forward, and a block's own values and gradients in backward), without checkpointing as often as
-        the network has blocks. A rule of thumb, not a measurement.
-        """
-        drawing = self.patcher.model.memory_required(list(noise.shape))
-        step = 4 * drawing * (1 if self.checkpointing else max(1, len(self.blocks) // 4))
+    def memory(self, hypernet, step):
+        """Roughly the bytes that training needs: (model, hypernet with its optimiser, one `step`)."""
         numbers = sum(parameter.numel() for parameter in hypernet.parameters())
         return self.patcher.model_size(), 4 * 4 * numbers, int(step)
+
+    def diffusion_memory(self, noise):
+        """Roughly the bytes of one step of training through the network on `noise`.
+
+        Four times what the host reckons for drawing as many pictures at once (forward, and a block's own
+        values and gradients in backward), without checkpointing as often as the network has blocks. A rule
+        of thumb, not a measurement.
+        """
+        drawing = self.patcher.model.memory_required(list(noise.shape))
+        return 4 * drawing * (1 if self.checkpointing else max(1, len(self.blocks) // 4))
+
+    def attention_memory(self, batch, tokens):
+        """Roughly the bytes of one step of the attention objective on `batch` prompts of `tokens`.
+
+        Each layer keeps two fp32 values an output: by what it should change, and for backward the error.
+        """
+        return 2 * 4 * batch * tokens * sum(layer.outputs for layer in self.layers)
 
     def rollout(self, prompt, empty, noise, steps, guidance, keep):
         """Run the sampler on a prompt and note the noisy latents on the way.
@@ -233,7 +235,7 @@ class FrozenModel:
         """The host's conditioning of a prompt, with the guidance that the network itself takes, if it does."""
         if guidance is None or not self.family.distilled:
             return prompt.conditioning
-        return [[states, {**entry, "guidance": guidance}] for states, entry in prompt.conditioning]
+        return with_guidance(prompt.conditioning, guidance)
 
     def model_conds(self, prompt, noise, guidance=None):
         """What the network is given for a prompt: a dict of the host's COND objects for one row."""

@@ -32,21 +32,30 @@ def to_image(latent, latent_format):
 class Previewer:
     """Draws the same prompts from the same noise with the frozen model once, and with H whenever asked.
 
-    prompts: `EncodedPrompt`s, one a row of the picture; empty: the encoded empty prompt.
+    prompts: `EncodedPrompt`s, one a row of the picture; empty: the encoded empty prompt. decode: latents
+    (1, ...) to a picture (h, w, 3) in [0, 1], or None for the rough one.
     """
 
-    def __init__(self, frozen, prompts, empty, settings):
-        self.frozen, self.prompts, self.empty, self.settings = frozen, prompts, empty, settings
+    def __init__(self, frozen, prompts, empty, settings, decode=None):
+        self.frozen, self.prompts, self.empty, self.settings, self.decode = frozen, prompts, empty, settings, decode
         self.before = None
 
     def _draw(self, patcher):
         frozen, settings = self.frozen, self.settings
-        latent_format, tiles = frozen.patcher.model.latent_format, []
+        tiles = []
         for number, prompt in enumerate(self.prompts):
             noise = frozen.noise(1, settings.height, settings.width, torch.Generator().manual_seed(number))
             latent = frozen.sample(patcher, prompt, self.empty, noise, settings.sampler_steps, settings.guidance)
-            tiles.append(to_image(latent_format.process_in(latent)[0], latent_format))
+            tiles.append(self._tile(latent))
+        frozen.load()  # a VAE may have taken its place
         return tiles
+
+    def _tile(self, latent):
+        if self.decode is not None:
+            pixels = self.decode(latent).mul(255).round().byte().numpy()
+            return Image.fromarray(pixels).resize((_TILE, _TILE), Image.Resampling.BICUBIC)
+        latent_format = self.frozen.patcher.model.latent_format
+        return to_image(latent_format.process_in(latent)[0], latent_format)
 
     def picture(self, hypernet):
         """A PIL image with a row a prompt, before on the left and after on the right; None without a recipe."""

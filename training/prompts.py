@@ -181,6 +181,11 @@ def parse_concepts(text):
     return tuple(pairs)
 
 
+def preserved(text):
+    """The lines of the preserve list; lines that start with # are comments."""
+    return _content_lines(text)
+
+
 def with_article(name):
     """'cat' to 'a cat', 'airplane' to 'an airplane'; names that bring an article keep it."""
     first = name.split(" ", 1)[0].lower()
@@ -263,7 +268,7 @@ def retain_split(preserve, concepts, kind="object", path=RETAIN_FILE):
     kept = [(group, prompt) for group, prompt in groups if not _mentions(prompt, names)]
     train = [prompt for group, prompt in kept if not _is_held_out(group)]
     held_out = [prompt for group, prompt in kept if _is_held_out(group)]
-    for line in _content_lines(preserve):
+    for line in preserved(preserve):
         if line.lower() in erased:
             raise PromptError(f"'{line}' is both in the list to erase and in the list to preserve.")
         if len(line.split()) <= 3:

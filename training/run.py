@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from .loop import TrainingError, measure_drift, new_state, norms, train
 from .material import build_material
 from .plan import finished, make_plan
 from .preview import Previewer
+from .prompts import preserved
 from .reader import encode_prompts
 from .settings import Settings
 from .switch import fit_switch
@@ -28,7 +30,8 @@ class Request:
 
     concepts, preserve: the texts of the node. folder, name: where the file goes. checkpoints: folder
     for checkpoints. start_from: a `TrainedHypernet` to go on from. checkpoint_every, preview_every:
-    steps, 0 for never. file_metadata: further metadata, such as the workflow.
+    steps, 0 for never. file_metadata: further metadata, such as the workflow. decode: for the previews,
+    latents (1, ...) to a picture (h, w, 3) in [0, 1].
     """
 
     concepts: str
@@ -42,6 +45,7 @@ class Request:
     checkpoint_every: int = 50
     preview_every: int = 50
     file_metadata: dict = field(default_factory=dict)
+    decode: Callable | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class _Keeper:
             self.keep(state)
         if request.preview_every and state.step % request.preview_every == 0:
             picture = self.previewer.picture(state.hypernet)
-        self.report("training", state.step, request.settings.steps, picture)
+        self.report("training", state.step, request.settings.steps, picture, (state.losses, state.drift))
 
     def keep(self, state):
         """Write a checkpoint; a full disk costs the checkpoint, not the run."""
@@ -105,16 +109,16 @@ class _Keeper:
 def _train(clip, plan, frozen, prompts, report):
     settings, encoded = plan.request.settings, prompts.encoded
     width = encoded[""].c.shape[0]
-    material = build_material(clip, plan, frozen, prompts, torch.Generator().manual_seed(settings.seed), report)
     # A generator of its own: how the cache was made must not shift the draws of the steps.
     generator = torch.Generator().manual_seed(settings.seed + 1)
     hypernet = _network(plan, width, generator).to(frozen.device)
+    _announce_memory(frozen, hypernet, settings, encoded, report)
+    material = build_material(clip, plan, frozen, prompts, torch.Generator().manual_seed(settings.seed), report)
     state = new_state(hypernet, settings, generator)
     shown = [encoded[plan.phrases[1].prompt], encoded[plan.kept]]
-    keeper = _Keeper(plan, Previewer(frozen, shown, encoded[""], settings), report)
+    keeper = _Keeper(plan, Previewer(frozen, shown, encoded[""], settings, plan.request.decode), report)
     if plan.request.resume and load_checkpoint(state, keeper.path, plan.recipe):
         log.info("UnHype: going on from the checkpoint at step %d.", state.step)
-    _announce_memory(frozen, hypernet, settings)
     frozen.load()
     try:
         reason = train(state, material, frozen.predict, settings, frozen.device, keeper)
@@ -126,19 +130,21 @@ def _train(clip, plan, frozen, prompts, report):
     return state, material, keeper, reason
 
 
-def _announce_memory(frozen, hypernet, settings):
-    """Say roughly how much memory training through diffusion steps takes, before it starts."""
+def _announce_memory(frozen, hypernet, settings, encoded, report):
+    """Say roughly how much memory training takes, before it starts."""
     if settings.objective == "attention":
-        return
-    probe = frozen.noise(settings.batch, settings.height, settings.width, torch.Generator().manual_seed(0))
-    parts = [part / 1e9 for part in frozen.memory(hypernet, probe)]
-    log.info(
-        "UnHype: training takes roughly %.1f GB: %.1f for the model, %.1f for the hypernet and %.1f for a step of %d "
-        "pictures.",
-        sum(parts),
-        *parts,
-        settings.batch,
+        tokens = encoded[""].conditioning[0][0].shape[1]
+        step, samples = frozen.attention_memory(settings.attention_batch, tokens), f"{settings.attention_batch} prompts"
+    else:
+        probe = frozen.noise(settings.batch, settings.height, settings.width, torch.Generator().manual_seed(0))
+        step, samples = frozen.diffusion_memory(probe), f"{settings.batch} pictures"
+    parts = [part / 1e9 for part in frozen.memory(hypernet, step)]
+    words = (
+        f"Training takes roughly {sum(parts):.1f} GB of memory: {parts[0]:.1f} for the model, {parts[1]:.1f} for the "
+        f"hypernet and {parts[2]:.1f} for a step of {samples}."
     )
+    log.info("UnHype: %s", words)
+    report("preparing", 0, 1, note=words)
 
 
 # An error of the switch decides, one of the trunk is only an error.
@@ -182,6 +188,8 @@ def _record(plan, prompts, state, material, reason, seconds):
         "erased_norms": [round(value, 4) for value in torch.quantile(erased, torch.tensor([0.0, 0.5, 1.0])).tolist()],
         "retain_prompts": [len(plan.retain.train), len(plan.retain.held_out)],
         "reader_explains": round(prompts.explained, 4),
+        "preserve": preserved(plan.request.preserve),
+        "drift_curve": [[step, round(value, 4)] for step, value in state.drift],
     }
     return Record(plan.family.key, plan.concepts, 1.0, plan.base, training, embedding=plan.family.embedding)
 
@@ -196,8 +204,9 @@ def _concept_c(plan, prompts):
 def train_erasure(model, clip, request, report):
     """Train a hypernet as `request` asks and write its file.
 
-    model, clip: ComfyUI's MODEL and CLIP; neither is changed. report(stage, done, total, picture=None)
-    is called all along and may raise to interrupt; an interrupt, an error or a crash leaves the last
+    model, clip: ComfyUI's MODEL and CLIP; neither is changed. report(stage, done, total, picture=None,
+    history=None, note=None) is called all along and may raise to interrupt; history: the losses and the (step,
+    drift) pairs so far, note: a line for the user. An interrupt, an error or a crash leaves the last
     checkpoint, and the same request then goes on from it. A run that was finished before is not run
     again. Returns an `Outcome`. Raises `PromptError`, `UnsupportedModelError`, `HypernetFileError`,
     `MissingEmbeddingError`, `TrainingError` (also for memory) or OSError, all in the user's words.

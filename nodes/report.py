@@ -1,0 +1,137 @@
+"""Erasure Report."""
+
+import comfy.samplers
+from comfy_api.latest import io, ui
+
+from ..hypernet.patch import KEY
+from ..training.compare import compare, own_prompts, prompts_of
+from ..training.drawing import Drawing
+from ..training.prompts import PromptError
+from .cards import card_blocks, pairs_in_words, tally
+from .decoding import decoder
+from .page import ERASED, FAINT, SMALL, TITLE, page, to_tensor, words
+from .progress import DrawingProgress
+from .schema import CATEGORY, Hypernet, schema
+
+_DEFAULT = Drawing()
+
+
+class ErasureReport(io.ComfyNode):
+    """MODEL, CLIP, VAE, UNHYPE and prompts to a page of pictures before and after."""
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="UnHypeErasureReport",
+            display_name="Erasure Report",
+            category=CATEGORY,
+            description="Checks an eraser: draws prompts with and without it from the same noise and measures what "
+            "changed. Use it on files that others trained, before you rely on them.",
+            search_aliases=["erase", "unlearn", "remove concept", "safety", "concept erasure", "compare", "check"],
+            is_output_node=True,
+            inputs=_inputs(),
+            outputs=[
+                io.Image.Output("report", display_name="report", tooltip="The page, for Save Image."),
+                io.String.Output("text", display_name="text", tooltip="The same in words."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model, clip, vae, unhype, prompts, **drawing):
+        drawing = Drawing(**drawing)
+        try:
+            texts = prompts_of(prompts) or own_prompts(unhype.record)
+        except PromptError as error:
+            raise PromptError(f"Erasure Report, 'prompts': {error}") from error
+        progress = DrawingProgress(cls.hidden.unique_id, lambda pair: page(card_blocks([pair])))
+        pairs = compare(model, clip, unhype, texts, drawing, decoder(model, vae), progress)
+        warning = _warning(model)
+        picture = to_tensor(_page(unhype, pairs, drawing, warning))
+        text = "\n".join([_title(unhype), f"Erases: {_erases(unhype)}", *warning, pairs_in_words(pairs)])
+        shown = {**ui.PreviewImage(picture, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
+        return io.NodeOutput(picture, text, ui=shown)
+
+
+def _inputs():
+    return [
+        io.Model.Input("model", tooltip="The model without the eraser; don't put Apply Concept Erasure in front."),
+        io.Clip.Input("clip", tooltip="The CLIP that belongs to the model."),
+        io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
+        Hypernet.Input("unhype", tooltip="From Load UnHype Hypernet or Train Erasure."),
+        io.String.Input(
+            "prompts",
+            multiline=True,
+            default="",
+            tooltip="What to draw, one prompt a line. Left empty, it takes some of the concepts that the file erases, "
+            "what it was trained to keep, and a few everyday prompts.",
+        ),
+        io.Int.Input("steps", default=_DEFAULT.steps, min=1, max=200, tooltip="Sampler steps of each picture."),
+        io.Float.Input(
+            "cfg",
+            default=_DEFAULT.cfg,
+            min=1.0,
+            max=30.0,
+            step=0.5,
+            tooltip="The CFG scale. For Flux.1 and Flux.2 it is the model's own guidance, 3.5 as a rule.",
+        ),
+        io.Combo.Input(
+            "sampler",
+            options=list(comfy.samplers.KSampler.SAMPLERS),
+            default=_DEFAULT.sampler,
+            tooltip="As in KSampler. With the same settings it draws the same pictures.",
+        ),
+        io.Combo.Input(
+            "scheduler",
+            options=list(comfy.samplers.KSampler.SCHEDULERS),
+            default=_DEFAULT.scheduler,
+            tooltip="As in KSampler.",
+        ),
+        io.Int.Input(
+            "seed",
+            default=_DEFAULT.seed,
+            min=0,
+            max=2**63 - 1,
+            control_after_generate=False,
+            tooltip="The noise that every picture starts from.",
+        ),
+        io.Int.Input(
+            "width", default=_DEFAULT.width, min=64, max=2048, step=8, tooltip="Use the size the model was made for."
+        ),
+        io.Int.Input(
+            "height", default=_DEFAULT.height, min=64, max=2048, step=8, tooltip="Use the size the model was made for."
+        ),
+    ]
+
+
+def _title(unhype):
+    return f"Erasure report: {unhype.name}"
+
+
+def _erases(unhype):
+    return ", ".join(f"{concept} -> {mapping or 'an empty prompt'}" for concept, mapping in unhype.record.concepts)
+
+
+def _warning(model):
+    """A line about a model that is no longer the one without an eraser, if it is not."""
+    keys = {str(key) for wrappers in model.wrappers.values() for key in wrappers}
+    if not any(key.startswith(KEY) for key in keys):
+        return []
+    return ["The model already has an eraser on it: 'before' is with that one."]
+
+
+def _page(unhype, pairs, drawing, warning):
+    settings = (
+        f"{drawing.steps} steps, CFG {drawing.cfg:g}, {drawing.sampler}, {drawing.scheduler}, seed {drawing.seed}, "
+        f"{drawing.width} x {drawing.height}"
+    )
+    return page(
+        [
+            words(_title(unhype), TITLE, lines=2),
+            words(f"Erases {_erases(unhype)}", lines=3),
+            words(tally(pairs)),
+            *(words(line, color=ERASED) for line in warning),
+            words(settings, SMALL, FAINT),
+            *card_blocks(pairs),
+        ]
+    )

@@ -1,0 +1,227 @@
+"""Erasure Report: what it draws and measures, in this process on a small model, and on the lab's through the API."""
+
+import json
+from dataclasses import replace
+
+import comfy.model_management
+import comfy.samplers
+import numpy
+import pytest
+import torch
+from PIL import Image
+from tiny import TinyClip, overridden, prompt, seeded, tiny_hypernet, tiny_model
+
+from benchmarks.environment import ROOT
+from benchmarks.server import PromptError
+from unhype.hypernet.patch import apply_erasure
+from unhype.hypernet.verdict import verdicts
+from unhype.nodes.cards import change_in_words, in_groups, pairs_in_words
+from unhype.nodes.decoding import decoder
+from unhype.training.compare import Pair, compare, own_prompts, prompts_of
+from unhype.training.drawing import Drawing, draw
+
+DRAWING = Drawing(steps=3, cfg=3.0, width=64, height=64)
+TEXTS = ["a cat", "a dog", "a house", "a river", "a cup", "a pear"]
+
+
+@pytest.fixture(autouse=True)
+def _as_a_node_runs():
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """A model, an eraser whose dead zone holds half of the texts, and their pairs."""
+    model, clip = tiny_model(), TinyClip()
+    trained = tiny_hypernet(model, size=0.5, dead_zone=1.0)
+    with torch.inference_mode():
+        sizes = sorted(verdicts(trained, clip.encode_from_tokens_scheduled(text))[0].size for text in TEXTS)
+        trained = replace(trained, record=replace(trained.record, dead_zone=(sizes[2] + sizes[3]) / 2))
+        return model, trained, compare(model, clip, trained, TEXTS, DRAWING, decoder(model, None), lambda *_: None)
+
+
+def test_what_the_switch_keeps_is_identical_and_what_it_erases_changes(drawn):
+    _, _, pairs = drawn
+    assert [pair.text for pair in pairs] == TEXTS
+    assert sum(pair.erased for pair in pairs) == 3
+    for pair in pairs:
+        assert pair.identical == (not pair.erased)
+        assert (pair.change > 0) == pair.erased
+        assert torch.equal(pair.before, pair.after) == (not pair.erased)
+
+
+def test_the_change_is_measured_on_the_pictures(drawn):
+    for pair in drawn[2]:
+        assert pair.change == pytest.approx(numpy.abs(pair.before.numpy() - pair.after.numpy()).mean(), abs=1e-6)
+
+
+def test_nothing_stays_on_the_model(drawn):
+    model, _, _ = drawn
+    assert overridden(model) == []
+    assert not any(model.wrappers.values())
+
+
+@pytest.mark.parametrize(("sampler", "scheduler"), [("euler", "normal"), ("dpmpp_2m", "karras")])
+def test_pictures_are_those_of_ksampler(sampler, scheduler):
+    model, positive, negative = tiny_model(), prompt(1), prompt(2)
+    ours = Drawing(4, 5.0, sampler, scheduler, 11, 64, 64)
+    noise = torch.randn(1, 4, 8, 8, generator=seeded(11))
+    theirs = comfy.samplers.KSampler(model, 4, model.load_device, sampler, scheduler, 1.0, model.model_options)
+    expected = theirs.sample(noise, positive, negative, 5.0, torch.zeros_like(noise), disable_pbar=True, seed=11)
+    steps = []
+    assert torch.equal(draw(model, positive, negative, ours, steps.append), expected.cpu())
+    assert steps == [1, 2, 3, 4]
+
+
+def test_progress_counts_through_all_pictures_and_an_interrupt_leaves_nothing(drawn):
+    model, trained, pairs = drawn
+    seen, shown = [], []
+
+    def note(done, total, pair=None):
+        seen.append((done, total))
+        shown.extend([] if pair is None else [pair])
+
+    compare(model, TinyClip(), trained, TEXTS[:2], DRAWING, decoder(model, None), note)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1] == (12, 12)
+    assert [pair.text for pair in shown] == TEXTS[:2]
+
+    def stop(done, total, pair=None):
+        if done == 5:  # in the middle of a picture that is drawn with the eraser
+            raise comfy.model_management.InterruptProcessingException
+
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        compare(model, TinyClip(), trained, TEXTS[:2], DRAWING, decoder(model, None), stop)
+    assert overridden(model) == []
+    again = compare(model, TinyClip(), trained, TEXTS[:1], DRAWING, decoder(model, None), lambda *_: None)
+    assert torch.equal(again[0].before, pairs[0].before)
+    assert torch.equal(again[0].after, pairs[0].after)
+
+
+def test_a_list_is_read_line_by_line_and_a_list_without_end_is_refused():
+    assert prompts_of("  a  cat\n\n# not this\na dog\na cat\n") == ["a cat", "a dog"]
+    with pytest.raises(ValueError, match=r"65 prompts are more than one page shows \(64\)"):
+        prompts_of("\n".join(f"cat {number}" for number in range(65)))
+
+
+def test_own_prompts_are_of_the_concepts_the_preserve_list_and_everyday_life():
+    trained = tiny_hypernet(tiny_model(), concepts=[(f"thing{n}", "tree") for n in range(9)] + [("smoke", "")])
+    trained.record.training.update({"settings": {"kind": "style"}, "preserve": ["Claude Monet", "a vase on a table"]})
+    shown = own_prompts(trained.record)
+    assert shown[:4] == [f"a painting in the style of thing{n}" for n in range(4)]
+    assert shown[4:6] == ["a painting in the style of Claude Monet", "a vase on a table"]
+    assert len(shown) == len(set(shown)) == 8
+    assert not any("smoke" in text for text in shown)
+    # A file that was not trained here says neither.
+    assert own_prompts(tiny_hypernet(tiny_model()).record, 1, 1)[0] == "a photo of a cat"
+
+
+def test_the_words_say_what_was_measured():
+    grey = torch.zeros(2, 2, 3)
+    pairs = [
+        Pair("a cat", True, "2 times the dead zone", grey, grey + 0.25, False, 0.25),
+        Pair("a dog", False, "far from all that is erased", grey, grey, True, 0.0),
+        Pair("a cup", False, "far from all that is erased", grey, grey + 1e-5, False, 1e-5),
+    ]
+    assert [change_in_words(pair) for pair in pairs] == [
+        "changed by 25.0%",
+        "identical to the last bit",
+        "changed by less than 0.1%",
+    ]
+    text = pairs_in_words(pairs)
+    assert text.startswith("Erased: 1 of 1 changed. Kept: 1 of 2 identical to the last bit.\n")
+    assert text.index("a cat: changed by 25.0%") < text.index("Kept:\n") < text.index("a dog: identical")
+    assert [name for name, _, _ in in_groups(pairs[1:])] == ["Kept"]
+
+
+# Through the API
+
+
+@pytest.fixture(scope="module")
+def graph(server):
+    """A report of a quickly trained eraser on the lab model, as an API prompt."""
+    info = server.object_info()
+    if "UnHypeLabLoader" not in info or not (ROOT / "benchmarks/lab/weights/base.safetensors").exists():
+        pytest.skip("the lab model is not in this checkout")
+
+    def defaults(kind):
+        parts = info[kind]["input"]
+        specs = {**parts["required"], **parts.get("optional", {})}
+        return {name: spec[1]["default"] for name, spec in specs.items() if len(spec) > 1 and "default" in spec[1]}
+
+    size = {"width": 128, "height": 128}
+    lab = {name: ["lab", number] for number, name in enumerate(("model", "clip", "vae"))}
+    training = {"concepts": "cat -> tree", "steps": 40, "guidance": 3.0, "preview_every": 0, "name": "reported"}
+    drawing = {"unhype": ["train", 0], "steps": 8, "cfg": 3.0, "prompts": "a photo of a cat\na car\na photo of a ship"}
+    return {
+        "lab": {"class_type": "UnHypeLabLoader", "inputs": {}},
+        "train": {
+            "class_type": "UnHypeTrainErasure",
+            "inputs": defaults("UnHypeTrainErasure") | lab | size | training,
+        },
+        "report": {
+            "class_type": "UnHypeErasureReport",
+            "inputs": defaults("UnHypeErasureReport") | lab | size | drawing,
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def reported(server, graph):
+    return server.run(graph, timeout=900)
+
+
+def test_the_lab_shows_a_cat_erased_and_the_rest_identical(server, reported):
+    (words,) = reported["outputs"]["report"]["text"]
+    assert "Erased: 1 of 1 changed. Kept: 2 of 2 identical to the last bit." in words
+    assert "\na photo of a cat: changed by " in words
+    assert "\na car: identical to the last bit" in words
+    (page,) = server.pictures(reported, "report")
+    with Image.open(page) as image:
+        assert image.width == 640
+
+
+def test_the_run_is_on_a_page_without_thumbnails_when_no_previews_are_wanted(server, reported):
+    (page,) = server.pictures(reported, "train")
+    with Image.open(page) as image:
+        assert (image.width, image.height < 500) == (640, True)
+
+
+def test_an_eraser_under_another_is_said(server, graph, reported):
+    twice = json.loads(json.dumps(graph))
+    options = {"strength": 1.0, "keep_others_exact": True}
+    inputs = {"model": ["lab", 0], "unhype": ["train", 0], **options}
+    twice["apply"] = {"class_type": "UnHypeApplyErasure", "inputs": inputs}
+    twice["report"]["inputs"] |= {"model": ["apply", 0], "prompts": "a car"}
+    (words,) = server.run(twice)["outputs"]["report"]["text"]
+    assert "The model already has an eraser on it: 'before' is with that one." in words
+
+
+def test_too_many_prompts_are_refused_in_words(server, graph, reported):
+    many = json.loads(json.dumps(graph))
+    many["report"]["inputs"]["prompts"] = "\n".join(f"a cat {number}" for number in range(65))
+    with pytest.raises(PromptError, match="Erasure Report, 'prompts': 65 prompts are more than one page shows"):
+        server.run(many)
+
+
+def test_an_interrupt_ends_the_report_and_the_next_one_is_the_same(server, graph, reported):
+    from test_live import interrupt_once
+
+    long = json.loads(json.dumps(graph))
+    long["report"]["inputs"]["steps"] = 200
+    long["report"]["inputs"]["prompts"] = "\n".join(f"a car {number}" for number in range(60))
+    interrupt_once(server, long, lambda: server.get("/queue")["queue_running"])
+    again = json.loads(json.dumps(graph))
+    again["report"]["inputs"]["prompts"] += "\n# so that ComfyUI runs it again"
+    entry = server.run(again)
+    assert entry["outputs"]["report"]["text"] == reported["outputs"]["report"]["text"]
+
+
+def test_the_eraser_of_another_model_is_refused_as_by_apply():
+    model, other = tiny_model(), tiny_hypernet(tiny_model("sdxl"))
+    with pytest.raises(ValueError) as by_apply:
+        apply_erasure(model, other)
+    with pytest.raises(ValueError) as by_report:
+        compare(model, TinyClip(), other, ["a cat"], DRAWING, decoder(model, None), lambda *_: None)
+    assert str(by_report.value) == str(by_apply.value)
