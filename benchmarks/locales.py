@@ -18,15 +18,14 @@ SOURCE = "en"
 def words_of(node) -> dict:
     """A node's entry: names and tooltips. Outputs go by their number, all else by its name with dots made lines."""
     info = node.GET_NODE_INFO_V1()
-    inputs = {name: spec[1] for part in info["input"].values() for name, spec in part.items() if len(spec) > 1}
+    parts = [info["input"].get(part, {}) for part in ("required", "optional")]
+    inputs = {name: spec[1] for part in parts for name, spec in part.items()}
     outputs = zip(info["output_name"], info["output_tooltips"], strict=True)
     return {
         "display_name": info["display_name"],
         "description": info["description"],
         "inputs": {
-            name.replace(".", "_"): {"name": name, "tooltip": options["tooltip"]}
-            for name, options in inputs.items()
-            if "tooltip" in options
+            name.replace(".", "_"): {"name": name, "tooltip": options["tooltip"]} for name, options in inputs.items()
         },
         "outputs": {str(place): {"name": name, "tooltip": tooltip} for place, (name, tooltip) in enumerate(outputs)},
     }
