@@ -32,7 +32,7 @@ EXPECTED = {
     "obfuscation_chains": r"[Rr]ecord\(",  # the end of the word: it looks for ord()
     "code_obfuscation_high_entropy": r"Preview: .{1,20} ",  # prose of tooltips, errors and docstrings
     "code_obfuscation_suspicious_ident": r"'_?[A-Z]+[0-9]?'",  # names of model families, such as SD3
-    "dynamic_attribute_access": r"getattr\([\w.]+, (f.L_const_|part|name)",
+    "dynamic_attribute_access": r"getattr\((self|self\.reader|config), (f.L_const_|part\b|name\b)",
 }
 
 
@@ -59,6 +59,20 @@ def unpack_archive(target: Path) -> None:
         sys.exit(f"dev.py check needs git and a clone of the repository:\n{words}")
     with zipfile.ZipFile(archive) as packed:
         packed.extractall(target)
+
+
+def complete(pack: Path) -> str:
+    """The archive has what its pages show, and no program beside the pack's own."""
+    pages = [pack / "README.md", *pack.glob("web/docs/*.md")]
+    shown = [
+        page.parent / name for page in pages for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text("utf-8"))
+    ]
+    missing = [f"missing: {path.relative_to(pack)}" for path in shown if not path.is_file()]
+    own = {
+        pack / "__init__.py",
+        *(path for room in ("hypernet", "nodes", "training") for path in pack.glob(f"{room}/*")),
+    }
+    return "\n".join(missing + [f"not the pack's: {path.relative_to(pack)}" for path in set(pack.rglob("*.py")) - own])
 
 
 def validate(pack: Path) -> str:
@@ -121,6 +135,7 @@ def check(host: Host) -> int:
         pack.mkdir(parents=True)
         unpack_archive(pack)
         found = {
+            "the archive itself": complete(pack),
             "comfy node validate": validate(pack),
             "comfy-test lint": lint(pack),
             f"comfy-import-guard, ComfyUI {host.name}": bind(pack, host.tree),
