@@ -8,6 +8,8 @@
     python3 dev.py bench bypass           every way a prompt reaches the sampler
     python3 dev.py lab ...                train the small model that demo and tests use
     python3 dev.py lint [--fix]           ruff, as pinned
+    python3 dev.py check                  the checks of the registry and of others, on what the registry gets
+    python3 dev.py locales                write the English words of locales/ anew, from the nodes
 
   --host 0.30.0 | 0.3.75 | 0.3.52 | FOLDER  which ComfyUI; or the variable COMFYUI_PATH; `test` also takes `all`
   -h after a command                      what that command takes
@@ -23,13 +25,13 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-COMMANDS = ("demo", "test", "serve", "bench", "lab", "lint")
+COMMANDS = ("demo", "test", "serve", "bench", "lab", "lint", "check", "locales")
 BENCHES = ("speed", "erasure", "bypass")
 
 if sys.version_info < (3, 10):  # noqa: UP036 - older ones should be told, not shown a traceback
     sys.exit(f"dev.py needs Python 3.10 or newer; this is {sys.version.split()[0]}.")
 
-from benchmarks import environment  # noqa: E402
+from benchmarks import checks, environment  # noqa: E402
 from benchmarks.environment import Host, SetupError, say  # noqa: E402
 
 
@@ -91,6 +93,10 @@ def on_host(command: str, host: Host, arguments: list[str]) -> int:
         return run_module(host, "benchmarks.demo", arguments)
     if command == "lab":
         return run_module(host, "benchmarks.lab", arguments)
+    if command == "locales":
+        return run_module(host, "benchmarks.locales", arguments)
+    if command == "check":
+        return checks.check(host)
     return run_module(host, f"benchmarks.{arguments[0]}", arguments[1:])
 
 

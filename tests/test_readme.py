@@ -66,6 +66,31 @@ def test_rows_that_beat_ours_are_named():
     assert [name for name in better if f"*{name}*" not in words] == []
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)]+)\)", README))
+@pytest.mark.parametrize("heading", re.findall(r"\]\(#([^)]+)\)", README))
+def test_every_heading_that_is_linked_is_there(heading):
+    headings = re.findall(r"^#+ (.+)$", README, re.M)
+    assert heading in {re.sub(r"[^\w -]", "", words.lower()).replace(" ", "-") for words in headings}
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\((?!http|#)([^)]+)\)", README))
 def test_every_picture_and_page_that_is_linked_is_there(target):
     assert (ROOT / target).is_file()
+
+
+def troubles():
+    """What the README quotes from the pack in its table of troubles, cut where it has dots or the user's own words."""
+    part = README.partition("## When something goes wrong\n")[2].partition("\n## ")[0]
+    for row in re.findall(r"^\| (\".+?) \| ", part, re.M):
+        for quote in re.findall(r'"([^"]+)"', row):
+            yield from (
+                piece.strip() for piece in re.split(r"\.\.\.|Stable Diffusion 1\.x", quote) if piece.strip(" ,")
+            )
+
+
+def test_messages_in_the_table_of_troubles_are_ones_that_the_pack_gives():
+    rooms = ("hypernet", "training", "nodes")
+    source = "".join(path.read_text("utf-8") for room in rooms for path in (ROOT / room).glob("*.py"))
+    joined = re.sub(r'"\s*\n\s*f?"', "", source)
+    said = list(troubles())
+    assert len(said) > 20
+    assert [words for words in said if words not in joined] == []

@@ -28,7 +28,7 @@ function addBox(node) {
 }
 
 app.registerExtension({
-  name: "UnHype.Text",
+  name: "unhype.Text",
 
   beforeRegisterNodeDef(nodeType, nodeData) {
     if (!NODES.has(nodeData.name)) return
