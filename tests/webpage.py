@@ -43,6 +43,8 @@ class WebPage:
         """Load the interface afresh, with an empty graph."""
         self.page.goto(self.url)
         self.page.wait_for_function("window.app?.vueAppReady && window.app.graph")
+        # The veil over the window during a drop goes when its fading ends, which a busy machine may never report.
+        self.page.add_style_tag(content=".p-overlay-mask { animation: none !important }")
         self.page.evaluate("app.graph.clear()")
 
     def shot(self, name):
