@@ -55,3 +55,23 @@ def with_small_clip(prompt):
         if entry["class_type"] == "DualCLIPLoader":
             prompt[number] = {"class_type": "UnHypeTestCLIP", "inputs": {}}
     return prompt
+
+
+def small_demo():
+    """The demo as people open it, on the small random checkpoint and text encoder instead of the lab's."""
+    workflow = read("demo")
+    (loader,) = (node for node in workflow["nodes"] if node["type"] == "UnHypeLabLoader")
+    loader |= {"type": "CheckpointLoaderSimple", "widgets_values": [checkpoint_name()]}
+    loader["inputs"] = [{"name": "ckpt_name", "type": "COMBO", "widget": {"name": "ckpt_name"}, "link": None}]
+    del loader["properties"]
+    (slot,) = (number for number, output in enumerate(loader["outputs"]) if output["type"] == "CLIP")
+    clip = {"id": workflow["last_node_id"] + 1, "type": "UnHypeTestCLIP", "pos": [0, -200], "size": [300, 60]}
+    clip |= {"flags": {}, "order": 0, "mode": 0, "inputs": [], "widgets_values": []}
+    clip["outputs"] = [{"name": "CLIP", "type": "CLIP", "links": loader["outputs"][slot]["links"]}]
+    loader["outputs"][slot]["links"] = []
+    for link in workflow["links"]:
+        if link[1:3] == [loader["id"], slot]:
+            link[1:3] = [clip["id"], 0]
+    workflow["nodes"].append(clip)
+    workflow["last_node_id"] = clip["id"]
+    return workflow

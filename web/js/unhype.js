@@ -1,9 +1,11 @@
 // Load UnHype Hypernet, Train Erasure and Inspect Prompt say in words what they loaded, trained or found.
 // ComfyUI's interface shows such text on its own text nodes only, so this puts it on ours.
+// It also makes new nodes of the pack wide enough for their words.
 
 import { app } from "../../../scripts/app.js"
 
 const NODES = new Set(["UnHypeLoadHypernet", "UnHypeTrainErasure", "UnHypeInspectPrompt"])
+const WIDTH = 320 // of a new node: file names, and the title of Inspect Prompt, need that much
 const BOX = "result"
 const BOX_HEIGHT = 110 // of eight lines
 
@@ -37,6 +39,12 @@ app.registerExtension({
       onExecuted?.call(this, output)
       showText(this, output)
     }
+  },
+
+  /** A node is as wide at first as its sockets need, which cuts off our words. Saved graphs keep their sizes. */
+  nodeCreated(node) {
+    if (!node.comfyClass?.startsWith("UnHype")) return
+    node.setSize([Math.max(node.size[0], WIDTH), node.size[1]])
   },
 
   /** Newer interfaces keep outputs while another workflow is open, and hand them back here. */

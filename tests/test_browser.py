@@ -1,0 +1,253 @@
+"""A user's first hour in ComfyUI's own web interface, in a headless Chromium.
+
+`--shots FOLDER` keeps a screenshot of every step, to be looked at. It then trains on the lab's model, whose
+pictures mean something, and takes minutes; without it on small random weights.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from graphs import FOLDER, read, small_demo
+from playwright.sync_api import expect
+from webpage import web_page
+
+from benchmarks.environment import ROOT, chromium
+
+WORKFLOWS = sorted(path.stem for path in FOLDER.glob("*.json"))
+HELP = ROOT / "web" / "docs"
+NODES = sorted(path.stem for path in HELP.glob("*.md"))
+TRAINER, LAB = "UnHypeTrainErasure", "UnHypeLabLoader"
+STEPS = 60
+LONG = 600_000  # milliseconds
+SEARCHES = {
+    "erase": {"Train Erasure", "Apply Concept Erasure", "Load UnHype Hypernet"},
+    "unlearn": {"Train Erasure", "Apply Concept Erasure", "Load UnHype Hypernet"},
+    "remove concept": {"Train Erasure", "Apply Concept Erasure", "Load UnHype Hypernet"},
+    "safety": {"Train Erasure", "Apply Concept Erasure", "Load UnHype Hypernet"},
+}
+
+
+@pytest.fixture(scope="module")
+def named_files(server, checkpoint):
+    """The files that the workflows name, in the server's folders: empty, for a list shows them all the same."""
+    folders = {"UNETLoader": "diffusion_models", "DualCLIPLoader": "text_encoders", "VAELoader": "vae"}
+    folders |= {"UnHypeLoadHypernet": "unhype"}
+    made = []
+    for name in WORKFLOWS:
+        for node in read(name)["nodes"]:
+            for value in node.get("widgets_values", ()):
+                if node["type"] in folders and str(value).endswith(".safetensors"):
+                    path = server.base / "models" / folders[node["type"]] / value
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    if not path.exists():
+                        path.touch()
+                        made.append(path)
+    yield
+    for path in made:
+        path.unlink()
+
+
+@pytest.fixture(scope="module")
+def web(server, named_files, pytestconfig, tmp_path_factory):
+    """The interface of the tests' ComfyUI, with the newcomer's tour already seen."""
+    shots = Path(pytestconfig.getoption("--shots") or tmp_path_factory.mktemp("shots")).resolve()
+    shots.mkdir(parents=True, exist_ok=True)
+    settings = server.base / "user" / "default" / "comfy.settings.json"
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    settings.write_text(json.dumps({"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}), "utf-8")
+    with web_page(chromium(), server.url, shots) as page:
+        yield page
+
+
+@pytest.fixture
+def newer(server):
+    """Skips on a host whose interface has no place for what a test looks at."""
+    if tuple(map(int, server.get("/system_stats")["system"]["comfyui_version"].split(".")[:2])) < (0, 30):
+        pytest.skip("the interface of this ComfyUI has other menus")
+
+
+def kinds(path):
+    """The node types of a workflow's file."""
+    return [node["type"] for node in json.loads(path.read_text("utf-8"))["nodes"]]
+
+
+def loaded(picture):
+    """Wait until an <img> has its pixels; returns its width."""
+    handle = picture.element_handle()
+    picture.page.wait_for_function("(img) => img.complete", arg=handle)
+    return handle.evaluate("(img) => img.naturalWidth")
+
+
+def test_our_templates_are_there_with_thumbnails(web, newer):
+    web.command("Comfy.BrowseTemplates")
+    web.page.get_by_text("unhype", exact=True).first.click()
+    for name in WORKFLOWS:
+        card = web.page.get_by_test_id(f"template-workflow-{name}")
+        card.scroll_into_view_if_needed()
+        picture = card.locator("img").first
+        assert loaded(picture) > 1
+        assert "default-template" not in picture.get_attribute("src")
+    web.shot("templates")
+    web.page.get_by_test_id("template-workflow-demo").click()
+    web.wait_for_nodes(kinds(FOLDER / "demo.json"))
+    assert not web.red()
+    web.shot("template_demo")
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_a_workflow_dropped_on_the_canvas_opens_without_a_red_node(web, name):
+    web.drop(FOLDER / f"{name}.json")
+    web.wait_for_nodes(kinds(FOLDER / f"{name}.json"))
+    assert not web.red()
+    web.shot(f"workflow_{name}")
+
+
+def test_a_node_that_nobody_has_is_red(web, tmp_path):
+    workflow = read("demo")
+    workflow["nodes"][1]["type"] = "NodeOfNoPack"
+    path = tmp_path / "unknown.json"
+    path.write_text(json.dumps(workflow), "utf-8")
+    web.drop(path)
+    web.wait_for_nodes([node["type"] for node in workflow["nodes"]])
+    assert "NodeOfNoPack" in web.red()
+    web.open()
+
+
+@pytest.mark.parametrize("words", SEARCHES)
+def test_the_palette_finds_our_nodes(web, newer, words):
+    web.command("Workspace.SearchBox.Toggle")
+    web.page.keyboard.type(words)
+    results = web.page.get_by_test_id("result-item")
+    for name in SEARCHES[words]:
+        expect(results.filter(has_text=name).first).to_be_attached()
+    web.shot(f"search_{words.replace(' ', '_')}")
+    web.page.keyboard.press("Escape")
+    expect(results).to_have_count(0)
+
+
+@pytest.mark.parametrize("kind", NODES)
+def test_a_node_shows_its_help(web, newer, kind):
+    source = (HELP / f"{kind}.md").read_text("utf-8")
+    web.page.evaluate(
+        "(kind) => { app.graph.clear(); const node = LiteGraph.createNode(kind); app.graph.add(node) }", kind
+    )
+    web.show(kind)
+    web.shot(f"node_{kind}")
+    web.page.evaluate("app.canvas.selectNode(app.graph._nodes[0])")
+    web.page.get_by_test_id("info-button").click()
+    pane = web.page.locator(".node-help-content")
+    expect(pane).to_contain_text(re.search(r"^# (.+)", source)[1])
+    assert "## " not in pane.inner_text()
+    pictures = pane.locator("img")
+    expect(pictures).to_have_count(len(re.findall(r"!\[|<img ", source)))
+    for number in range(pictures.count()):
+        assert loaded(pictures.nth(number)) > 1
+    web.shot(f"help_{kind}")
+    web.page.evaluate("app.canvas.deselectAll()")
+
+
+@pytest.fixture(scope="module")
+def demo(server, pytestconfig, tmp_path_factory):
+    """The demo's workflow as a file to drop: on the lab's model when somebody will look at the pictures."""
+    workflow = read("demo") if pytestconfig.getoption("--shots") else small_demo()
+    if any(node["type"] == LAB for node in workflow["nodes"]) and LAB not in server.object_info():
+        pytest.skip("the lab model is not in this checkout")
+    path = tmp_path_factory.mktemp("workflow") / "demo.json"
+    path.write_text(json.dumps(workflow), "utf-8")
+    return path
+
+
+def press_run(web):
+    """Press Run, as soon as the interface lets it."""
+    web.page.get_by_role("button", name="Run", exact=True).first.click()
+
+
+def progress(web):
+    """How far the bar of Train Erasure has come, from 0 to 1; None where the node shows none."""
+    return web.page.evaluate("(kind) => app.graph._nodes.find((node) => node.type === kind).progress ?? null", TRAINER)
+
+
+def words_on(web):
+    """The text that Train Erasure shows when it has come to its end."""
+    return web.page.evaluate(
+        """(kind) => app.graph._nodes.find((node) => node.type === kind).widgets
+          .find((widget) => widget.name === "result")?.value ?? "" """,
+        TRAINER,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(web, server, demo):
+    """The demo, trained in the browser with a stop on the way: what was seen, and the file and pictures of it."""
+    seen = {}
+    web.drop(demo)
+    web.wait_for_nodes(kinds(demo))
+    for name, value in {"name": "browser", "steps": STEPS, "preview_every": 20, "checkpoint_every": 20}.items():
+        web.widget(TRAINER, name, value)
+    web.page.evaluate(
+        """window.seenProgress = []
+        app.api.addEventListener("progress", ({ detail }) => window.seenProgress.push(detail.value / detail.max))
+        app.api.addEventListener("b_preview", () => { window.seenPreviews = (window.seenPreviews ?? 0) + 1 })"""
+    )
+    press_run(web)
+    web.page.wait_for_function("window.seenPreviews > 0", timeout=LONG)
+    seen["progress"] = web.page.evaluate("window.seenProgress")
+    seen["bar"] = progress(web)
+    web.show(TRAINER)
+    web.shot("training")
+    web.page.get_by_role("button", name="Cancel current run").first.click()
+    web.page.wait_for_function("fetch('/queue').then((answer) => answer.json()).then((q) => !q.queue_running.length)")
+    seen["log"] = server.log.read_text("utf-8", errors="replace")
+    web.shot("interrupted")
+    seen["half"] = list((server.base / "models" / "unhype").glob("browser*"))
+    press_run(web)
+    web.page.wait_for_function(
+        "() => app.graph._nodes.filter((node) => node.type === 'SaveImage').every((node) => node.imgs?.length)",
+        timeout=LONG,
+    )
+    web.show()
+    web.shot("before_and_after")
+    seen["words"] = words_on(web)
+    seen["log_after"] = server.log.read_text("utf-8", errors="replace")
+    (seen["file"],) = (server.base / "models" / "unhype").glob("browser*.safetensors")
+    seen["picture"] = max((server.base / "output").rglob("*.png"), key=lambda path: path.stat().st_mtime)
+    yield seen
+    seen["file"].unlink()
+
+
+def test_training_moves_its_bar_stops_and_goes_on(web, trained):
+    assert trained["progress"] == sorted(trained["progress"])
+    assert 0 < trained["bar"] < 1
+    assert not trained["half"]
+    stopped = re.findall(r"stopped at step (\d+); queue the same settings again", trained["log"])[-1]
+    assert f"going on from the checkpoint at step {stopped}." in trained["log_after"]
+    assert trained["words"].startswith((f"Finished after {STEPS} steps.", "Stopped early, before other prompts"))
+    web.show(TRAINER)
+    web.shot("trained")
+
+
+@pytest.mark.parametrize("what", ["picture", "file"])
+def test_what_was_made_brings_back_its_graph(web, demo, trained, what):
+    web.open()
+    web.drop(trained[what])
+    web.wait_for_nodes(kinds(demo))
+    assert not web.red()
+    steps = web.page.evaluate(
+        "(kind) => app.graph._nodes.find((n) => n.type === kind).widgets.find((w) => w.name === 'steps').value",
+        TRAINER,
+    )
+    assert steps == STEPS
+    web.shot(f"dropped_{what}")
+
+
+def test_the_model_library_tells_what_a_file_erases(web, newer, trained):
+    web.open()
+    web.command("Workspace.ToggleSidebarTab.model-library")
+    web.page.get_by_text("unhype", exact=True).first.click()
+    web.page.get_by_text("browser", exact=True).first.hover()
+    expect(web.page.locator(".model_preview_title")).to_have_text("UnHype: cat")
+    expect(web.page.locator(".model_preview_description")).to_contain_text("Erases: cat -> tree")
+    web.shot("model_library")
+    web.command("Workspace.ToggleSidebarTab.model-library")
