@@ -209,19 +209,6 @@ def lint_python() -> Path:
     return venv_python(build_once(cache_folder() / f"lint-{_python_tag()}-{digest(ruff)}", build))
 
 
-def checks_python() -> Path:
-    """An environment of the checks that others run on node packs, as requirements-checks.txt pins them."""
-    file = ROOT / "requirements-checks.txt"
-
-    def build(folder: Path) -> None:
-        say("Setting up the checks of others.")
-        _new_venv(folder)
-        pip(venv_python(folder), "install", "--no-deps", "-r", str(file))
-
-    name = f"checks-{_python_tag()}-{digest(file.read_text(encoding='utf-8'))}"
-    return venv_python(build_once(cache_folder() / name, build))
-
-
 def chromium() -> Path:
     """The Chromium of this machine, which the browser test drives; from Debian's packages when it is missing."""
     if found := _find_chromium():
@@ -335,3 +322,16 @@ def prepare(choice: str) -> Host:
 
     name = f"host-{_python_tag()}-{digest(base.name, requirements)}"
     return Host(choice, tree, venv_python(build_once(cache_folder() / name, build)))
+
+
+def checks_python() -> Path:
+    """An environment of the checks that others run on node packs, as requirements-checks.txt pins them."""
+    file = ROOT / "requirements-checks.txt"
+
+    def build(folder: Path) -> None:
+        say("Setting up the checks of others.")
+        _new_venv(folder)
+        pip(venv_python(folder), "install", "--no-deps", "-r", str(file))
+
+    name = f"checks-{_python_tag()}-{digest(file.read_text(encoding='utf-8'))}"
+    return venv_python(build_once(cache_folder() / name, build))
