@@ -203,6 +203,7 @@ def trained(web, server, demo):
     web.shot("interrupted")
     seen["half"] = list((server.base / "models" / "unhype").glob("browser*"))
     press_run(web)
+    web.show()  # a node loads its pictures when it is drawn
     web.page.wait_for_function(
         "() => app.graph._nodes.filter((node) => node.type === 'SaveImage').every((node) => node.imgs?.length)",
         timeout=LONG,

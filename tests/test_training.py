@@ -216,8 +216,8 @@ def test_two_people_with_the_same_base_and_seed_get_the_same_file(model, ask):
         del record["training"]["seconds"]
         return tensors, metadata, record
 
-    first = content(go(model, ask(folder=ask().folder / "mine")))
-    again = content(go(tiny_model(), ask(folder=ask().folder / "theirs", resume=False)))
+    first = content(go(model, replace(ask(), folder=ask().folder / "mine")))
+    again = content(go(tiny_model(), replace(ask(), folder=ask().folder / "theirs")))
     assert again[0].keys() == first[0].keys()
     assert all(torch.equal(again[0][name], tensor) for name, tensor in first[0].items())
     assert again[1:] == first[1:]
