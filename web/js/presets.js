@@ -28,7 +28,7 @@ function isOwn(values, presets) {
 }
 
 app.registerExtension({
-  name: "UnHype.Presets",
+  name: "unhype.Presets",
 
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return
