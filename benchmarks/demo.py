@@ -31,6 +31,9 @@ SIDE, STEPS, GUIDANCE = 128, 12, 3.0
 _PICTURES, _CHUNK = 10, 40
 # The lab's model of each family.
 LOADERS = {"sd15": "UnHypeLabLoader", "flux": "UnHypeLabFluxLoader"}
+# Their names in results: of the figures and of the picture.
+RESULTS = {"sd15": "demo", "flux": "demo_flux"}
+_NAMES = {"sd15": "before_after", "flux": "before_after_flux"}
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,7 @@ def run(base, seed=None, family="sd15"):
     found = figures(drawn, judge_pictures(drawn, folder))
     with safe_open(str(hypernet), framework="pt") as file:
         training = json.loads(file.metadata()["unhype.record"])["training"]
-    picture = base / "output" / "before_after.jpg"
+    picture = base / "output" / f"{_NAMES[family]}.jpg"
     sheet(drawn, folder, picture)
     found |= {"train_seconds": training["seconds"], "train_steps": training["steps"], "stopped": training["stopped"]}
     found |= {"dead_zone_held_out": training["held_out_silent"], "hypernet_bytes": hypernet.stat().st_size}
@@ -239,7 +242,7 @@ def main():
     if options.publish:
         of_this_machine = {"pictures", "before_after"}
         kept = {name: value for name, value in found.items() if name not in of_this_machine}
-        publish("demo", kept, markdown(("", "before", "after"), rows(found)), found["before_after"])
+        publish(RESULTS[options.family], kept, markdown(("", "before", "after"), rows(found)), found["before_after"])
     return 0
 
 

@@ -192,9 +192,9 @@ class ComfyServer:
         return self.get("/object_info")
 
     def queue(self, prompt: dict) -> str:
-        """Queue a prompt in API format and return its id."""
+        """Queue a prompt in API format and return its id. Raises PromptError if ComfyUI refuses any part of it."""
         try:
-            return self.post("/prompt", {"prompt": prompt})["prompt_id"]
+            answer = self.post("/prompt", {"prompt": prompt})
         except urllib.error.HTTPError as refusal:
             text = refusal.read().decode(errors="replace")
             try:
@@ -202,6 +202,10 @@ class ComfyServer:
             except ValueError:
                 raise PromptError(f"ComfyUI answered {refusal.code}: {text[:500]}") from None
             raise PromptError(_refusal(details), details) from None
+        if answer.get("node_errors"):  # it leaves out what it refuses, and runs the rest
+            self.wait(answer["prompt_id"])
+            raise PromptError(_refusal(answer), answer)
+        return answer["prompt_id"]
 
     def wait(self, prompt_id: str, timeout: float = 600) -> dict:
         """Wait for a prompt's end and return its history entry; raise PromptError if it failed."""

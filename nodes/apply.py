@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..hypernet.patch import apply_erasure
 from ..hypernet.writer import POLICIES
-from .schema import CATEGORY, Hypernet, advanced, schema
+from .schema import CATEGORY, Hypernet, advanced, only_links, schema
 
 
 class ApplyErasure(io.ComfyNode):
@@ -54,4 +54,5 @@ class ApplyErasure(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, unhype, strength, keep_others_exact, unknown_prompts=POLICIES[0]):
+        only_links("Apply Concept Erasure", model=model, unhype=unhype)
         return io.NodeOutput(apply_erasure(model, unhype, strength, keep_others_exact, unknown_prompts))

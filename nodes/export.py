@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..hypernet.lora import to_lora
 from ..training.frozen import encode
-from .schema import CATEGORY, Hypernet, schema
+from .schema import CATEGORY, Hypernet, only_links, schema
 
 
 class HypernetToLora(io.ComfyNode):
@@ -40,4 +40,5 @@ class HypernetToLora(io.ComfyNode):
 
     @classmethod
     def execute(cls, unhype, clip, text, strength):
+        only_links("Hypernet to LoRA", unhype=unhype, clip=clip)
         return io.NodeOutput(to_lora(unhype, encode(clip, text, unhype.record.embedding).c, text, strength))

@@ -5,7 +5,7 @@ from comfy_api.latest import io, ui
 from ..hypernet.verdict import in_words, verdicts
 from .bars import bar_picture
 from .page import to_tensor
-from .schema import CATEGORY, Hypernet, schema
+from .schema import CATEGORY, Hypernet, only_links, schema
 
 
 class InspectPrompt(io.ComfyNode):
@@ -33,6 +33,7 @@ class InspectPrompt(io.ComfyNode):
 
     @classmethod
     def execute(cls, unhype, conditioning):
+        only_links("Inspect Prompt", unhype=unhype, conditioning=conditioning)
         found = verdicts(unhype, conditioning)
         text = in_words(unhype, found)
         picture = to_tensor(bar_picture(found))

@@ -7,7 +7,9 @@ from tqdm import tqdm
 
 from .curves import with_curves
 
-_UNITS, _PREPARING = 1000, 150
+_UNITS = 1000
+# Where on the bar each stage begins and how much of it is its own.
+_STAGES = {"reading prompts": (0, 100), "preparing": (100, 50), "training": (150, 850)}
 # Seconds between new texts and pictures: more would only be work for the browser.
 _PAUSE = 1.0
 
@@ -64,12 +66,12 @@ class Progress:
         )
 
     def __call__(self, stage, done, total, picture=None, history=None, note=None):
-        start, span = (_PREPARING, _UNITS - _PREPARING) if stage == "training" else (0, _PREPARING)
+        start, span = _STAGES[stage]
         value = start + span * done // total
         self.console.set_description(f"UnHype, {stage}", refresh=False)
         self.console.update(value - self.console.n)
         self.note = note or self.note
-        place = f", step {done} of {total}{self.left(done, total)}" if stage == "training" else ""
+        place = f", step {done} of {total}{self.left(done, total)}" if stage == "training" else f", {done / total:.0%}"
         self.words = f"{stage.capitalize()}{place}"
         self.text(f"{self.words}\n{self.note}".strip(), at_once=note is not None)
         self.bar.update_absolute(value, _UNITS, self._preview(picture, history, total))

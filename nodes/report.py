@@ -11,7 +11,7 @@ from .cards import card_blocks, pairs_in_words, tally
 from .decoding import decoder
 from .page import ERASED, FAINT, SMALL, TITLE, page, to_tensor, words
 from .progress import DrawingProgress
-from .schema import CATEGORY, Hypernet, schema
+from .schema import CATEGORY, Hypernet, only_links, schema
 
 _DEFAULT = Drawing()
 
@@ -39,6 +39,7 @@ class ErasureReport(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, vae, unhype, prompts, **drawing):
+        only_links("Erasure Report", model=model, clip=clip, vae=vae, unhype=unhype)
         drawing = Drawing(**drawing)
         try:
             texts = prompts_of(prompts) or own_prompts(unhype.record)

@@ -20,3 +20,13 @@ def advanced(input_type, *args, **options):
     if "advanced" in inspect.signature(input_type.__init__).parameters:
         options["advanced"] = True
     return input_type(*args, **options)
+
+
+def only_links(node, **sockets):
+    """Raise ValueError for a socket to which a workflow written by hand gives a value instead of another node's output.
+
+    ComfyUI itself looks only at the values of inputs that have a widget.
+    """
+    for name, value in sockets.items():
+        if value is None or isinstance(value, (str, int, float, dict)):
+            raise ValueError(f"{node}, '{name}': connect the output of another node here; no value can be given.")

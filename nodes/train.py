@@ -18,7 +18,7 @@ from .decoding import decoder
 from .folders import checkpoint_folder, safe_name, training_folder
 from .page import page, to_tensor
 from .progress import DrawingProgress, Progress
-from .schema import CATEGORY, Hypernet, advanced, schema
+from .schema import CATEGORY, Hypernet, advanced, only_links, schema
 from .train_page import in_words, training_page
 
 log = logging.getLogger("unhype")
@@ -62,6 +62,9 @@ class TrainErasure(io.ComfyNode):
     def execute(
         cls, model, concepts, preserve, name, kind, clip=None, start_from=None, vae=None, preset=CUSTOM, **options
     ):
+        sockets = {"model": model, "clip": clip, "start_from": start_from, "vae": vae}
+        # Training itself has a word to say of a missing CLIP.
+        only_links("Train Erasure", **{name: value for name, value in sockets.items() if value is not None})
         kind, concepts, preserve = with_preset(preset, kind, concepts, preserve)
         request = Request(
             concepts=concepts,

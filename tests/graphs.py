@@ -72,6 +72,13 @@ def small_demo():
     for link in workflow["links"]:
         if link[1:3] == [loader["id"], slot]:
             link[1:3] = [clip["id"], 0]
+    for node in workflow["nodes"]:  # as `reduced` does with prompts
+        if node["type"] == "UnHypeTrainErasure":
+            node["widgets_values"] = [SIDE if value == 128 else value for value in node["widgets_values"]]
+        elif node["type"] == "KSampler":
+            node["widgets_values"][2] = 2
+        elif node["type"] == "EmptyLatentImage":
+            node["widgets_values"][:2] = [SIDE, SIDE]
     workflow["nodes"].append(clip)
     workflow["last_node_id"] = clip["id"]
     return workflow

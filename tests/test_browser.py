@@ -203,6 +203,7 @@ def trained(web, server, demo):
     web.shot("interrupted")
     seen["half"] = list((server.base / "models" / "unhype").glob("browser*"))
     press_run(web)
+    web.show()  # a node loads its pictures when it is drawn
     web.page.wait_for_function(
         "() => app.graph._nodes.filter((node) => node.type === 'SaveImage').every((node) => node.imgs?.length)",
         timeout=LONG,
@@ -246,7 +247,7 @@ def test_the_model_library_tells_what_a_file_erases(web, newer, trained):
     web.open()
     web.command("Workspace.ToggleSidebarTab.model-library")
     web.page.get_by_text("unhype", exact=True).first.click()
-    web.page.get_by_text("browser", exact=True).first.hover()
+    web.page.get_by_role("treeitem", name="UnHype: cat").get_by_text("UnHype: cat").hover()
     expect(web.page.locator(".model_preview_title")).to_have_text("UnHype: cat")
     expect(web.page.locator(".model_preview_description")).to_contain_text("Erases: cat -> tree")
     web.shot("model_library")

@@ -102,6 +102,25 @@ def test_values_of_the_wrong_type_are_answered(server, whole, kind):
     assert sum(words is not None for words in answers) > len(answers) / 4
 
 
+SOCKETS = {
+    "UnHypeApplyErasure": ("Apply Concept Erasure", ["model", "unhype"]),
+    "UnHypeHypernetToLora": ("Hypernet to LoRA", ["unhype", "clip"]),
+    "UnHypeTrainErasure": ("Train Erasure", ["model", "clip", "start_from", "vae"]),
+}
+
+
+@pytest.mark.parametrize("kind", SOCKETS)
+def test_a_value_where_a_link_belongs_is_told_by_node_and_input(server, whole, kind):
+    (name,) = [name for name, node in whole.items() if node["class_type"] == kind]
+    text = json.dumps(only(whole, {"apply": "show too", "lora": "show"}.get(name, name)))
+    node, sockets = SOCKETS[kind]
+    for socket in sockets:
+        for wrong in ("x", 1.5, True, {"a": 1}):
+            prompt = json.loads(text)
+            prompt[name]["inputs"][socket] = wrong
+            assert f"{node}, '{socket}': connect the output of another node here" in answer(server, prompt)
+
+
 OUTSIDE = ["../outside.safetensors", "..\\outside.safetensors", "mine.safetensors/../../outside.safetensors"]
 
 

@@ -6,9 +6,11 @@ from safetensors.torch import load_file
 from tiny import seeded
 
 from benchmarks.lab import flux, storage, train_flux
-from benchmarks.lab.measure import encode
+from benchmarks.lab.measure import Lab, accuracy, encode
 from benchmarks.lab.model import WEIGHTS, LabVAE, load_model
 from benchmarks.lab.text import encode_batch, load_clip
+from benchmarks.lab.train_base import fill
+from benchmarks.lab.vocabulary import CLASSES
 from unhype.hypernet.targets import recognise, target_layers
 
 
@@ -91,6 +93,13 @@ def test_the_small_flux_learns_and_is_one(monkeypatch):
             optimiser.step()
             losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_small_flux_draws_the_ten_classes():
+    lab = Lab("flux")
+    pictures = lab.draw([fill("a photo of a {}", name) for name in CLASSES], range(2))
+    seen = accuracy(lab.judges[0], pictures, list(CLASSES), 2)[:, 1]
+    assert seen.mean() >= 0.95
 
 
 def test_without_weights_the_small_flux_says_how_to_get_them(tmp_path):

@@ -109,7 +109,7 @@ def test_the_other_layer_is_found_only_where_there_is_one():
 
 def test_both_layers_are_read_as_the_same_pooled_vector():
     texts = [f"text {n}" for n in range(400)]
-    prompts = encode_prompts(SpeakingClip(), [""], texts[:300], texts[300:], (), lambda: None)
+    prompts = encode_prompts(SpeakingClip(), [""], texts[:300], texts[300:], (), lambda *_: None)
     assert prompts.explained > 0.5
     assert len(prompts.features) == 2
     rows, views = prompts.views_of(texts[300:])

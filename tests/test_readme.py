@@ -16,9 +16,17 @@ def results(name):
     return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
 
 
-def test_the_demos_table_is_its_result_file():
-    found = results("demo")
-    assert section("demo", README).group() == markdown(("", "before", "after"), demo.rows(found))
+@pytest.mark.parametrize("name", demo.RESULTS.values())
+def test_the_demos_table_is_its_result_file(name):
+    found = results(name)
+    assert section(name, README).group() == markdown(("", "before", "after"), demo.rows(found))
+
+
+def test_the_small_flux_forgets_the_cat_alone():
+    found = results("demo_flux")
+    assert found["acc_e"] <= 0.05
+    assert found["acc_s"] >= found["acc_s_base"] - 0.02
+    assert found["identical_share"] >= 0.90
 
 
 def test_the_speed_table_is_its_result_file():

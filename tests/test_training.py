@@ -210,6 +210,23 @@ def test_a_seed_decides_every_weight(model, ask, objective):
     assert not same_weights(go(model, ask(name="other", objective=objective, seed=1)).trained, first)
 
 
+def test_two_people_with_the_same_base_and_seed_get_the_same_file(model, ask):
+    def content(outcome):
+        """Tensors and metadata, less the time of day and how long it took."""
+        with safe_open(outcome.path, framework="pt") as file:
+            metadata = {key: value for key, value in file.metadata().items() if key != "modelspec.date"}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no dict
+        record = json.loads(metadata.pop("unhype.record"))
+        del record["training"]["seconds"]
+        return tensors, metadata, record
+
+    first = content(go(model, replace(ask(), folder=ask().folder / "mine")))
+    again = content(go(tiny_model(), replace(ask(), folder=ask().folder / "theirs")))
+    assert again[0].keys() == first[0].keys()
+    assert all(torch.equal(again[0][name], tensor) for name, tensor in first[0].items())
+    assert again[1:] == first[1:]
+
+
 def test_length_and_watching_do_not_change_the_steps_themselves(model, ask):
     short = go(model, ask(name="short"))
     long = go(model, ask(name="long", steps=8, watch_every=2))

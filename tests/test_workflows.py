@@ -12,13 +12,12 @@ from benchmarks.environment import ROOT
 from benchmarks.graph import NOTES, to_prompt, widget_values
 from unhype.hypernet.files import load, open_checked
 
-PICTURED = ("train_sd15", "apply_sd15", "before_after_sd15", "report_sd15", "demo")
-NAMES = (*PICTURED, "train_flux", "apply_flux")
+NAMES = ("train_sd15", "apply_sd15", "before_after_sd15", "report_sd15", "demo", "train_flux", "apply_flux")
 
 
 def test_every_workflow_is_known_here_and_has_a_thumbnail():
     assert {path.stem for path in FOLDER.glob("*.json")} == set(NAMES)
-    for name in PICTURED:
+    for name in NAMES:
         with Image.open(FOLDER / f"{name}.jpg") as picture:
             assert picture.format == "JPEG"
             assert 400 <= picture.width <= 1000

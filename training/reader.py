@@ -71,8 +71,9 @@ class Prompts:
 def encode_prompts(clip, drawn, train, held_out, encoders, on_progress, source=POOLED):
     """Encode every text once and fit the reader. drawn: texts that are drawn as well; returns `Prompts`.
 
-    encoders: widths of the family's encoders where their states lie side by side. source: what drives H,
-    one of ``families``'. Where that are the tokens themselves there is nothing to be read from them.
+    encoders: widths of the family's encoders where their states lie side by side. on_progress(done, total) may
+    raise to interrupt. source: what drives H, one of ``families``'. Where that are the tokens themselves there is
+    nothing to be read from them.
     """
     texts = list(dict.fromkeys([*drawn, *train, *held_out]))
     skipped = skipping_last_layer(clip) if source == POOLED else None
@@ -87,7 +88,7 @@ def encode_prompts(clip, drawn, train, held_out, encoders, on_progress, source=P
                 layer[text] = chunk_features(version.conditioning[0][0][0, :chunk].float().cpu(), widths)
             encoded[text] = prompt if text in drawn else replace(prompt, conditioning=[])
             if done % 16 == 0:
-                on_progress()
+                on_progress(done, len(texts))
         if source != POOLED:
             return Prompts(encoded, [], _WHOLE_PROMPT, None, 0.0)
         c = [torch.stack([encoded[text].c for text in part]) for part in (train, held_out)]

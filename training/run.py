@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -66,9 +67,8 @@ def _encode_all(clip, plan, report):
     retain = plan.retain
     texts = drawn, [*retain.train, *wordings], retain.held_out
     family = plan.family
-    return encode_prompts(
-        clip, *texts, family.encoders, lambda: report("reading prompts", 0, 1), source=family.embedding
-    )
+    reading = partial(report, "reading prompts")
+    return encode_prompts(clip, *texts, family.encoders, reading, source=family.embedding)
 
 
 def _network(plan, width, generator):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ..publish import device, fill_section
-from . import model, text
+from . import flux, model, text
 from .judge import LABELS, WIDTHS, Judge
 from .train_base import fill
 from .vocabulary import CLASSES, NAMES
@@ -109,11 +109,16 @@ def save_grid(images, path, columns, zoom=2):
     picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST).save(path)
 
 
-class Lab:
-    """The three parts of the lab model and its judges, in this process."""
+# The lab's models by family: what loads one, and the tokenizer that it was trained with.
+FAMILIES = {"sd15": (model.load_model, text.LabTokenizer), "flux": (flux.load_model, text.LabFluxTokenizer)}
 
-    def __init__(self):
-        self.patcher, self.clip, self.vae = model.load_model(), text.load_clip(), model.LabVAE()
+
+class Lab:
+    """The three parts of a lab model and its judges, in this process."""
+
+    def __init__(self, family="sd15"):
+        load_model, tokenizer = FAMILIES[family]
+        self.patcher, self.clip, self.vae = load_model(), text.load_clip(tokenizer), model.LabVAE()
         self.judges = [Judge(name) for name in WIDTHS]
 
     def draw(self, prompts, seeds, **options):
@@ -155,11 +160,12 @@ def table(judges, groups):
 def main(arguments=None):
     """Command line."""
     parser = argparse.ArgumentParser(prog="dev.py lab measure", description=__doc__)
+    parser.add_argument("--family", choices=FAMILIES, default="sd15", help="which of the lab's models")
     parser.add_argument("--seeds", type=int, default=8, help="pictures a prompt; a quarter for other concepts")
     parser.add_argument("--publish", action="store_true", help="put the table into the lab's README")
     parser.add_argument("--grids", type=Path, help="a folder for pictures to look at")
     options = parser.parse_args(arguments)
-    lab, seeds = Lab(), list(range(options.seeds))
+    lab, seeds = Lab(options.family), list(range(options.seeds))
     groups = draw_groups(lab, seeds)
     pairs = lab.draw([fill("a {} and a {}", *pair) for pair in PAIRS], seeds)
     found = pair_accuracy(lab.judges[0], pairs, PAIRS, len(seeds)).mean(0).tolist()
@@ -167,7 +173,8 @@ def main(arguments=None):
     lines.append("Two objects: the first is seen in {:.2f}, the second in {:.2f}, both in {:.2f}.".format(*found))
     log.info("\n%s", "\n".join(lines))
     if options.publish:
-        fill_section(Path(__file__).with_name("README.md"), "measured", "\n".join(lines))
+        section = "measured" if options.family == "sd15" else f"measured_{options.family}"
+        fill_section(Path(__file__).with_name("README.md"), section, "\n".join(lines))
     if options.grids:
         options.grids.mkdir(parents=True, exist_ok=True)
         for group, (_, _, images, count) in groups.items():
