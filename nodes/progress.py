@@ -102,3 +102,11 @@ class DrawingProgress:
         self.text(f"Drawing, {done / total:.0%}{self.left(done, total)}", at_once=done == total)
         sheet = None if pair is None else self.show(pair)
         self.bar.update_absolute(_UNITS * done // total, _UNITS, sheet and ("JPEG", sheet, max(sheet.size)))
+
+
+def show_page(sheet):
+    """The finished page, a PIL picture, as the last preview of the node that runs.
+
+    ComfyUI's interface shows a node's last preview instead of its result until the node starts again.
+    """
+    comfy.utils.ProgressBar(_UNITS).update_absolute(_UNITS, _UNITS, ("JPEG", sheet, max(sheet.size)))

@@ -10,7 +10,7 @@ from ..training.prompts import PromptError
 from .cards import card_blocks, pairs_in_words, tally
 from .decoding import decoder
 from .page import ERASED, FAINT, SMALL, TITLE, page, to_tensor, words
-from .progress import DrawingProgress
+from .progress import DrawingProgress, show_page
 from .schema import CATEGORY, Hypernet, only_links, schema
 
 _DEFAULT = Drawing()
@@ -48,7 +48,9 @@ class ErasureReport(io.ComfyNode):
         progress = DrawingProgress(cls.hidden.unique_id, lambda pair: page(card_blocks([pair])))
         pairs = compare(model, clip, unhype, texts, drawing, decoder(model, vae), progress)
         warning = _warning(model)
-        picture = to_tensor(_page(unhype, pairs, drawing, warning))
+        sheet = _page(unhype, pairs, drawing, warning)
+        show_page(sheet)
+        picture = to_tensor(sheet)
         text = "\n".join([_title(unhype), f"Erases: {_erases(unhype)}", *warning, pairs_in_words(pairs)])
         shown = {**ui.PreviewImage(picture, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
         return io.NodeOutput(picture, text, ui=shown)

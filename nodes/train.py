@@ -17,7 +17,7 @@ from .cards import card_blocks
 from .decoding import decoder
 from .folders import checkpoint_folder, safe_name, training_folder
 from .page import page, to_tensor
-from .progress import DrawingProgress, Progress
+from .progress import DrawingProgress, Progress, show_page
 from .schema import CATEGORY, Hypernet, advanced, only_links, schema
 from .train_page import in_words, training_page
 
@@ -88,7 +88,9 @@ class TrainErasure(io.ComfyNode):
         finally:
             progress.close()
         pairs = _thumbnails(model, clip, vae, outcome.trained, request, cls.hidden.unique_id)
-        picture = to_tensor(training_page(outcome, pairs))
+        sheet = training_page(outcome, pairs)
+        show_page(sheet)
+        picture = to_tensor(sheet)
         shown = {**ui.PreviewImage(picture, cls=cls).as_dict(), **ui.PreviewText(in_words(outcome)).as_dict()}
         return io.NodeOutput(outcome.trained, {"loss": outcome.losses}, picture, ui=shown)
 

@@ -1,10 +1,16 @@
-// Load UnHype Hypernet, Train Erasure and Inspect Prompt say in words what they loaded, trained or found.
+// Nodes that load, train, import or look at erasers say in words what they did or found.
 // ComfyUI's interface shows such text on its own text nodes only, so this puts it on ours.
 // It also makes new nodes of the pack wide enough for their words.
 
 import { app } from "../../../scripts/app.js"
 
-const NODES = new Set(["UnHypeLoadHypernet", "UnHypeTrainErasure", "UnHypeInspectPrompt"])
+const NODES = new Set([
+  "UnHypeLoadHypernet",
+  "UnHypeTrainErasure",
+  "UnHypeInspectPrompt",
+  "UnHypeErasureReport",
+  "UnHypeImportWeights",
+])
 const WIDTH = 320 // of a new node: file names, and the title of Inspect Prompt, need that much
 const BOX = "result"
 const BOX_HEIGHT = 110 // of eight lines
