@@ -32,7 +32,8 @@ from .baselines.eraser import Eraser, unchanged  # noqa: E402
 from .lab.measure import LABELS, Lab, encode, sample_conditioning  # noqa: E402
 from .lab.vocabulary import CLASSES  # noqa: E402
 
-SETTINGS = Settings(width=128, height=128, guidance=3.0, sampler_steps=12, rollouts=8, checkpointing=False)
+# gamma, of the objectives that run diffusion steps, is the paper's.
+SETTINGS = Settings(width=128, height=128, guidance=3.0, sampler_steps=12, rollouts=8, gamma=1.0, checkpointing=False)
 # Steps of the methods that run diffusion: each costs what a hundred of ours do.
 _DIFFUSION_STEPS = 100
 # As Train Erasure's tooltip says: more for many concepts.
