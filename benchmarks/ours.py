@@ -115,4 +115,4 @@ def erase(lab, concepts, retain, seed, settings):
     seconds = time.perf_counter() - started + len(texts) * sum(lab.clip.price.values())
     numbers = sum(tensor.numel() for tensor in outcome.trained.tensors().values())
     model = apply_erasure(lab.patcher, outcome.trained)
-    return Ours("ours", model, unchanged, seconds, numbers, size, outcome.trained)
+    return Ours("ours", model, unchanged, seconds, numbers, size, trained=outcome.trained)
