@@ -138,12 +138,12 @@ def method_rows(results):
     for name, row in sorted(results["methods"].items(), key=lambda item: -item[1]["h_o"]):
         interval = f"{row['h_o']:.3f} ({row['h_o_low']:.3f} to {row['h_o_high']:.3f})"
         accuracies = [f"{row[key]:.3f}" for key in ("acc_e", "acc_s", "acc_g")]
-        cost = f"{row['seconds']:.0f} s", f"{row['peak_memory'] / 1e6:.0f} MB", f"{row['bytes'] / 1e6:.2f} MB"
-        lines.append((name, str(row["classes"]), *accuracies, interval, *cost))
+        size = f"{row['bytes'] / 1e6:.2f} MB"
+        lines.append((name, str(row["classes"]), *accuracies, interval, f"{row['seconds']:.0f} s", size))
     return lines
 
 
-HEADER = ("method", "classes", "Acc_e", "Acc_s", "Acc_g", "H_o (95% interval)", "training", "memory for it", "size")
+HEADER = ("method", "classes", "Acc_e", "Acc_s", "Acc_g", "H_o (95% interval)", "training", "size")
 
 
 def own_rows(results):
