@@ -332,4 +332,4 @@ def test_an_imported_hypernet_is_not_trained_further(tmp_path):
     trained = import_weights(sd_file(tmp_path))
     request = Request("dog -> tree", "", tmp_path, "more", tmp_path, start_from=replace(trained, name="theirs"))
     with pytest.raises(TrainingError, match="'theirs' was imported from the paper's authors"):
-        train_erasure(tiny_model(), object(), request, lambda *_: None)
+        train_erasure(tiny_model(), object(), request, lambda *_, **__: None)
