@@ -19,7 +19,8 @@ WORKFLOWS = sorted(path.stem for path in FOLDER.glob("*.json"))
 HELP = ROOT / "web" / "docs"
 NODES = sorted(path.stem for path in HELP.glob("*.md"))
 TRAINER, LAB = "UnHypeTrainErasure", "UnHypeLabLoader"
-STEPS = 60
+# Enough that small weights are still training when the button is pressed that stops them.
+STEPS = 600
 LONG = 600_000  # milliseconds
 SEARCHES = {
     "erase": {"Train Erasure", "Apply Concept Erasure", "Load UnHype Hypernet"},

@@ -123,7 +123,9 @@ def test_what_it_cannot_turn_it_names():
 def test_comfyuis_own_first_template_becomes_a_valid_prompt(server):
     prompt = to_prompt(server.get("/templates/default.json"), server.object_info())
     assert {entry["class_type"] for entry in prompt.values()} >= {"KSampler", "SaveImage"}
-    # All it lacks on this machine is the checkpoint.
+    (loader,) = [entry for entry in prompt.values() if entry["class_type"] == "CheckpointLoaderSimple"]
+    loader["inputs"]["ckpt_name"] = "nobody has it.safetensors"
+    # All it lacks is the checkpoint.
     with pytest.raises(PromptError) as refusal:
         server.queue(prompt)
     errors = [error for trouble in refusal.value.details["node_errors"].values() for error in trouble["errors"]]

@@ -26,7 +26,7 @@ HOST_PACKAGES = (
     "server",
 )
 # Outside `nodes/`, the only modules that know ComfyUI.
-DOORS = {"hypernet/patch.py", "training/frozen.py"}
+DOORS = {"hypernet/patch.py", "training/frozen.py", "training/drawing.py"}
 # What the pack calls the host's objects; a name it gives to one of its own has no place here.
 OBJECTS = {"clone": "patcher", "patcher": "patcher", "guider": "guider"}
 
@@ -92,6 +92,8 @@ def look_up(symbol):
     first, *rest = symbol.split(".")
     thing = host_object(first) if first in OBJECTS.values() else importlib.import_module(first)
     for number, name in enumerate(rest, 1):
+        if name == "instance" and isinstance(thing, type):
+            continue  # only a running server has it, and it is of that class
         if not hasattr(thing, name):
             try:
                 importlib.import_module(".".join([first, *rest[:number]]))
