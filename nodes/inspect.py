@@ -1,11 +1,11 @@
 """Inspect Prompt."""
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..hypernet.verdict import in_words, verdicts
 from .bars import bar_picture
-from .page import to_tensor
 from .schema import CATEGORY, Hypernet, only_links, schema
+from .shown import shown
 
 
 class InspectPrompt(io.ComfyNode):
@@ -36,6 +36,5 @@ class InspectPrompt(io.ComfyNode):
         only_links("Inspect Prompt", unhype=unhype, conditioning=conditioning)
         found = verdicts(unhype, conditioning)
         text = in_words(unhype, found)
-        picture = to_tensor(bar_picture(found))
-        shown = {**ui.PreviewImage(picture, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
-        return io.NodeOutput(text, picture, ui=shown)
+        image, display = shown(cls, bar_picture(found), text)
+        return io.NodeOutput(text, image, ui=display)

@@ -5,7 +5,9 @@ import time
 import comfy.utils
 from tqdm import tqdm
 
+from .cards import card_blocks
 from .curves import with_curves
+from .page import page
 
 _UNITS = 1000
 # Where on the bar each stage begins and how much of it is its own.
@@ -37,6 +39,11 @@ class TimeLeft:
         if done <= begun or done >= total:
             return ""
         return f", about {duration((now - since) / (done - begun) * (total - done))} left"
+
+
+def _preview(sheet):
+    """A PIL picture in the form that ComfyUI's bar takes, in its own size."""
+    return "JPEG", sheet, max(sheet.size)
 
 
 class NodeText:
@@ -82,8 +89,7 @@ class Progress:
         if history is None or not (picture or time.monotonic() - self.drawn >= _PAUSE):
             return None
         self.drawn = time.monotonic()
-        sheet = with_curves(self.thumbnails, *history, total)
-        return "JPEG", sheet, max(sheet.size)
+        return _preview(with_curves(self.thumbnails, *history, total))
 
     def close(self):
         """End the console line, and leave no time on the node that nobody waits for."""
@@ -94,14 +100,13 @@ class Progress:
 class DrawingProgress:
     """Passed to `compare` as its `report`: the bar, with each pair of pictures as the preview."""
 
-    def __init__(self, node_id, show):
+    def __init__(self, node_id):
         self.bar, self.text, self.left = comfy.utils.ProgressBar(_UNITS), NodeText(node_id), TimeLeft()
-        self.show = show
 
     def __call__(self, done, total, pair=None):
         self.text(f"Drawing, {done / total:.0%}{self.left(done, total)}", at_once=done == total)
-        sheet = None if pair is None else self.show(pair)
-        self.bar.update_absolute(_UNITS * done // total, _UNITS, sheet and ("JPEG", sheet, max(sheet.size)))
+        preview = None if pair is None else _preview(page(card_blocks([pair])))
+        self.bar.update_absolute(_UNITS * done // total, _UNITS, preview)
 
 
 def show_page(sheet):
@@ -109,4 +114,4 @@ def show_page(sheet):
 
     ComfyUI's interface shows a node's last preview instead of its result until the node starts again.
     """
-    comfy.utils.ProgressBar(_UNITS).update_absolute(_UNITS, _UNITS, ("JPEG", sheet, max(sheet.size)))
+    comfy.utils.ProgressBar(_UNITS).update_absolute(_UNITS, _UNITS, _preview(sheet))

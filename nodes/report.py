@@ -1,7 +1,7 @@
 """Erasure Report."""
 
 import comfy.samplers
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..hypernet.patch import KEY
 from ..training.compare import compare, own_prompts, prompts_of
@@ -9,9 +9,10 @@ from ..training.drawing import Drawing
 from ..training.prompts import PromptError
 from .cards import card_blocks, pairs_in_words, tally
 from .decoding import decoder
-from .page import ERASED, FAINT, SMALL, TITLE, page, to_tensor, words
+from .page import ERASED, FAINT, SMALL, TITLE, page, words
 from .progress import DrawingProgress, show_page
 from .schema import CATEGORY, Hypernet, only_links, schema
+from .shown import shown
 
 _DEFAULT = Drawing()
 
@@ -45,15 +46,13 @@ class ErasureReport(io.ComfyNode):
             texts = prompts_of(prompts) or own_prompts(unhype.record)
         except PromptError as error:
             raise PromptError(f"Erasure Report, 'prompts': {error}") from error
-        progress = DrawingProgress(cls.hidden.unique_id, lambda pair: page(card_blocks([pair])))
-        pairs = compare(model, clip, unhype, texts, drawing, decoder(model, vae), progress)
+        pairs = compare(model, clip, unhype, texts, drawing, decoder(model, vae), DrawingProgress(cls.hidden.unique_id))
         warning = _warning(model)
         sheet = _page(unhype, pairs, drawing, warning)
         show_page(sheet)
-        picture = to_tensor(sheet)
         text = "\n".join([_title(unhype), f"Erases: {_erases(unhype)}", *warning, pairs_in_words(pairs)])
-        shown = {**ui.PreviewImage(picture, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
-        return io.NodeOutput(picture, text, ui=shown)
+        image, display = shown(cls, sheet, text)
+        return io.NodeOutput(image, text, ui=display)
 
 
 def _inputs():

@@ -4,7 +4,7 @@ import json
 import logging
 
 from comfy.cli_args import args
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..training.compare import compare, own_prompts
 from ..training.drawing import Drawing
@@ -13,12 +13,11 @@ from ..training.presets import CUSTOM, PRESETS, with_preset
 from ..training.prompts import TEMPLATES, PromptError, parse_concepts
 from ..training.run import Request, train_erasure
 from ..training.settings import OBJECTIVES, Settings
-from .cards import card_blocks
 from .decoding import decoder
 from .folders import checkpoint_folder, safe_name, training_folder
-from .page import page, to_tensor
 from .progress import DrawingProgress, Progress, show_page
 from .schema import CATEGORY, Hypernet, advanced, only_links, schema
+from .shown import shown
 from .train_page import in_words, training_page
 
 log = logging.getLogger("unhype")
@@ -90,9 +89,8 @@ class TrainErasure(io.ComfyNode):
         pairs = _thumbnails(model, clip, vae, outcome.trained, request, cls.hidden.unique_id)
         sheet = training_page(outcome, pairs)
         show_page(sheet)
-        picture = to_tensor(sheet)
-        shown = {**ui.PreviewImage(picture, cls=cls).as_dict(), **ui.PreviewText(in_words(outcome)).as_dict()}
-        return io.NodeOutput(outcome.trained, {"loss": outcome.losses}, picture, ui=shown)
+        image, display = shown(cls, sheet, in_words(outcome))
+        return io.NodeOutput(outcome.trained, {"loss": outcome.losses}, image, ui=display)
 
 
 def _thumbnails(model, clip, vae, trained, request, node_id):
@@ -102,7 +100,7 @@ def _thumbnails(model, clip, vae, trained, request, node_id):
         return []
     own = request.settings
     drawing = Drawing(own.sampler_steps, own.guidance, width=own.width, height=own.height)
-    progress = DrawingProgress(node_id, lambda pair: page(card_blocks([pair])))
+    progress = DrawingProgress(node_id)
     try:
         return compare(model, clip, trained, own_prompts(trained.record, 1, 1), drawing, decode, progress)
     except out_of_memory_errors():
