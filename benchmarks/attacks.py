@@ -12,13 +12,12 @@ from dataclasses import dataclass
 
 import torch
 from comfy.conds import CONDCrossAttn
-from torch.nn.functional import normalize
 
 from unhype.hypernet.factors import Factors
 from unhype.training.frozen import FrozenModel
 
 from .lab.measure import encode
-from .lab.text import WIDTH
+from .lab.text import pooled
 
 RADII, ITERATIONS = (0.2, 0.1), 100
 # A step moves the states by about this share of the radius.
@@ -39,14 +38,9 @@ class Target:
     e_p: torch.Tensor
 
 
-def pooled_of(states):
-    """The lab encoder's pooled vector (1, width) of token states (1, n, width), see `lab.text`."""
-    return normalize(states.sum(1), dim=1) * WIDTH**0.5
-
-
 def conditioning_of(states):
     """The CONDITIONING that an encoder giving these token states (1, n, width) would make."""
-    return [[states.detach(), {"pooled_output": pooled_of(states).detach()}]]
+    return [[states.detach(), {"pooled_output": pooled(states).detach()}]]
 
 
 def noisy_targets(frozen, settings, prompt, empty, generator):
@@ -63,7 +57,7 @@ def noisy_targets(frozen, settings, prompt, empty, generator):
 
 def presence(trained, states):
     """How present the erased concept is in token states, by the loudest of what speaks for them; differentiable."""
-    views = [pooled_of(states)]
+    views = [pooled(states)]
     if trained.reader is not None:
         views += [view.unsqueeze(0) for view in trained.reader.views(states[0])]
     return trained.switch.scores(torch.cat(views)).amax()
@@ -72,7 +66,7 @@ def presence(trained, states):
 def _soft_factors(trained, states, count):
     """H's factors for the pooled vector of `states`, `count` times, scaled by how far the switch is open."""
     gate = torch.sigmoid(8.0 * (presence(trained, states) - 1.0))
-    layers = trained.network(pooled_of(states), trained.network.config.trajectory)
+    layers = trained.network(pooled(states), trained.network.config.trajectory)
     return [Factors(f.A.expand(count, -1, -1), (f.B * gate).expand(count, -1, -1)) for f in layers]
 
 

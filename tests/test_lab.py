@@ -8,7 +8,7 @@ from tiny import seeded
 from benchmarks.lab import flux, storage, train_flux
 from benchmarks.lab.measure import Lab, accuracy, encode
 from benchmarks.lab.model import WEIGHTS, LabVAE, load_model
-from benchmarks.lab.text import encode_batch, load_clip
+from benchmarks.lab.text import encode_batch, load_clip, pooled
 from benchmarks.lab.train_base import fill
 from benchmarks.lab.vocabulary import CLASSES
 from unhype.hypernet.targets import recognise, target_layers
@@ -109,5 +109,5 @@ def test_without_weights_the_small_flux_says_how_to_get_them(tmp_path):
 
 def test_the_pooled_vector_is_told_from_the_tokens():
     clip = load_clip()
-    context, pooled = encode_batch(clip, ["a cat", "a photo of a very small dog"])
-    torch.testing.assert_close(train_flux.pooled(context), pooled)
+    context, given = encode_batch(clip, ["a cat", "a photo of a very small dog"])
+    torch.testing.assert_close(pooled(context), given)

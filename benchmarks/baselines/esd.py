@@ -10,11 +10,9 @@ import time
 
 import torch
 
-from unhype.training.losses import steered_target, task_loss
-
 from .eraser import Eraser, edited, unchanged
 from .states import token_states
-from .task import deltas_of, draw, for_rows, make_task, new_lora
+from .task import deltas_of, make_task, train_lora
 
 LEARNING_RATE = 3e-3
 ETA, RETAIN_WEIGHT = 1.0, 1.0
@@ -27,33 +25,29 @@ def drift_loss(lora, states):
     return torch.stack(changes).mean()
 
 
-def train_lora(task, kept, strength, retain_weight, seed, settings):
-    """One LoRA of `settings.rank` for all concepts. kept: token states (n, width) of the retain prompts."""
-    generator = torch.Generator().manual_seed(seed + 1)
-    frozen = task.frozen
-    lora = new_lora(frozen.layers, settings.rank, generator, frozen.device)
-    optimiser = torch.optim.Adam([tensor for factors in lora for tensor in factors], lr=LEARNING_RATE)
-    for _ in range(settings.steps):
-        samples = draw(task.cache, settings, generator, frozen.device)
-        target = steered_target(samples.e_p, samples.e_m, strength)
-        prediction = frozen.predict(samples.z, samples.sigma, task.conds_of(samples), for_rows(lora, len(samples)))
-        loss = task_loss(prediction, target).mean()
-        if retain_weight:
-            count = settings.retain_batch * _TOKENS
-            chosen = kept[torch.randint(len(kept), (count,), generator=generator)]
-            loss = loss + retain_weight * drift_loss(lora, chosen.to(frozen.device))
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-    return lora
+def nothing_kept(_lora, _generator):
+    """As ESD: no loss but its own."""
+    return 0.0
+
+
+def _keeping(task, kept, weight, settings):
+    """The loss by which the twin keeps token states `kept` (n, width) of the retain prompts where they are."""
+
+    def loss(lora, generator):
+        chosen = kept[torch.randint(len(kept), (settings.retain_batch * _TOKENS,), generator=generator)]
+        return weight * drift_loss(lora, chosen.to(task.frozen.device))
+
+    return loss
 
 
 def _erase(name, lab, concepts, retain, seed, settings, strength, retain_weight):
     started = time.perf_counter()
     with torch.inference_mode(False), torch.enable_grad():
         task = make_task(lab, concepts, seed, settings)
-        kept = token_states(lab.clip, retain.train) if retain_weight else None
-        lora = train_lora(task, kept, strength, retain_weight, seed, settings)
+        keeping = nothing_kept
+        if retain_weight:
+            keeping = _keeping(task, token_states(lab.clip, retain.train), retain_weight, settings)
+        lora = train_lora(task, settings.rank, LEARNING_RATE, strength, keeping, seed, settings)
     task.frozen.release()
     numbers = sum(tensor.numel() for factors in lora for tensor in factors)
     model = edited(lab.patcher, deltas_of(task.frozen.layers, lora))

@@ -14,11 +14,11 @@ from functools import partial
 import torch
 from torch.nn.functional import cosine_similarity
 
-from unhype.training.losses import steered_target, task_loss
+from unhype.training.losses import task_loss
 
 from .eraser import Eraser, edited, unchanged
 from .states import encode_prompts, tokens_of
-from .task import deltas_of, draw, for_rows, make_task, new_lora
+from .task import deltas_of, draw, for_rows, make_task, train_lora
 
 RANK, LEARNING_RATE = 1, 1e-2
 ETA, ANCHOR_WEIGHT, ANCHORS, SHARPNESS = 1.0, 1.0, 8, 1.0
@@ -58,23 +58,16 @@ def anchor_loss(frozen, lora, samples, conds):
     return task_loss(frozen.predict(samples.z, samples.sigma, conds, for_rows(lora, len(conds))), before).mean()
 
 
-def train_adapter(task, anchors, weights, seed, settings, eta, anchor_weight):
-    """One rank-1 LoRA. anchors: `model_conds` of the retain prompts; weights: (n,) how often each is drawn."""
-    generator, frozen = torch.Generator().manual_seed(seed + 1), task.frozen
-    lora = new_lora(frozen.layers, RANK, generator, frozen.device)
-    optimiser = torch.optim.Adam([tensor for factors in lora for tensor in factors], lr=LEARNING_RATE)
-    for _ in range(settings.steps):
-        samples = draw(task.cache, settings, generator, frozen.device)
-        target = steered_target(samples.e_p, samples.e_m, eta)
-        prediction = frozen.predict(samples.z, samples.sigma, task.conds_of(samples), for_rows(lora, len(samples)))
-        loss = task_loss(prediction, target).mean()
+def _anchoring(task, anchors, weights, weight, settings):
+    """The loss of latent anchoring. anchors: `model_conds` of retain prompts; weights: (n,) how often each comes."""
+    batch, frozen = replace(settings, batch=ANCHORS), task.frozen
+
+    def loss(lora, generator):
         chosen = torch.multinomial(weights, ANCHORS, replacement=True, generator=generator).tolist()
-        near = draw(task.cache, replace(settings, batch=ANCHORS), generator, frozen.device)
-        loss = loss + anchor_weight * anchor_loss(frozen, lora, near, [anchors[n] for n in chosen])
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-    return lora
+        near = draw(task.cache, batch, generator, frozen.device)
+        return weight * anchor_loss(frozen, lora, near, [anchors[n] for n in chosen])
+
+    return loss
 
 
 def _adapter(lab, pair, encoded, seed, settings, eta, anchor_weight):
@@ -85,7 +78,8 @@ def _adapter(lab, pair, encoded, seed, settings, eta, anchor_weight):
     mean = own.mean(0)
     anchors = [task.frozen.model_conds(prompt, probe) for prompt in encoded.values()]
     means = torch.stack([tokens_of(prompt.conditioning).mean(0) for prompt in encoded.values()])
-    lora = train_adapter(task, anchors, anchor_weights(means, mean), seed, settings, eta, anchor_weight)
+    keeping = _anchoring(task, anchors, anchor_weights(means, mean), anchor_weight, settings)
+    lora = train_lora(task, RANK, LEARNING_RATE, eta, keeping, seed, settings)
     task.frozen.release()
     full = cosine_similarity(own, mean.unsqueeze(0)).median().item()
     return Adapter(deltas_of(task.frozen.layers, lora), mean, full), sum(t.numel() for f in lora for t in f)

@@ -7,6 +7,7 @@ import torch
 from unhype.hypernet.factors import Factors
 from unhype.training.cache import TaskCache, build_cache
 from unhype.training.frozen import FrozenModel
+from unhype.training.losses import steered_target, task_loss
 from unhype.training.prompts import phrasings
 
 from .states import encode_prompts
@@ -61,6 +62,26 @@ def deltas_of(layers, lora):
     return {
         layer.name: (factors.B[0] @ factors.A[0]).detach().cpu() for layer, factors in zip(layers, lora, strict=True)
     }
+
+
+def train_lora(task, rank, learning_rate, strength, keeping, seed, settings):
+    """One LoRA of `rank`, trained towards e* = e_m - strength (e_p - e_m) for `settings.steps` of Adam.
+
+    keeping(lora, generator): a further scalar loss, by which a method keeps other prompts; its draws come from the
+    generator after those of the step's samples.
+    """
+    generator, frozen = torch.Generator().manual_seed(seed + 1), task.frozen
+    lora = new_lora(frozen.layers, rank, generator, frozen.device)
+    optimiser = torch.optim.Adam([tensor for factors in lora for tensor in factors], lr=learning_rate)
+    for _ in range(settings.steps):
+        samples = draw(task.cache, settings, generator, frozen.device)
+        target = steered_target(samples.e_p, samples.e_m, strength)
+        prediction = frozen.predict(samples.z, samples.sigma, task.conds_of(samples), for_rows(lora, len(samples)))
+        loss = task_loss(prediction, target).mean() + keeping(lora, generator)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+    return lora
 
 
 def draw(cache, settings, generator, device):

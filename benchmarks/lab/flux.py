@@ -4,14 +4,11 @@ It draws what the SD lab model draws, from the same text encoder into the same l
 can be measured on the two kinds of network alike.
 """
 
-import comfy.model_management
-import comfy.model_patcher
 import comfy.supported_models
 import torch
 from comfy.ldm.flux.model import FluxParams
 
-from . import storage
-from .model import CONTEXT_WIDTH, WEIGHTS, LabLatent
+from .model import CONTEXT_WIDTH, WEIGHTS, LabLatent, as_model
 
 PATH = WEIGHTS / "flux.safetensors"
 
@@ -54,9 +51,4 @@ def load_model(path=PATH, disable_dynamic=True):
     del disable_dynamic  # ComfyUI asks for it when it loads a model again
     if not path.is_file():
         raise FileNotFoundError("The lab's Flux isn't trained yet: python3 dev.py lab flux --folder FOLDER")
-    offload = comfy.model_management.unet_offload_device()
-    model = build(offload)
-    model.diffusion_model.load_state_dict(storage.load(path))
-    patcher = comfy.model_patcher.ModelPatcher(model, comfy.model_management.get_torch_device(), offload)
-    patcher.cached_patcher_init = (load_model, (path,))
-    return patcher
+    return as_model(build, path, load_model)

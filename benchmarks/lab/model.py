@@ -87,11 +87,18 @@ def build(device=None):
 def load_model(path=WEIGHTS / "base.safetensors", disable_dynamic=True):
     """The trained lab model as a MODEL. It is small enough to be always wholly on the device."""
     del disable_dynamic  # ComfyUI asks for it when it loads a model again
+    return as_model(build, path, load_model)
+
+
+def as_model(build, path, load_model):
+    """A MODEL of the network that build(device) makes, with the weights at `path`.
+
+    load_model(path) is what makes it again: newer ComfyUI makes deep copies of a model by loading it anew.
+    """
     offload = comfy.model_management.unet_offload_device()
     model = build(offload)
     model.diffusion_model.load_state_dict(storage.load(path))
     patcher = comfy.model_patcher.ModelPatcher(model, comfy.model_management.get_torch_device(), offload)
-    # Newer ComfyUI makes deep copies of a model by loading it again.
     patcher.cached_patcher_init = (load_model, (path,))
     return patcher
 

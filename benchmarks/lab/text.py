@@ -78,6 +78,15 @@ class LabFluxTokenizer(LabTokenizer):
     words: ClassVar = _FluxWords
 
 
+def pooled(states):
+    """The pooled vectors (n, 384) of token states (n, tokens, 384), whose padding is zero.
+
+    The length is given to them anew, so a sum does for the mean. Elements of about one, for a vector of length one
+    drowns beside a network's other inputs.
+    """
+    return torch.nn.functional.normalize(states.sum(1), dim=1) * WIDTH**0.5
+
+
 class _Sentence(comfy.sd1_clip.SDClipModel):
     """Token states with zeros on padding, and their mean as the pooled vector."""
 
@@ -101,10 +110,7 @@ class _Sentence(comfy.sd1_clip.SDClipModel):
         if self.layer != "last":  # clip-skip: as in CLIP, the pooled vector stays that of the last layer
             chosen, self.layer = self.layer, "last"
             last, self.layer = super().forward(tokens)[0], chosen
-        # The length is given to the pooled vector anew, so a sum does for the mean. Elements of about one,
-        # for a vector of length one drowns beside a network's other inputs.
-        pooled = torch.nn.functional.normalize(last.sum(1), dim=1) * WIDTH**0.5
-        return states, pooled
+        return states, pooled(last)
 
 
 class LabTextModel(comfy.sd1_clip.SD1ClipModel):

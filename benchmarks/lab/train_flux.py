@@ -28,11 +28,6 @@ _WEIGHTS = {**dict.fromkeys(CLASSES, 60.0), "tree": 30.0}
 _SAVE_EVERY = 250
 
 
-def pooled(context):
-    """The text encoder's pooled vectors (n, 384) of contexts (n, tokens, 384), whose padding is zero."""
-    return torch.nn.functional.normalize(context.sum(1), dim=1) * text.WIDTH**0.5
-
-
 def initialise(network):
     """ComfyUI's layers are uninitialised memory; blocks start as the identity, as in adaLN-zero (arXiv 2212.09748)."""
     for name, parameter in network.named_parameters():
@@ -50,7 +45,7 @@ def loss_of(network, z0, context, generator):
     noise = torch.randn(z0.shape, generator=generator).to(z0)
     level = sigma.view(-1, 1, 1, 1)
     z = (1 - level) * z0 + level * noise
-    velocity = network(z, sigma, context=context, y=pooled(context), transformer_options={})
+    velocity = network(z, sigma, context=context, y=text.pooled(context), transformer_options={})
     return (velocity.float() - (noise - z0)).square().mean()
 
 

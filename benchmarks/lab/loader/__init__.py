@@ -24,23 +24,31 @@ def _lab(module):
     return importlib.import_module(f"{_NAME}.{module}")
 
 
+def _schema(node_id, display_name, description):
+    return io.Schema(
+        node_id=node_id,
+        display_name=display_name,
+        category="UnHype/lab",
+        description=description,
+        inputs=[],
+        outputs=[
+            io.Model.Output("model", display_name="MODEL"),
+            io.Clip.Output("clip", display_name="CLIP"),
+            io.Vae.Output("vae", display_name="VAE"),
+        ],
+    )
+
+
 class LabLoader(io.ComfyNode):
     """The small text-to-image model on which erasure is shown and measured."""
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="UnHypeLabLoader",
-            display_name="Load UnHype Lab Model",
-            category="UnHype/lab",
-            description="A small text-to-image model of 32x32 emoji, for trying out and testing concept erasure. "
+        return _schema(
+            "UnHypeLabLoader",
+            "Load UnHype Lab Model",
+            "A small text-to-image model of 32x32 emoji, for trying out and testing concept erasure. "
             "Use an empty latent of 128x128.",
-            inputs=[],
-            outputs=[
-                io.Model.Output("model", display_name="MODEL"),
-                io.Clip.Output("clip", display_name="CLIP"),
-                io.Vae.Output("vae", display_name="VAE"),
-            ],
         )
 
     @classmethod
@@ -54,17 +62,10 @@ class LabFluxLoader(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="UnHypeLabFluxLoader",
-            display_name="Load UnHype Lab Flux",
-            category="UnHype/lab",
-            description="A small Flux.1 that draws the same 32x32 emoji. Use an empty latent of 128x128.",
-            inputs=[],
-            outputs=[
-                io.Model.Output("model", display_name="MODEL"),
-                io.Clip.Output("clip", display_name="CLIP"),
-                io.Vae.Output("vae", display_name="VAE"),
-            ],
+        return _schema(
+            "UnHypeLabFluxLoader",
+            "Load UnHype Lab Flux",
+            "A small Flux.1 that draws the same 32x32 emoji. Use an empty latent of 128x128.",
         )
 
     @classmethod
