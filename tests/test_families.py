@@ -15,6 +15,7 @@ from families import INSTANCES, NAMES, instance, key_of, prompt
 from tiny import (
     CONTEXT,
     CPU,
+    TRAINING,
     merged,
     noted_calls,
     overridden,
@@ -39,7 +40,6 @@ from unhype.hypernet.verdict import verdicts
 from unhype.training import blocks
 from unhype.training.frozen import FrozenModel, MissingEmbeddingError, differentiable, encode
 from unhype.training.run import Request, train_erasure
-from unhype.training.settings import Settings
 
 
 @pytest.fixture(autouse=True)
@@ -341,20 +341,7 @@ class FamilyClip:
         return prompt(self.name, seed, tokens=8 if INSTANCES[self.name].pooled else 6 + seed % 3)
 
 
-SMALL = Settings(
-    steps=1,
-    rank=2,
-    hidden=8,
-    batch=4,
-    retain_batch=8,
-    width=64,
-    height=64,
-    rollouts=2,
-    pictures=2,
-    sampler_steps=3,
-    kept_steps=2,
-    guidance=3.5,
-)
+SMALL = replace(TRAINING, steps=1, batch=4, guidance=3.5)
 
 
 def request(folder, **changes):

@@ -19,6 +19,7 @@ from tiny import (
     FAMILIES,
     POOLED,
     TOKENS,
+    TRAINING,
     Call,
     TinyClip,
     WordClip,
@@ -49,22 +50,7 @@ from unhype.training.prompts import TEMPLATES, PromptError, retain_split, senten
 from unhype.training.run import Request, train_erasure
 from unhype.training.settings import OBJECTIVES, Settings
 
-TINY = Settings(
-    steps=6,
-    rank=2,
-    basis=4,
-    hidden=8,
-    batch=3,
-    attention_batch=6,
-    retain_batch=8,
-    sentences=8,
-    width=64,
-    height=64,
-    rollouts=2,
-    pictures=2,
-    sampler_steps=3,
-    kept_steps=2,
-)
+TINY = replace(TRAINING, steps=6, basis=4, batch=3, attention_batch=6, sentences=8)
 # With diffusion steps, and so with sampler runs beforehand.
 DIFFUSION = replace(TINY, objective="direct")
 

@@ -18,9 +18,22 @@ from comfy.patcher_extension import WrappersMP
 from unhype.hypernet.files import Record, TrainedHypernet
 from unhype.hypernet.network import Hypernet, HypernetConfig
 from unhype.hypernet.targets import recognise, target_layers, weight_spread
+from unhype.training.settings import Settings
 
 CPU = torch.device("cpu")
 CONTEXT, POOLED, TOKENS, LATENT = 32, 24, 8, 8
+# A training run that such models bear.
+TRAINING = Settings(
+    rank=2,
+    hidden=8,
+    retain_batch=8,
+    width=64,
+    height=64,
+    rollouts=2,
+    pictures=2,
+    sampler_steps=3,
+    kept_steps=2,
+)
 
 _UNET = {
     "image_size": 32,
