@@ -209,34 +209,6 @@ def lint_python() -> Path:
     return venv_python(build_once(cache_folder() / f"lint-{_python_tag()}-{digest(ruff)}", build))
 
 
-def chromium() -> Path:
-    """The Chromium of this machine, which the browser test drives; from Debian's packages when it is missing."""
-    if found := _find_chromium():
-        return found
-    if not shutil.which("apt-get") or os.geteuid():
-        raise SetupError(
-            "The browser test needs Chromium, and there is none. Install it (Debian and Ubuntu: sudo apt install "
-            "chromium) and run again, or leave the test out: --ignore tests/test_browser.py"
-        )
-    with locked(cache_folder()):
-        say("Installing Chromium for the browser test.")
-        for command in (["update"], ["install", "-y", "--no-install-recommends", "chromium", "fonts-dejavu-core"]):
-            words = ["apt-get", "-qq", *command]
-            environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-            done = subprocess.run(words, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-            if done.returncode:
-                raise SetupError(f"`{' '.join(words)}` failed:\n{(done.stdout + done.stderr).strip()}")
-    if found := _find_chromium():
-        return found
-    raise SetupError("apt-get has installed Chromium, yet there is no program of that name.")
-
-
-def _find_chromium() -> Path | None:
-    # Ubuntu's chromium-browser only asks for a snap, so it is no candidate.
-    found = filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome")))
-    return next(map(Path, found), None)
-
-
 @contextlib.contextmanager
 def _requirements_file(text: str):
     with tempfile.TemporaryDirectory() as folder:

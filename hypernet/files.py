@@ -5,9 +5,8 @@ against its own description before a tensor is read, and against the model befor
 """
 
 import json
-import math
 import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -16,51 +15,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .deadzone import Switch
+from .description import FORMAT, HypernetFileError, Record, describe, short
 from .embedding import Reader
 from .factors import delta_norm
-from .families import POOLED, TOKENS
-from .network import Hypernet, HypernetConfig
-from .published import KIND, PublishedConfig, PublishedHypernet
+from .network import Hypernet
+from .published import PublishedHypernet
 from .targets import family_by_key
 
-FORMAT = "2"
 SUFFIX = ".safetensors"
-# Kind of network in a file's config to its classes; what is trained here says no kind.
-_KINDS = {None: (HypernetConfig, Hypernet), KIND: (PublishedConfig, PublishedHypernet)}
-_LIMITS = {"rank": 256, "basis": 1024, "hidden": 8192, "trajectory": 100_000, "octaves": 16, "embedding_width": 65_536}
-_MAX_LAYERS, _MAX_FEATURES, _MAX_TOKENS = 4096, 262_144, 65_536
 _READER, _CONCEPTS = {part: f"reader.{part}" for part in ("up", "down", "bias", "key")}, "concepts.c"
 _SWITCH = ("switch.weight", "switch.bias")
-# Characters. Thousands of concepts and the losses of long runs need a tenth; JSON takes twenty times that in memory.
-_MAX_DESCRIPTION = 8_000_000
-
-
-class HypernetFileError(ValueError):
-    """A file is no hypernet, is damaged, or does not fit the model."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a hypernet is for and how it was made.
-
-    `concepts`: pairs (erased concept, what it turns into). `dead_zone`: the threshold of
-    ``deadzone``. `base`: family class and weight spread of the model it was trained on. `training`:
-    settings and measurements of the run. `reading`: of the text encoder, `tokens` that it makes at once,
-    `widths` of the states that the file's reader takes, the `layers` that it knows and its `rank` (none without);
-    empty in files that weren't trained here. `embedding`: what drives H, one of ``families``' sources.
-    """
-
-    family: str
-    concepts: tuple[tuple[str, str], ...]
-    dead_zone: float
-    base: dict = field(default_factory=dict)
-    training: dict = field(default_factory=dict)
-    reading: dict = field(default_factory=dict)
-    embedding: str = POOLED
-
-    def summary(self):
-        """The erased concepts in words, one a line."""
-        return "\n".join(f"{concept} -> {mapping}" for concept, mapping in self.concepts)
 
 
 @dataclass(frozen=True)
@@ -155,96 +119,6 @@ def save(trained, path, extra=None):
     write_aside(tensors, path, metadata_of(trained, extra))
 
 
-def _short(words, limit=160):
-    """Words from a file, short enough for a message."""
-    words = str(words)
-    return words if len(words) <= limit else f"{words[:limit]}..."
-
-
-def _is_number(value):
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def _parse_config(text):
-    """The class of the network and its config."""
-    values = json.loads(text)
-    config_class, network_class = _KINDS[values.pop("kind", None)]
-    config = config_class.from_dict(values)
-    for name, limit in _LIMITS.items():
-        value = getattr(config, name, 1)
-        if type(value) is not int or not 1 <= value <= limit:
-            raise ValueError(f"{name} is {value!r}")
-    if not 1 <= len(config.layers) <= _MAX_LAYERS:
-        raise ValueError(f"{len(config.layers)} layers")
-    for layer in config.layers:
-        if type(layer.name) is not str:
-            raise ValueError(f"the name of a layer is {layer.name!r}")
-        if not all(type(n) is int and 1 <= n <= _MAX_FEATURES for n in (layer.inputs, layer.outputs)):
-            raise ValueError(f"layer {layer.name} has {layer.inputs!r} inputs and {layer.outputs!r} outputs")
-        if type(layer.start) is not int or type(layer.features) is not int:
-            raise ValueError(f"layer {layer.name} has rows {layer.start!r} of {layer.features!r}")
-        if not 0 <= layer.start <= layer.features - layer.outputs <= _MAX_FEATURES:
-            raise ValueError(f"layer {layer.name} has rows {layer.start} to {layer.rows.stop} of {layer.features}")
-    return network_class, config
-
-
-def _parse_record(text):
-    values = json.loads(text)
-    concepts = tuple((str(concept), str(mapping)) for concept, mapping in values["concepts"])
-    dead_zone = float(values["dead_zone"])
-    if not 0 <= dead_zone < float("inf"):
-        raise ValueError(f"dead zone {dead_zone}")
-    base, training = dict(values["base"]), dict(values["training"])
-    if not all(_is_number(spread) for spread in base.get("weight_spread", ())):
-        raise ValueError("the weight spread is not made of numbers")
-    reading, embedding = _parse_reading(values.get("reading", {})), values.get("embedding", POOLED)
-    if embedding not in (POOLED, TOKENS):
-        raise ValueError(f"embedding is {embedding!r}")
-    if not isinstance(values["family"], str) or len(values["family"]) > 100:
-        raise ValueError(f"the model family is {values['family']!r}")
-    return Record(values["family"], concepts, dead_zone, base, training, reading, embedding)
-
-
-def _parse_reading(values):
-    """`Record.reading`, of which imported files have nothing."""
-    if not values:
-        return {}
-    tokens, widths, layers = values["tokens"], values["widths"], values["layers"]
-    if type(tokens) is not int or not 1 <= tokens <= _MAX_TOKENS:
-        raise ValueError(f"the text encoder makes {tokens!r} tokens")
-    if type(widths) is not list or not all(type(width) is int and 1 <= width <= _MAX_FEATURES for width in widths):
-        raise ValueError(f"the widths of the text encoder are {widths!r}")
-    if type(layers) is not int or not bool(widths) <= layers <= _MAX_LAYERS:
-        raise ValueError(f"{layers!r} layers of the text encoder are read")
-    if type(values["rank"]) is not int or not bool(widths) <= values["rank"] <= _MAX_TOKENS:
-        raise ValueError(f"the reader's maps have rank {values['rank']!r}")
-    return {"tokens": tokens, "widths": widths, "layers": layers, "rank": values["rank"]}
-
-
-def _describe(file, path):
-    """Read config and record from an open file's metadata."""
-    metadata = file.metadata() or {}
-    if "unhype.config" not in metadata:
-        raise HypernetFileError(
-            f"'{path.name}' is a safetensors file but no UnHype hypernet (a LoRA or a checkpoint perhaps). "
-            "Pick a file that Train Erasure wrote."
-        )
-    if metadata.get("unhype.format") != FORMAT:
-        raise HypernetFileError(
-            f"'{path.name}' has UnHype format {_short(metadata.get('unhype.format'))}, this version reads {FORMAT}. "
-            "Update the UnHype node pack."
-        )
-    try:
-        parts = metadata["unhype.config"], metadata["unhype.record"]
-        if max(map(len, parts)) > _MAX_DESCRIPTION:
-            raise ValueError(f"it is longer than {_MAX_DESCRIPTION} characters")
-        return _parse_config(parts[0]), _parse_record(parts[1])
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-        raise HypernetFileError(
-            f"The description inside '{path.name}' is damaged ({_short(error)}). Download or train it again."
-        ) from error
-
-
 def read_tensors(file, shapes, path, dtype="F32"):
     """Read the tensors `shapes` (name to shape) of an open file as fp32, all checked before any is read.
 
@@ -255,13 +129,13 @@ def read_tensors(file, shapes, path, dtype="F32"):
         wrong = sorted(names.symmetric_difference(shapes))
         raise HypernetFileError(
             f"The weights in '{path.name}' do not match its description: {len(wrong)} tensors are missing or "
-            f"unknown, '{_short(wrong[0])}' among them. Download or train it again."
+            f"unknown, '{short(wrong[0])}' among them. Download or train it again."
         )
     for name, shape in shapes.items():
         found = file.get_slice(name)
         if tuple(found.get_shape()) != tuple(shape) or found.get_dtype() != dtype:
             raise HypernetFileError(
-                f"Tensor '{name}' in '{path.name}' is {found.get_dtype()} {_short(tuple(found.get_shape()))}, expected "
+                f"Tensor '{name}' in '{path.name}' is {found.get_dtype()} {short(tuple(found.get_shape()))}, expected "
                 f"{dtype} {tuple(shape)}. Download or train it again."
             )
     # Copies: on a mapped file, sums differ in the last bit with the alignment, and Windows can't replace it.
@@ -280,7 +154,7 @@ def open_checked(path):
         raise HypernetFileError(f"There is no file '{path}'.") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise HypernetFileError(
-            f"'{path.name}' is damaged, cut short or no safetensors file ({_short(error)}). Download or train it again."
+            f"'{path.name}' is damaged, cut short or no safetensors file ({short(error)}). Download or train it again."
         ) from error
 
 
@@ -292,7 +166,7 @@ def load(path):
     """
     path = Path(path)
     with open_checked(path) as file:
-        (network_class, config), record = _describe(file, path)
+        (network_class, config), record = describe(file, path)
         family_by_key(record.family)
         with torch.device("meta"):
             network = network_class(config)

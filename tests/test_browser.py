@@ -14,7 +14,8 @@ from graphs import FOLDER, read, small_demo
 from playwright.sync_api import expect
 from webpage import web_page
 
-from benchmarks.environment import ROOT, chromium
+from benchmarks.chromium import chromium
+from benchmarks.environment import ROOT
 
 WORKFLOWS = sorted(path.stem for path in FOLDER.glob("*.json"))
 HELP = ROOT / "web" / "docs"
