@@ -63,9 +63,9 @@ def presence(trained, states):
     return trained.switch.scores(torch.cat(views)).amax()
 
 
-def _soft_factors(trained, states, count):
-    """H's factors for the pooled vector of `states`, `count` times, scaled by how far the switch is open."""
-    gate = torch.sigmoid(8.0 * (presence(trained, states) - 1.0))
+def _soft_factors(trained, states, loud, count):
+    """H's factors for the pooled vector of `states`, `count` times, as far as presence `loud` opens the switch."""
+    gate = torch.sigmoid(8.0 * (loud - 1.0))
     layers = trained.network(pooled(states), trained.network.config.trajectory)
     return [Factors(f.A.expand(count, -1, -1), (f.B * gate).expand(count, -1, -1)) for f in layers]
 
@@ -82,7 +82,8 @@ def optimise(target, states, trained, radius):
     best, lowest, scale, penalty = states, float("inf"), None, 1.0
     for _ in range(ITERATIONS):
         moved = states + change * own
-        layers, loud = _soft_factors(trained, moved, len(target.z)), presence(trained, moved)
+        loud = presence(trained, moved)
+        layers = _soft_factors(trained, moved, loud, len(target.z))
         error = (predict_from_states(target, moved, layers) - target.e_p).square().mean()
         scale = scale or error.item()
         # Silence of the switch is the shorter way: the base model then draws whatever the tokens say.

@@ -245,7 +245,7 @@ def run(plan, folder, workers, only=()):
     # A forked process would inherit torch's threads half alive.
     pool = multiprocessing.get_context("spawn").Pool(workers, _start_worker, (plan, folder))
     with pool:
-        for results in pool.map(_work, work, chunksize=1):
+        for results in pool.imap(_work, work):  # the first error ends the run
             for kind, result in results.items():
                 found.setdefault(kind, []).append(result)
     order = list(methods())

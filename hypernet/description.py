@@ -43,6 +43,10 @@ class Record:
     reading: dict = field(default_factory=dict)
     embedding: str = POOLED
 
+    def changes(self):
+        """Each erased concept and what it turns into, a list of words for people."""
+        return [f"{concept} -> {mapping or 'an empty prompt'}" for concept, mapping in self.concepts]
+
     def summary(self):
         """The erased concepts in words, one a line."""
         return "\n".join(f"{concept} -> {mapping}" for concept, mapping in self.concepts)

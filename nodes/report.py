@@ -111,7 +111,7 @@ def _title(unhype):
 
 
 def _erases(unhype):
-    return ", ".join(f"{concept} -> {mapping or 'an empty prompt'}" for concept, mapping in unhype.record.concepts)
+    return ", ".join(unhype.record.changes())
 
 
 def _warning(model):

@@ -49,10 +49,10 @@ def training_page(outcome, pairs):
     pairs: `compare.Pair`s, may be empty.
     """
     record = outcome.trained.record
-    training, concepts = record.training, record.concepts
-    lines = [f"{concept} -> {mapping or 'an empty prompt'}" for concept, mapping in concepts[:_LISTED]]
-    if len(concepts) > _LISTED:
-        lines.append(f"and {len(concepts) - _LISTED} more")
+    training, changes = record.training, record.changes()
+    lines = changes[:_LISTED]
+    if len(changes) > _LISTED:
+        lines.append(f"and {len(changes) - _LISTED} more")
     curves = panels(outcome.losses, training.get("drift_curve", []), max(1, training["steps"]))
     return page(
         [
