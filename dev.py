@@ -6,6 +6,7 @@
     python3 dev.py bench speed            what erasure costs, in time
     python3 dev.py bench erasure          how well it erases, beside other methods; --quick for a short run
     python3 dev.py bench bypass           every way a prompt reaches the sampler
+    python3 dev.py bench switch           which prompts the dead zone lets through, in words alone
     python3 dev.py lab ...                train the small model that demo and tests use
     python3 dev.py lint [--fix]           ruff, as pinned
     python3 dev.py check                  the checks of the registry and of others, on what the registry gets
@@ -26,7 +27,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 COMMANDS = ("demo", "test", "serve", "bench", "lab", "lint", "check", "locales")
-BENCHES = ("speed", "erasure", "bypass")
+BENCHES = ("speed", "erasure", "bypass", "switch")
 
 if sys.version_info < (3, 10):  # noqa: UP036 - older ones should be told, not shown a traceback
     sys.exit(f"dev.py needs Python 3.10 or newer; this is {sys.version.split()[0]}.")

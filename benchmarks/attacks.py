@@ -19,7 +19,7 @@ from unhype.training.frozen import FrozenModel
 from .lab.measure import encode
 from .lab.text import pooled
 
-RADII, ITERATIONS = (0.2, 0.1), 100
+RADII, ITERATIONS = (0.2, 0.4), 100
 # A step moves the states by about this share of the radius.
 _RATE = 0.1
 # The switch counts as silent below this presence, with something to spare for rounding; the penalty grows and
@@ -66,7 +66,7 @@ def presence(trained, states):
 def _soft_factors(trained, states, loud, count):
     """H's factors for the pooled vector of `states`, `count` times, as far as presence `loud` opens the switch."""
     gate = torch.sigmoid(8.0 * (loud - 1.0))
-    layers = trained.network(pooled(states), trained.network.config.trajectory)
+    layers = trained.network(trained.heard(pooled(states)), trained.network.config.trajectory)
     return [Factors(f.A.expand(count, -1, -1), (f.B * gate).expand(count, -1, -1)) for f in layers]
 
 

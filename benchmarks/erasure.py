@@ -10,6 +10,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import shutil
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -29,8 +30,9 @@ from unhype.training.settings import Settings  # noqa: E402
 from . import measures, memory, ours, protocol, report  # noqa: E402
 from .baselines import METHODS  # noqa: E402
 from .baselines.eraser import Eraser, unchanged  # noqa: E402
-from .lab.measure import LABELS, Lab, encode, sample_conditioning  # noqa: E402
+from .lab.measure import LABELS, Lab  # noqa: E402
 from .lab.vocabulary import CLASSES  # noqa: E402
+from .pictures import Painter  # noqa: E402
 
 # gamma, of the objectives that run diffusion steps, is the paper's.
 SETTINGS = Settings(width=128, height=128, guidance=3.0, sampler_steps=12, rollouts=8, gamma=1.0, checkpointing=False)
@@ -40,7 +42,8 @@ _DIFFUSION_STEPS = 100
 _MANY, _STEPS_FOR_MANY = 20, 600
 OBJECTIVES = ("direct", "released", "paper")
 # Methods that run diffusion steps to train; a quick run gives them fewer classes.
-_SLOW = ("esd", "esd mapping", "spm", *(f"ours, {name}" for name in OBJECTIVES))
+_SLOW_RIVALS = ("esd", "esd mapping", "spm")
+_SLOW = (*_SLOW_RIVALS, *(f"ours, {name}" for name in OBJECTIVES))
 # What can be had in seconds is also tried on two objects and on many concepts.
 _FAST = ("ours", "uce", "nullspace", "gate")
 
@@ -51,6 +54,7 @@ class Plan:
 
     pictures: int
     classes: tuple[str, ...]
+    rival_classes: tuple[str, ...]
     slow_classes: tuple[str, ...]
     seeds: tuple[int, ...]
     many: tuple[int, ...]
@@ -58,8 +62,8 @@ class Plan:
     composed: tuple[str, ...]
 
 
-QUICK = Plan(4, tuple(CLASSES), ("bird",), (0,), (1, 10, 100), ("cat",), tuple(CLASSES))
-FULL = Plan(40, tuple(CLASSES), tuple(CLASSES), (0, 1, 2), (1, 10, 100), tuple(CLASSES), tuple(CLASSES))
+QUICK = Plan(4, tuple(CLASSES), ("bird",), ("bird",), (0,), (1, 10, 100), ("cat",), tuple(CLASSES))
+FULL = Plan(40, tuple(CLASSES), tuple(CLASSES), tuple(CLASSES), (0, 1, 2), (1, 10, 100), tuple(CLASSES), tuple(CLASSES))
 
 
 def methods():
@@ -80,18 +84,16 @@ def methods():
 
 
 class Bench:
-    """The lab, what was drawn by the base model before, and what was measured before.
+    """The lab, and what was measured before.
 
     folder: where results of single jobs are kept; a job is named by all that decides it.
     """
 
     def __init__(self, plan, folder):
         self.plan, self.folder, self.settings = plan, folder, SETTINGS
-        self.lab, self.plain_lab = Lab(), Lab()
-        self.lab.clip = ours.RememberingClip(self.lab.clip)
+        self.painter, self.plain_lab = Painter(folder / "base"), Lab()
+        self.lab, self.conditioning = self.painter.lab, self.painter.conditioning
         self.plain_lab.patcher = self.lab.patcher  # one base model for all
-        self.empty = encode(self.lab.clip, "")
-        self.base_pictures = {}
 
     def once(self, name, job):
         """The result of `job()`, JSON values, from the folder if it is there."""
@@ -105,30 +107,6 @@ class Bench:
             part.replace(path)
             say(f"{name}: {time.perf_counter() - started:.0f} s")
         return json.loads(path.read_text("utf-8"))
-
-    def conditioning(self, text):
-        """The CONDITIONING of a prompt."""
-        return encode(self.lab.clip, text)
-
-    def draw(self, eraser, text, count):
-        """Pictures (count, 32, 32, 3) of a prompt; what the base model draws bit for bit is drawn once."""
-        given = self.conditioning(text)
-        if eraser.name == "base" or (isinstance(eraser, ours.Ours) and eraser.silent(given)):
-            return self.base(text, count)
-        return self.draw_conditioning(eraser.model_for(given), eraser.condition(given), count)
-
-    def draw_conditioning(self, patcher, positive, count):
-        """Pictures of a CONDITIONING from any model."""
-        latent = sample_conditioning(patcher, positive, self.empty, list(range(count)))
-        return self.lab.vae.decode(latent).clone()
-
-    def base(self, text, count):
-        """Pictures of the base model, each drawn once a run."""
-        known = self.base_pictures.get(text)
-        if known is None or len(known) < count:
-            known = self.draw_conditioning(self.lab.patcher, self.conditioning(text), count)
-            self.base_pictures[text] = known
-        return known[:count]
 
     def judged(self, pictures, expected):
         """What both judges say: by picture, whether it shows `expected`, how likely, and the mapping's share."""
@@ -205,6 +183,7 @@ def units(plan, only=()):
             continue
         seeds = plan.seeds if method != "base" else plan.seeds[:1]
         classes = plan.slow_classes if method in _SLOW else plan.classes
+        classes = plan.rival_classes if method in _SLOW_RIVALS else classes
         found += [Unit(method, seed, concept) for seed in seeds for concept in classes]
         found += [Unit(method, plan.seeds[0], count=count) for count in plan.many if method in _FAST]
     return sorted(found, key=lambda unit: (-unit.count, unit.method not in _SLOW, unit.method != "ours"))
@@ -257,7 +236,8 @@ def run(plan, folder, workers, only=()):
 def main():
     """Command line."""
     parser = argparse.ArgumentParser(prog="dev.py bench erasure", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="few pictures; trained rivals on one class")
+    parser.add_argument("--quick", action="store_true", help="few pictures; rivals that train by pictures on one class")
+    parser.add_argument("--rivals", action="store_true", help="those on all classes; a quick run then takes thrice as long")
     several = 1 if torch.cuda.is_available() else os.cpu_count()
     parser.add_argument("--workers", type=int, default=several, help="processes that share the work")
     parser.add_argument("--only", nargs="*", default=(), help="some methods; nothing is published")
@@ -266,10 +246,10 @@ def main():
     parser.add_argument("--publish", action="store_true", help="put figures and pictures into README and results")
     options = parser.parse_args()
     plan = QUICK if options.quick else FULL
+    plan = replace(plan, rival_classes=plan.classes) if options.rivals else plan
     folder = cache_folder() / f"erasure-{'quick' if options.quick else 'full'}"
     if options.fresh:
-        for old in folder.glob("*.json"):
-            old.unlink()
+        shutil.rmtree(folder, ignore_errors=True)
     say(f"On {device()}, {'quick' if options.quick else 'full'}, {options.workers} processes.")
     found = run(plan, folder, options.workers, tuple(options.only))
     if options.only:

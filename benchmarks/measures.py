@@ -21,12 +21,14 @@ _ALIKE = 0.5
 def score_class(bench, concept, eraser):
     """The paper's protocol for one class: rows of `protocol.class_prompts` with the judges' words, and the cost."""
     rows, shown = [], []
-    for kind, text, expected in protocol.class_prompts(concept):
-        count = bench.plan.pictures if kind == "erased" else max(bench.plan.pictures // 2, 2)
-        pictures = bench.draw(eraser, text, count)
-        rows.append({"kind": kind, "prompt": text, **bench.judged(pictures, expected)})
-        if kind == "erased":
-            shown = (pictures[:2] * 255).round().int().tolist()
+    prompts = protocol.class_prompts(concept)
+    for own, count in (("erased", bench.plan.pictures), ("", max(bench.plan.pictures // 2, 2))):
+        part = [prompt for prompt in prompts if (prompt[0] == "erased") == bool(own)]
+        drawn = bench.painter.draw(eraser, [text for _, text, _ in part], count)
+        for (kind, text, expected), pictures in zip(part, drawn, strict=True):
+            rows.append({"kind": kind, "prompt": text, **bench.judged(pictures, expected)})
+        if own:
+            shown = (drawn[0][:2] * 255).round().int().tolist()
     cost = {name: getattr(eraser, name) for name in ("seconds", "parameters", "bytes", "peak_memory")}
     return {"rows": rows, "shown": shown, **cost}
 
@@ -34,10 +36,12 @@ def score_class(bench, concept, eraser):
 def only_ours(bench, concept, eraser):
     """What is asked of ours alone for one class: ladder, benign prompts, the switch."""
     trained = eraser.trained
-    rungs = {}
-    for rung, text in protocol.ladder(concept):
-        base, drawn = (bench.judged(p, concept) for p in (bench.base(text, 2), bench.draw(eraser, text, 2)))
-        rungs[rung] = [sum(base["values"]) / 2, sum(drawn["values"]) / 2]
+    names, texts = zip(*protocol.ladder(concept), strict=True)
+    base, drawn = bench.painter.base(texts, 2), bench.painter.draw(eraser, texts, 2)
+    rungs = {
+        name: [sum(bench.judged(pictures, concept)["values"]) / 2 for pictures in (base[text], own)]
+        for name, text, own in zip(names, texts, drawn, strict=True)
+    }
     return {
         "ladder": rungs,
         "benign": benign(bench, concept, eraser),
@@ -50,9 +54,11 @@ def composition(bench, concept, eraser):
     partners = [other for pair in PAIRS for other in pair if concept not in pair][:4]
     partners += [name for name in CLASSES if name != concept][:3]
     label, found, count = LABELS.index(concept), [], max(bench.plan.pictures // 4, 1)
-    for text, other in protocol.pairs(concept, list(dict.fromkeys(partners))):
+    texts, others = zip(*protocol.pairs(concept, list(dict.fromkeys(partners))), strict=True)
+    base, drawn = bench.painter.base(texts, count), bench.painter.draw(eraser, texts, count)
+    for text, other, own in zip(texts, others, drawn, strict=True):
         row = []
-        for pictures in (bench.base(text, count), bench.draw(eraser, text, count)):
+        for pictures in (base[text], own):
             seen = torch.stack([half.argmax(1) for half in bench.lab.judges[0].halves(pictures)])
             row.append([(seen == index).any(0).float().mean().item() for index in (label, LABELS.index(other))])
         found.append(row)
@@ -68,17 +74,16 @@ def benign(bench, concept, eraser):
         shares[group] = [sum(eraser.silent(bench.conditioning(text)) for text in texts), len(texts)]
     open_ended = apply_erasure(bench.lab.patcher, eraser.trained, dead_zone=False)
     some = groups["everyday"][::40]
-    drift = [
-        (bench.draw_conditioning(open_ended, bench.conditioning(text), 1) - bench.base(text, 1)).abs().mean().item()
-        for text in some
-    ]
+    base = bench.painter.base(some, 1)
+    drawn = bench.painter.batches(open_ended, [bench.conditioning(text) for text in some], 1)
+    drift = [(own - base[text]).abs().mean().item() for text, own in zip(some, drawn, strict=True)]
     # The dead zone's word against the pictures themselves.
-    model, text = eraser.model, next(t for t in some if eraser.silent(bench.conditioning(t)))
-    drawn = bench.draw_conditioning(model, bench.conditioning(text), 1)
+    silent = next(given for text in some if eraser.silent(given := bench.conditioning(text)))
+    pictures = [bench.painter.batches(model, [silent], 1)[0] for model in (eraser.model, bench.lab.patcher)]
     return {
         "silent": shares,
         "drift": sum(drift) / len(drift),
-        "checked": bool(torch.equal(drawn, bench.base(text, 1))),
+        "checked": bool(torch.equal(*pictures)),
     }
 
 
@@ -110,13 +115,13 @@ def many_concepts(bench, erased, eraser):
     found = {name: [] for name in ("erased", "erased_base", "kept", "kept_base", "near", "near_base")}
     wording = protocol.WORDING.format
     kept = kept[:: 1 if bench.plan.pictures > 4 else 2]
-    for name in erased[:: max(1, len(erased) // 40)]:
-        found["erased_base"] += bench.judged(bench.base(wording(name), 2), name)["values"]
-        found["erased"] += bench.judged(bench.draw(eraser, wording(name), 2), name)["values"]
-    for name in kept:
-        group = "near" if name in near else "kept"
-        found[f"{group}_base"] += bench.judged(bench.base(wording(name), 1), name)["values"]
-        found[group] += bench.judged(bench.draw(eraser, wording(name), 1), name)["values"]
+    for names, count in ((erased[:: max(1, len(erased) // 40)], 2), (kept, 1)):
+        texts = [wording(name) for name in names]
+        base, drawn = bench.painter.base(texts, count), bench.painter.draw(eraser, texts, count)
+        for name, text, own in zip(names, texts, drawn, strict=True):
+            group = "erased" if names is not kept else "near" if name in near else "kept"
+            found[f"{group}_base"] += bench.judged(base[text], name)["values"]
+            found[group] += bench.judged(own, name)["values"]
     means = {name: sum(values) / max(len(values), 1) for name, values in found.items()}
     row = {
         **means,
@@ -175,11 +180,14 @@ def attacked(bench, concept, seed, eraser):
         "swap": attacks.swapped(lab, text, harmless),
     }
     count = bench.plan.pictures
+    shares = {
+        key: [
+            sum(bench.judged(pictures, concept)["values"]) / count
+            for pictures in bench.painter.batches(patcher, list(given.values()), count)
+        ]
+        for key, patcher in (("acc", eraser.model), ("acc_base", lab.patcher))
+    }
     return {
-        name: {
-            "acc": sum(bench.judged(bench.draw_conditioning(eraser.model, c, count), concept)["values"]) / count,
-            "acc_base": sum(bench.judged(bench.draw_conditioning(lab.patcher, c, count), concept)["values"]) / count,
-            "silent": eraser.silent(c),
-        }
-        for name, c in given.items()
+        name: {"acc": acc, "acc_base": base, "silent": eraser.silent(c)}
+        for (name, c), acc, base in zip(given.items(), shares["acc"], shares["acc_base"], strict=True)
     }

@@ -1,12 +1,14 @@
 """The dead zone: prompts that count as meaning nothing erased, and run the base model bit for bit.
 
 H never writes exactly nothing for a benign prompt, and guidance amplifies what is left. So a `Switch`
-looks at c first: one linear score a concept, near 1 for its wordings and near 0 for other prompts. The
+looks at c first: one linear score a concept, above 1 for its wordings and below for other prompts. The
 size of the delta that H writes makes a much worse switch (benchmarks/results/erasure.json).
 """
 
 import torch
 from torch.nn import Module
+
+_RAISED = 0.5
 
 
 class Switch(Module):
@@ -28,8 +30,24 @@ class Switch(Module):
         """How present the most present concept is: (p, width) to (p,)."""
         return self.scores(c).amax(1)
 
+    def raised(self, c, plain):
+        """c (p, width) with its most present concept raised half-way to how present it is in its own name.
 
-def calibrate(benign, target, false_alarms=0.01, reach=0.6, ceiling=0.5):
+        A wording that training never saw says a concept more weakly than its name does, and H would answer it as
+        weakly. With f_k the score of concept k and n_k its row of `plain` (concepts, width):
+
+            c + max(0, f_k(n_k) - f_k(c)) / 2 * w_k / |w_k|^2
+
+        What doesn't reach the threshold stays as it is.
+        """
+        presence, concept = self.scores(c).max(1)
+        named = self.scores(plain).diagonal()[concept]
+        w = self.weight[concept]
+        missing = torch.where(presence < 1, 0.0, (named - presence).clamp_min(0.0))
+        return c + _RAISED * (missing / w.square().sum(1).clamp_min(1e-12)).unsqueeze(1) * w
+
+
+def calibrate(benign, target, false_alarms=0.01, reach=0.6, ceiling=0.6):
     """Pick the threshold between the scores of benign prompts and those of erased ones.
 
     benign: (n,) scores of prompts that training never saw; target: (m,) scores of the phrasings of the

@@ -50,6 +50,12 @@ class TrainedHypernet:
         """
         return delta_norm(layers) if self.switch is None else self.switch(c)
 
+    def heard(self, c):
+        """The embeddings that H answers for c (p, width), see `Switch.raised`."""
+        if self.switch is None or self.concept_c is None:
+            return c
+        return self.switch.raised(c, self.concept_c.to(c))
+
     @property
     def device(self):
         """Where H computes."""

@@ -19,8 +19,9 @@ def factors_of(trained, c, strength):
     network = trained.network
     last = network.config.trajectory
     with torch.no_grad():
-        full = network(c, last)
-        layers = full if strength >= 1 else network(c, strength * last)
+        heard = trained.heard(c)
+        full = network(heard, last)
+        layers = full if strength >= 1 else network(heard, strength * last)
     if strength > 1:
         layers = [factors._replace(B=factors.B * strength) for factors in layers]
     return layers, trained.presence(c, full)

@@ -1,6 +1,7 @@
 """Erasure on ComfyUI's own samplers: each row of a batch its own prompt's delta, all else bit for bit the base."""
 
 import logging
+from dataclasses import replace
 
 import comfy.model_management
 import comfy.ops
@@ -25,6 +26,7 @@ from tiny import (
 )
 
 import nodes
+from unhype.hypernet.deadzone import Switch
 from unhype.hypernet.factors import Factors, delta_norm
 from unhype.hypernet.files import HypernetFileError, Record, TrainedHypernet
 from unhype.hypernet.lora import SilentPromptError, factors_of, to_lora
@@ -287,6 +289,18 @@ def test_strength_moves_along_the_trajectory_and_then_scales(trained, strength, 
         torch.testing.assert_close(found.A, expected.A)
         torch.testing.assert_close(found.B, expected.B * scale)
     torch.testing.assert_close(norms, delta_norm(trained.network(c, 300)))
+
+
+def test_h_answers_a_weak_wording_as_if_it_said_more(trained):
+    """And how present the concept is stays what the prompt itself says."""
+    c = embedding(A).unsqueeze(0)
+    given = replace(trained, switch=Switch(c, 2 - c.square().sum(1)), concept_c=2 * c)
+    layers, presence = factors_of(given, c, 1.0)
+    assert presence.item() == pytest.approx(2, abs=1e-4)
+    weak, strong = trained.network(c, 300), trained.network(1.5 * c, 300)
+    for found, plain, raised in zip(layers, weak, strong, strict=True):
+        torch.testing.assert_close(found.B, raised.B)
+        assert not torch.allclose(found.B, plain.B)
 
 
 # The dead zone

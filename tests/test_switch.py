@@ -1,47 +1,52 @@
-"""The switch of the dead zone: the discriminant by hand, and what its calibration promises."""
+"""The switch of the dead zone: its margin by hand, and what its calibration promises."""
 
 import pytest
 import torch
 from tiny import seeded
 
-from unhype.training.switch import discriminant, fit_switch
+from unhype.training.switch import fit_switch, widest_margin
 
-# Mean 0, variances 1 and 4, nothing between them.
-BENIGN = torch.tensor([[1.0, 2.0], [1.0, -2.0], [-1.0, 2.0], [-1.0, -2.0]])
+BENIGN = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
 NONE = torch.zeros(0, 2)
 
 
 @pytest.mark.parametrize("shift", [(0.0, 0.0), (5.0, -3.0)])
-def test_the_discriminant_by_hand(shift):
-    """Within the wordings [[1, 0], [0, 0]], within both diag(1, 2), with a ridge of 0.15 diag(1.15, 2.15)."""
+def test_the_widest_margin_by_hand(shift):
+    """Wordings at (2, 0), benign prompts at distance 1 from their mean, lambda 0.1: w = (2/3, 0), b = -2/5.
+
+    Of the benign ones (1, 0) alone scores above zero. So (1 - 2 x - b)^2 + (x + b)^2 / 4 + x^2 / 10 is least, where
+    2 (1 - 2 x - b) = (x + b) / 4 + x / 10 and 1 - 2 x - b = (x + b) / 4.
+    """
     shift = torch.tensor(shift)
-    wordings = torch.tensor([[1.0, 1.0], [3.0, 1.0]]) + shift
-    direction = torch.tensor([2 / 1.15, 1 / 2.15])
-    expected = direction / direction.sum()  # the score of (1, 1), the lower of the two medians, is 1
-    w, b = discriminant(wordings, NONE, BENIGN + shift)
-    torch.testing.assert_close(w, expected)
-    torch.testing.assert_close(b, -(expected @ shift))
+    w, b = widest_margin(torch.tensor([[2.0, 0.0]]).expand(3, 2) + shift, NONE, BENIGN + shift, width=0.1)
+    torch.testing.assert_close(w, torch.tensor([2 / 3, 0.0]), rtol=1e-4, atol=1e-6)
+    assert b.item() == pytest.approx(-0.4 - 2 / 3 * shift[0].item(), abs=1e-4)
 
 
-def test_a_sentence_counts_a_tenth_of_a_wording():
-    counts = ((6, 2), (40, 1), (50, 0))
-    wordings, sentences, benign = (torch.randn(n, 3, generator=seeded(n)) + shift for n, shift in counts)
-    weights = torch.tensor([10] * 6 + [1] * 40)
-    named = torch.cat([wordings, sentences])
-    within = torch.cov(named.T, correction=0, fweights=weights) + torch.cov(benign.T, correction=0)
-    mean = (named * weights.unsqueeze(1)).sum(0) / weights.sum()
-    ridge = 0.1 * (within / 2).diagonal().mean() * torch.eye(3)
-    direction = torch.linalg.inv(within / 2 + ridge) @ (mean - benign.mean(0))
-    w, _ = discriminant(wordings, sentences, benign)
-    torch.testing.assert_close(w / w.norm(), direction / direction.norm(), rtol=1e-4, atol=1e-4)
+def test_no_other_score_has_a_smaller_loss():
+    """The loss of the module, written out again, at the solution and beside it."""
+    wordings, sentences, benign = (torch.randn(n, 5, generator=seeded(n)) + at for n, at in ((8, 2), (30, 1), (60, 0)))
+    w, b = widest_margin(wordings, sentences, benign)
+    scale = (benign - benign.mean(0)).square().sum(1).mean().sqrt()
+
+    def loss(w, b):
+        missed = [torch.relu(1 - (part @ w + b)).square().sum() for part in (wordings, sentences)]
+        alarms = torch.relu(benign @ w + b).square().mean()
+        return ((10 * missed[0] + missed[1]) / (10 * 8 + 30) + alarms + 0.01 * (scale * w).square().sum()).item()
+
+    generator = seeded(0)
+    for size in (0.1, 0.01):
+        for _ in range(50):
+            step = size * torch.randn(6, generator=generator)
+            assert loss(w + step[:5], b + step[5]) > loss(w, b)
 
 
-def test_the_median_wording_scores_one_and_the_mean_benign_prompt_nothing():
-    counts = ((21, 3), (40, 1), (60, 0))
-    wordings, sentences, benign = (torch.randn(n, 8, generator=seeded(n)) + shift for n, shift in counts)
-    w, b = discriminant(wordings, sentences, benign)
-    assert (wordings @ w + b).median().item() == pytest.approx(1, abs=1e-4)
-    assert (benign @ w + b).mean().item() == pytest.approx(0, abs=1e-4)
+def test_far_benign_prompts_do_not_bend_it():
+    """Ten times as far on the side away from the concept they change the mean, and so nothing but scale and shift."""
+    wordings = torch.tensor([[3.0, 0.5], [3.0, -0.5]])
+    near = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+    w, _ = widest_margin(wordings, NONE, torch.cat([near, torch.tensor([[-5.0, 30.0], [-5.0, -30.0]])]))
+    assert abs(w[1].item()) < 1e-3 * w[0].item()
 
 
 # Calibration, on prompts out of normal distributions of which concepts lie apart
@@ -105,3 +110,24 @@ def test_what_cannot_be_told_apart_still_makes_a_switch_of_numbers():
     wordings, sentences, benign, held_out = world(distance=0.0)
     switch = fit_switch(wordings, sentences, benign, held_out)
     assert bool(torch.isfinite(switch.half()(torch.cat([*wordings, held_out]))).all())
+
+
+def test_what_the_user_wants_kept_stays_silent_and_every_wording_heard():
+    wordings, sentences, benign, held_out = world()
+    kept = 0.7 * wordings[0][:5]
+    without = fit_switch(wordings, sentences, benign, held_out)
+    switch = fit_switch(wordings, sentences, benign, held_out, kept=kept)
+    assert bool((without(kept) >= 1).any())
+    assert bool((switch.half()(kept) < 1).all())
+    assert bool((switch(wordings[0]) >= 1).all())
+
+
+def test_what_the_user_wants_kept_never_silences_the_concept_itself():
+    wordings, sentences, benign, held_out = world()
+    switch = fit_switch(wordings, sentences, benign, held_out, kept=wordings[0])
+    assert bool((switch(wordings[0]) > 1.2).all())
+
+
+def test_nothing_kept_by_the_user_is_the_same_as_none():
+    given = world()
+    torch.testing.assert_close(fit_switch(*given, kept=torch.zeros(0, 8)).weight, fit_switch(*given).weight)

@@ -11,7 +11,7 @@ from .loop import TrainingError
 from .prompts import parse_concepts, phrasings, retain_split, sentences
 
 # Part of every recipe: what else than settings and words decides a run. A new one makes old files train anew.
-_REVISION = "reads tokens"
+_REVISION = "widest margin"
 
 log = logging.getLogger("unhype")
 

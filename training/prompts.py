@@ -132,11 +132,15 @@ class Phrase(NamedTuple):
 
 @dataclass(frozen=True)
 class RetainSplit:
-    """Prompts that must keep their pictures: for training, and held out of it. partners: names that training knows."""
+    """Prompts that must keep their pictures: for training, and held out of it.
+
+    partners: names that training knows; preserved: those prompts of `train` that the user asked for.
+    """
 
     train: tuple[str, ...]
     held_out: tuple[str, ...]
     partners: tuple[str, ...] = ()
+    preserved: tuple[str, ...] = ()
 
 
 def _clean(text):
@@ -268,16 +272,16 @@ def retain_split(preserve, concepts, kind="object", path=RETAIN_FILE):
     kept = [(group, prompt) for group, prompt in groups if not _mentions(prompt, names)]
     train = [prompt for group, prompt in kept if not _is_held_out(group)]
     held_out = [prompt for group, prompt in kept if _is_held_out(group)]
+    own = []
     for line in preserved(preserve):
         if line.lower() in erased:
             raise PromptError(f"'{line}' is both in the list to erase and in the list to preserve.")
-        if len(line.split()) <= 3:
-            train += [fill(template, line) for template in TEMPLATES[kind][:8]]
-        else:
-            train.append(line)
+        short = len(line.split()) <= 3
+        own += [fill(template, line) for template in TEMPLATES[kind][:8]] if short else [line]
     partners = {group for group, _ in kept if len(group.split()) <= 2 and not _mentions(group, names)}
     unseen = sorted(group for group in partners if _is_held_out(group))
     partners = sorted(partners.difference(unseen))
-    train = dict.fromkeys([*train, *company(partners, _COMPANY)])
+    train = dict.fromkeys([*train, *own, *company(partners, _COMPANY)])
     held_out = dict.fromkeys([*held_out, *company(unseen, _COMPANY // 2)])
-    return RetainSplit(tuple(train), tuple(prompt for prompt in held_out if prompt not in train), tuple(partners))
+    held_out = tuple(prompt for prompt in held_out if prompt not in train)
+    return RetainSplit(tuple(train), held_out, tuple(partners), tuple(dict.fromkeys(own)))

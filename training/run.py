@@ -164,9 +164,11 @@ def _switch(plan, prompts, network):
             prompts.views_of(part, lambda phrase: phrase.prompt)[1][: prompts.usual_views * len(part)] for part in parts
         ]
 
-    benign, held_out = (prompts.views_of(part)[1] for part in (plan.retain.train, plan.retain.held_out))
-    views = len(held_out) // len(plan.retain.held_out)
-    switch = fit_switch(of_each(plan.phrases), of_each(plan.sentences), benign, held_out, views).half().float()
+    retain = plan.retain
+    benign, held_out = (prompts.views_of(part)[1] for part in (retain.train, retain.held_out))
+    kept = prompts.views_of(retain.preserved)[1] if retain.preserved else None
+    views = len(held_out) // len(retain.held_out)
+    switch = fit_switch(of_each(plan.phrases), of_each(plan.sentences), benign, held_out, views, kept).half().float()
     trunk = network.trunk.weight[:, : network.config.embedding_width]
     prompts = prompts.compressed(torch.cat([_SWITCH_COUNTS * switch.weight, trunk]))
     held_out = prompts.views_of(plan.retain.held_out)[1]

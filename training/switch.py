@@ -1,56 +1,78 @@
-"""Fitting the switch of the dead zone: one linear discriminant a concept, in closed form.
+"""Fitting the switch of the dead zone: one linear score a concept, with a wide margin.
 
-Fisher's discriminant w = (C + lambda I)^-1 (m_k - m_0) between a concept's wordings (mean m_k) and
-prompts to retain (mean m_0), C the covariance within both. It needs no training loop, and with this few
-examples it tells unseen wordings from unseen benign prompts better than the size of H's delta, a cosine
-or a small network trained as a classifier (benchmarks/results/erasure.json).
+A support vector machine with squared hinges on either side: f(c) = w (c - m) / r + b shall be at least 1 for
+a concept's wordings and at most 0 for prompts to retain,
+
+    sum_i p_i max(0, 1 - f(c_i))^2 + mean_j max(0, f(c_j))^2 + lambda |w|^2,
+
+m and r the mean of the retain prompts and their mean distance from it. Only prompts that come near to the
+concept count, so that a relative to preserve bends it where a hundred of far things don't, and the short w
+leaves room for wordings that training never saw, and for those who look for a way around it. Fisher's discriminant,
+a cosine, the size of H's delta and a small network tell unseen wordings from unseen benign prompts less
+well (`dev.py bench switch`).
 """
 
 import torch
 
 from ..hypernet.deadzone import Switch, calibrate
 
-# Share of the mean variance that is added to every direction: few prompts in many dimensions.
-_SHRINKAGE = 0.1
+# lambda
+_WIDTH = 0.01
 # Plain names count more than the sentences they stand in, of which there are many more.
 _WORDING_WEIGHT = 10.0
 
 _LEAST = 0.01
+# The threshold goes above what the user wants to keep, with something to spare for half precision, as long as it
+# stays below this share of the weakest wording.
+_ABOVE, _HIGHEST = 1.01, 0.8
 
 
-def discriminant(wordings, sentences, benign):
-    """w (width,) and b of one concept, so that w c + b is 1 for its median wording and 0 for the mean benign prompt.
+def widest_margin(wordings, sentences, benign, width=_WIDTH):
+    """w (d,) and b of one concept, so that w c + b is about 1 for its wordings and 0 or less for benign prompts.
 
-    wordings: (n, width) c of its phrasings; sentences: (m, width) of prompts that name it among other
-    things, m may be 0; benign: (k, width).
+    wordings: (n, d) c of its phrasings; sentences: (m, d) of prompts that name it among other things, m may be 0;
+    benign: (k, d). width: lambda, the larger the wider. fp32 in and out, solved in fp64.
     """
-    center = benign.mean(0)
-    weights = torch.cat([torch.full((len(wordings),), _WORDING_WEIGHT), torch.ones(len(sentences))])
-    named = torch.cat([wordings, sentences])
-    mean = (named * weights.unsqueeze(1)).sum(0) / weights.sum()
-    within = (named - mean) * (weights / weights.sum()).sqrt().unsqueeze(1)
-    apart = benign - center
-    covariance = (within.T @ within + apart.T @ apart / len(benign)) / 2
-    ridge = _SHRINKAGE * covariance.diagonal().mean() * torch.eye(len(center))
-    w = torch.linalg.solve(covariance + ridge, mean - center)
-    w = w / ((wordings - center) @ w).median()
-    return w, -(w @ center)
+    center = benign.double().mean(0)
+    named, apart = torch.cat([wordings, sentences]).double() - center, benign.double() - center
+    scale = apart.square().sum(1).mean().sqrt()
+    weights = torch.cat([torch.full((len(wordings),), _WORDING_WEIGHT), torch.ones(len(sentences))]).double()
+    weights = weights / weights.sum()
+    w, b = center.new_zeros(center.shape, requires_grad=True), center.new_zeros(1, requires_grad=True)
+    solver = torch.optim.LBFGS([w, b], max_iter=300, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+
+    def loss():
+        solver.zero_grad()
+        missed = weights @ torch.relu(1 - (named @ w / scale + b)).square()
+        alarms = torch.relu(apart @ w / scale + b).square().mean()
+        total = missed + alarms + width * w.square().sum()
+        total.backward()
+        return total
+
+    solver.step(loss)
+    w = w.detach() / scale
+    return w.float(), (b.detach() - w @ center).squeeze().float()
 
 
-def fit_switch(wordings, sentences, benign, held_out, held_out_views=1):
+def fit_switch(wordings, sentences, benign, held_out, held_out_views=1, kept=None):
     """Fit a `Switch` and calibrate each concept's threshold on prompts that the fit never saw.
 
-    wordings, sentences: a list with one (n, width) tensor a concept; benign, held_out: (k, width), the
-    latter `held_out_views` times its prompts one after the other. All fp32 on the CPU. Returns the switch,
-    whose dead zone is everything below 1.
+    wordings, sentences: a list with one (n, d) tensor a concept; benign, held_out: (k, d), the latter
+    `held_out_views` times its prompts one after the other; kept: (k, d) of prompts that the user named as
+    to be kept, which stay silent unless a concept can't be told from them. All fp32 on the CPU. Returns the
+    switch, whose dead zone is everything below 1.
     """
     weight, bias = [], []
     for own, named in zip(wordings, sentences, strict=True):
-        w, b = discriminant(own, named, benign)
+        w, b = widest_margin(own, named, benign)
         loudest = (held_out @ w + b).view(held_out_views, -1).amax(0)
+        found = own @ w + b
         # A false alarm of any concept is one: each gets its share of them.
+        threshold = calibrate(loudest, found, false_alarms=0.01 / len(wordings))
+        if kept is not None and len(kept):
+            threshold = max(threshold, min(_ABOVE * (kept @ w + b).max().item(), _HIGHEST * found.min().item()))
         # Where wordings and benign prompts overlap it would be zero, which nothing can be scaled by.
-        threshold = max(calibrate(loudest, own @ w + b, false_alarms=0.01 / len(wordings)), _LEAST)
+        threshold = max(threshold, _LEAST)
         weight.append(w / threshold)
         bias.append(b / threshold)
     return Switch(torch.stack(weight), torch.stack(bias))

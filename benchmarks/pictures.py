@@ -1,0 +1,84 @@
+"""Pictures of the lab model for the erasure benchmark: several prompts at once, and the base model's only once."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from . import ours
+from .environment import digest
+from .lab.measure import Lab, encode, sample_conditioning
+
+# Pictures in a batch; one by itself takes twice as long.
+_AT_ONCE = 16
+
+
+class Painter:
+    """The lab, and the pictures of its base model in `folder`, where the processes of a run find each other's."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.lab = Lab()
+        self.lab.clip = ours.RememberingClip(self.lab.clip)
+        self.empty = self.conditioning("")
+
+    def conditioning(self, text):
+        """The CONDITIONING of a prompt."""
+        return encode(self.lab.clip, text)
+
+    def draw(self, eraser, texts, count):
+        """Pictures (count, 32, 32, 3) of each prompt; what the base model draws bit for bit is not drawn again."""
+        given = {text: self.conditioning(text) for text in texts}
+        plain = [text for text in given if _same_as_base(eraser, given[text])]
+        found = self.base(plain, count)
+        groups = {}
+        for text in given:
+            if text not in found:
+                patcher = eraser.model_for(given[text])
+                groups.setdefault(id(patcher), (patcher, []))[1].append(text)
+        for patcher, own in groups.values():
+            drawn = self.batches(patcher, [eraser.condition(given[text]) for text in own], count)
+            found |= zip(own, drawn, strict=True)
+        return [found[text] for text in texts]
+
+    def base(self, texts, count):
+        """Text to pictures of the base model."""
+        found, missing = {}, []
+        for text in dict.fromkeys(texts):
+            path = self._path(text, count)
+            if path.exists():
+                found[text] = load_file(path)["pictures"]
+            else:
+                missing.append(text)
+        drawn = self.batches(self.lab.patcher, [self.conditioning(text) for text in missing], count)
+        for text, pictures in zip(missing, drawn, strict=True):
+            path = self._path(text, count)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(f".{id(self)}.part")
+            save_file({"pictures": pictures.contiguous()}, part)
+            part.replace(path)
+            found[text] = pictures
+        return found
+
+    def batches(self, patcher, positives, count):
+        """Pictures (count, 32, 32, 3) of each CONDITIONING, its seeds 0 to count - 1."""
+        together, drawn = max(_AT_ONCE // count, 1), []
+        for start in range(0, len(positives), together):
+            part = positives[start : start + together]
+            latent = sample_conditioning(patcher, _stacked(part, count), self.empty, [*range(count)] * len(part))
+            drawn += self.lab.vae.decode(latent).clone().split(count)
+        return drawn
+
+    def _path(self, text, count):
+        return self.folder / f"{digest(f'{count} {text}')}.safetensors"
+
+
+def _same_as_base(eraser, conditioning):
+    return eraser.name == "base" or (isinstance(eraser, ours.Ours) and eraser.silent(conditioning))
+
+
+def _stacked(conditionings, count):
+    """Many CONDITIONINGs of one entry each as one with a row for each of `count` pictures."""
+    tokens = torch.cat([given[0][0] for given in conditionings])
+    pooled = torch.cat([given[0][1]["pooled_output"] for given in conditionings])
+    return [[tokens.repeat_interleave(count, 0), {"pooled_output": pooled.repeat_interleave(count, 0)}]]
