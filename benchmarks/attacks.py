@@ -19,7 +19,7 @@ from unhype.training.frozen import FrozenModel
 from .lab.measure import encode
 from .lab.text import pooled
 
-RADII, ITERATIONS = (0.2, 0.4), 100
+RADII, ITERATIONS = (0.4, 0.6), 100
 # A step moves the states by about this share of the radius.
 _RATE = 0.1
 # The switch counts as silent below this presence, with something to spare for rounding; the penalty grows and

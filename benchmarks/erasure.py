@@ -237,7 +237,7 @@ def main():
     """Command line."""
     parser = argparse.ArgumentParser(prog="dev.py bench erasure", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few pictures; rivals that train by pictures on one class")
-    parser.add_argument("--rivals", action="store_true", help="those on all classes; a quick run then takes thrice as long")
+    parser.add_argument("--rivals", action="store_true", help="those on all classes, too")
     several = 1 if torch.cuda.is_available() else os.cpu_count()
     parser.add_argument("--workers", type=int, default=several, help="processes that share the work")
     parser.add_argument("--only", nargs="*", default=(), help="some methods; nothing is published")

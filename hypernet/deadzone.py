@@ -41,8 +41,8 @@ class Switch(Module):
         What doesn't reach the threshold stays as it is.
         """
         presence, concept = self.scores(c).max(1)
-        named = self.scores(plain).diagonal()[concept]
         w = self.weight[concept]
+        named = (plain.to(w)[concept] * w).sum(1) + self.bias[concept]
         missing = torch.where(presence < 1, 0.0, (named - presence).clamp_min(0.0))
         return c + _RAISED * (missing / w.square().sum(1).clamp_min(1e-12)).unsqueeze(1) * w
 
