@@ -37,8 +37,8 @@ def markdown(header, rows):
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def publish(name, found, table, picture=None):
-    """Write `found` as results/<name>.json with today's date, and `table` between the README's marks for it.
+def publish(name, found, table, picture=None, page=ROOT / "README.md"):
+    """Write `found` as results/<name>.json with today's date, and `table` between the marks for it on a `page`.
 
     picture: a file to keep beside the figures under its own name.
     """
@@ -47,4 +47,4 @@ def publish(name, found, table, picture=None):
         shutil.copy(picture, RESULTS)
     dated = {"date": date.today().isoformat(), **found}
     (RESULTS / f"{name}.json").write_text(json.dumps(dated, indent=1) + "\n", encoding="utf-8")
-    fill_section(ROOT / "README.md", name, table)
+    fill_section(page, name, table)

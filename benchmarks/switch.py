@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from . import pack
 from .environment import ROOT, say
-from .publish import fill_section, markdown
+from .publish import markdown, publish
 
 pack.load_pack()
 
@@ -161,7 +161,7 @@ def main():
             rows.append((f"{name}, on {words}", *(f"{value:.3f}" for value in means)))
             say("  ".join(rows[-1]))
     if options.publish:
-        fill_section(ROOT / "benchmarks" / "README.md", "switch", markdown(HEADER, rows))
+        publish("switch", {"rows": rows}, markdown(HEADER, rows), page=ROOT / "benchmarks" / "README.md")
     return 0
 
 
