@@ -227,6 +227,8 @@ def run(plan, folder, workers, only=()):
         for results in pool.imap(_work, work):  # the first error ends the run
             for kind, result in results.items():
                 found.setdefault(kind, []).append(result)
+        pool.close()
+        pool.join()
     order = list(methods())
     for results in found.values():
         results.sort(key=lambda one: (order.index(one["method"]), one.get("seed", 0), one.get("concepts", 0)))
