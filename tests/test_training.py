@@ -46,7 +46,7 @@ from unhype.training.checkpoint import load_checkpoint, save_checkpoint
 from unhype.training.frozen import EncodedPrompt, FrozenModel, MissingEmbeddingError, encode
 from unhype.training.loop import Material, TrainingError, leaking, learning_rate, new_state, train, train_step
 from unhype.training.preview import to_image
-from unhype.training.prompts import TEMPLATES, PromptError, retain_split, sentences
+from unhype.training.prompts import TEMPLATES, PromptError, fill, retain_split, sentences
 from unhype.training.run import Request, train_erasure
 from unhype.training.settings import OBJECTIVES, Settings
 
@@ -653,6 +653,35 @@ def test_prompts_that_mean_something_else_are_inside_the_dead_zone(model, ask):
     silent = is_silent(trained.presence(c, trained.network(c, 300)), 1.0).float().mean().item()
     assert silent > 0.9
     assert trained.record.training["held_out_silent"] <= round(silent, 4), "all that speaks for a prompt counts there"
+
+
+class KinClip(WordClip):
+    """Where a tiger is also a little of a cat."""
+
+    def encode_from_tokens_scheduled(self, tokens):
+        ((cross, entry),) = super().encode_from_tokens_scheduled(tokens)
+        cat, tiger = (self.tokenize(word)["spoken"][0] for word in ("cat", "tiger"))
+        share = tokens["spoken"].count(tiger) / max(1, len(tokens["spoken"]))
+        kin = 0.25 * share * torch.randn(self.WIDTH, generator=seeded(cat))
+        return [[cross, {"pooled_output": entry["pooled_output"] + kin}]]
+
+
+def test_a_relative_to_preserve_is_drawn_bit_for_bit_and_the_concept_is_erased(model, ask):
+    clip = KinClip()
+    learning = {"steps": 100, "hidden": 32, "attention_batch": 32, "learning_rate": 8e-3}
+    without, preserving = (
+        go(model, ask(preserve=text, name=f"p{text}", **learning), clip=clip).trained for text in ("", "tiger")
+    )
+
+    def drawn(patcher, name):
+        prompts = [encode(clip, fill(template, name)).conditioning for template in TEMPLATES["object"][:8]]
+        return torch.stack([sample(patcher, each, prompt(2), pictures=1) for each in prompts])
+
+    tigers, cats, trees = (drawn(model, name) for name in ("tiger", "cat", "tree"))
+    assert not torch.equal(drawn(apply_erasure(model, without), "tiger"), tigers)
+    erased = apply_erasure(model, preserving)
+    assert torch.equal(drawn(erased, "tiger"), tigers)
+    assert (drawn(erased, "cat") - trees).norm() < 0.5 * (cats - trees).norm()
 
 
 def test_the_same_request_is_not_trained_twice(model, ask):
