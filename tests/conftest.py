@@ -1,6 +1,9 @@
 """The pack is loaded once, as ComfyUI loads it, before any test module is: tests import it as `unhype`."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 
 from benchmarks.environment import ROOT
 from benchmarks.pack import load_pack
@@ -41,3 +44,39 @@ def checkpoint(server):
     write_checkpoint(path)
     yield path
     path.unlink()
+
+
+@pytest.fixture
+def as_a_node_runs():
+    """ComfyUI runs nodes under inference mode."""
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture
+def model():
+    """A tiny SD 1.x model."""
+    from tiny import tiny_model
+
+    return tiny_model()
+
+
+@pytest.fixture
+def ask(tmp_path):
+    """Makes the request for a training run; words that are settings go into the settings."""
+    from runs import TINY
+
+    from unhype.training.run import Request
+
+    def make(concepts="cat -> tree", preserve="", name="eraser", **changes):
+        settings = {key: changes.pop(key) for key in list(changes) if hasattr(TINY, key)}
+        return Request(
+            concepts,
+            preserve,
+            tmp_path / "models",
+            name,
+            tmp_path / "checkpoints",
+            **{"checkpoint_every": 0, "preview_every": 0, "settings": replace(TINY, **settings), **changes},
+        )
+
+    return make
