@@ -46,6 +46,22 @@ def checkpoint(server):
     path.unlink()
 
 
+@pytest.fixture(scope="session")
+def demo_run(server):
+    """The demo, run on the lab's model once: its API prompt in small and its history entry."""
+    from graphs import nodes_of, read, reduced
+
+    from benchmarks.graph import to_prompt
+
+    info = server.object_info()
+    if "UnHypeLabLoader" not in info or not (ROOT / "benchmarks/lab/weights/base.safetensors").exists():
+        pytest.skip("the lab model is not in this checkout")
+    prompt = reduced(to_prompt(read("demo"), info))
+    (trainer,) = nodes_of(prompt, "UnHypeTrainErasure")
+    trainer["inputs"] |= {"steps": 40, "preview_every": 0}
+    return prompt, server.run(prompt, timeout=900)
+
+
 @pytest.fixture
 def as_a_node_runs():
     """ComfyUI runs nodes under inference mode."""
