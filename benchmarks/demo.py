@@ -11,6 +11,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy
 import torch
@@ -29,11 +30,20 @@ ERASED = "cat"
 WORDINGS = ("{}", "a {}", "a photo of a {}", "a picture of a {}")
 SIDE, STEPS, GUIDANCE = 128, 12, 3.0
 _PICTURES, _CHUNK = 10, 40
-# The lab's model of each family.
-LOADERS = {"sd15": "UnHypeLabLoader", "flux": "UnHypeLabFluxLoader"}
-# Their names in results: of the figures and of the picture.
-RESULTS = {"sd15": "demo", "flux": "demo_flux"}
-_NAMES = {"sd15": "before_after", "flux": "before_after_flux"}
+
+
+class Lab(NamedTuple):
+    """One of the lab's models: the node that loads it, and what its figures and its picture are called in results."""
+
+    loader: str
+    results: str
+    picture: str
+
+
+LABS = {
+    "sd15": Lab("UnHypeLabLoader", "demo", "before_after"),
+    "flux": Lab("UnHypeLabFluxLoader", "demo_flux", "before_after_flux"),
+}
 
 
 @dataclass(frozen=True)
@@ -192,7 +202,7 @@ def rows(found):
 
 def run(base, seed=None, family="sd15"):
     """Train on the lab model of a family and draw, in a ComfyUI whose files are under `base`; returns the figures."""
-    loader = LOADERS[family]
+    lab = LABS[family]
     for stale in ("models/unhype", "output"):
         shutil.rmtree(base / stale, ignore_errors=True)
     drawn = prompts()
@@ -200,21 +210,21 @@ def run(base, seed=None, family="sd15"):
         say("Training an erasure inside ComfyUI: cat -> tree")
         prompt = to_prompt(json.loads(WORKFLOW.read_text("utf-8")), server.object_info())
         for node in prompt.values():
-            if node["class_type"] == "UnHypeLabLoader":
-                node["class_type"] = loader
+            if node["class_type"] == LABS["sd15"].loader:
+                node["class_type"] = lab.loader
             if node["class_type"] == "UnHypeTrainErasure" and seed is not None:
                 node["inputs"]["seed"] = seed
         server.run(prompt, timeout=1800)
         (hypernet,) = (base / "models" / "unhype").glob("*.safetensors")
         say(f"Drawing {len(drawn)} prompts before and after")
         for first in range(0, len(drawn), _CHUNK):
-            server.run(drawing_graph(drawn[first : first + _CHUNK], hypernet.name, first, loader), timeout=1800)
+            server.run(drawing_graph(drawn[first : first + _CHUNK], hypernet.name, first, lab.loader), timeout=1800)
         version = server.get("/system_stats")["system"]["comfyui_version"]
     folder = base / "output" / "demo"
     found = figures(drawn, judge_pictures(drawn, folder))
     with safe_open(str(hypernet), framework="pt") as file:
         training = json.loads(file.metadata()["unhype.record"])["training"]
-    picture = base / "output" / f"{_NAMES[family]}.jpg"
+    picture = base / "output" / f"{lab.picture}.jpg"
     sheet(drawn, folder, picture)
     found |= {"train_seconds": training["seconds"], "train_steps": training["steps"], "stopped": training["stopped"]}
     found |= {"dead_zone_held_out": training["held_out_silent"], "hypernet_bytes": hypernet.stat().st_size}
@@ -226,7 +236,7 @@ def main():
     """Command line."""
     parser = argparse.ArgumentParser(prog="dev.py demo", description=__doc__)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--family", choices=LOADERS, default="sd15", help="which of the lab's models to erase from")
+    parser.add_argument("--family", choices=LABS, default="sd15", help="which of the lab's models to erase from")
     parser.add_argument("--seed", type=int, help="another training seed than the workflow's")
     parser.add_argument("--publish", action="store_true", help="put figures and picture into README and results")
     options = parser.parse_args()
@@ -242,7 +252,9 @@ def main():
     if options.publish:
         of_this_machine = {"pictures", "before_after"}
         kept = {name: value for name, value in found.items() if name not in of_this_machine}
-        publish(RESULTS[options.family], kept, markdown(("", "before", "after"), rows(found)), found["before_after"])
+        publish(
+            LABS[options.family].results, kept, markdown(("", "before", "after"), rows(found)), found["before_after"]
+        )
     return 0
 
 

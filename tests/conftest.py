@@ -1,6 +1,9 @@
 """The pack is loaded once, as ComfyUI loads it, before any test module is: tests import it as `unhype`."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 
 from benchmarks.environment import ROOT
 from benchmarks.pack import load_pack
@@ -41,3 +44,55 @@ def checkpoint(server):
     write_checkpoint(path)
     yield path
     path.unlink()
+
+
+@pytest.fixture(scope="session")
+def demo_run(server):
+    """The demo, run on the lab's model once: its API prompt in small and its history entry."""
+    from graphs import nodes_of, read, reduced
+
+    from benchmarks.graph import to_prompt
+
+    info = server.object_info()
+    if "UnHypeLabLoader" not in info or not (ROOT / "benchmarks/lab/weights/base.safetensors").exists():
+        pytest.skip("the lab model is not in this checkout")
+    prompt = reduced(to_prompt(read("demo"), info))
+    (trainer,) = nodes_of(prompt, "UnHypeTrainErasure")
+    trainer["inputs"] |= {"steps": 40, "preview_every": 0}
+    return prompt, server.run(prompt, timeout=900)
+
+
+@pytest.fixture
+def as_a_node_runs():
+    """ComfyUI runs nodes under inference mode."""
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture
+def model():
+    """A tiny SD 1.x model."""
+    from tiny import tiny_model
+
+    return tiny_model()
+
+
+@pytest.fixture
+def ask(tmp_path):
+    """Makes the request for a training run; words that are settings go into the settings."""
+    from runs import TINY
+
+    from unhype.training.run import Request
+
+    def make(concepts="cat -> tree", preserve="", name="eraser", **changes):
+        settings = {key: changes.pop(key) for key in list(changes) if hasattr(TINY, key)}
+        return Request(
+            concepts,
+            preserve,
+            tmp_path / "models",
+            name,
+            tmp_path / "checkpoints",
+            **{"checkpoint_every": 0, "preview_every": 0, "settings": replace(TINY, **settings), **changes},
+        )
+
+    return make

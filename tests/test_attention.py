@@ -9,7 +9,7 @@ import comfy.sd1_clip
 import comfy.sdxl_clip
 import pytest
 import torch
-from test_training import TINY, Reports
+from runs import TINY, Reports
 from tiny import TinyClip, WordClip, seeded, tiny_model
 
 from unhype.hypernet.factors import Factors, delta_norm, lowrank_delta

@@ -18,13 +18,14 @@ def hypernets(server, checkpoint):
     """models/unhype with hypernets for the checkpoint, for another family and for a model of another size."""
     folder = server.base / "models" / "unhype"
     folder.mkdir(exist_ok=True)
+    others = set(folder.iterdir())
     model = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_vae=False, output_clip=False)[0]
     # Without a dead zone, so that any prompt is erased.
     save(tiny_hypernet(model, width=768), folder / "fits.safetensors")
     save(tiny_hypernet(tiny_model("sdxl")), folder / "other_family.safetensors")
     save(tiny_hypernet(tiny_model("sd15")), folder / "other_size.safetensors")
     yield folder
-    for path in folder.glob("*.safetensors"):
+    for path in set(folder.glob("*.safetensors")) - others:
         path.unlink()
 
 

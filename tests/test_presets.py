@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_training import TINY
+from runs import TINY
 from tiny import WordClip, tiny_model
 
 from benchmarks.environment import ROOT

@@ -36,6 +36,11 @@ CAT = (("cat", "tree"),)
         ("t-shirt -> shirt", [("t-shirt", "shirt")]),
         ("\ufeffcat -> tree", [("cat", "tree")]),
         ("c\u200bat\t->\ttree", [("c at", "tree")]),
+        ("c\u200dat\u200d -> \u200ctree", [("c at", "tree")]),
+        # A man at a computer, a heart on fire, and a Persian verb.
+        ("\U0001f468\u200d\U0001f4bb", [("\U0001f468\u200d\U0001f4bb", "")]),
+        ("\u2764\ufe0f\u200d\U0001f525 -> \u2764\ufe0f", [("\u2764\ufe0f\u200d\U0001f525", "\u2764\ufe0f")]),
+        ("\u0645\u06cc\u200c\u0631\u0648\u062f", [("\u0645\u06cc\u200c\u0631\u0648\u062f", "")]),
         ("Katze\u00e4 -> B\u00e4ume", [("Katze\u00e4", "B\u00e4ume")]),
         ("cat -> tree\ndog -> tree", [("cat", "tree"), ("dog", "tree")]),
         ("cat" * 100 + " -> tree", [("cat" * 100, "tree")]),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_training import DIFFUSION, TINY, Reports
+from runs import DIFFUSION, TINY, Reports, go
 from tiny import CONTEXT, POOLED, TinyClip, seeded, tiny_model
 
 from unhype.hypernet.deadzone import is_silent
@@ -10,15 +10,11 @@ from unhype.hypernet.embedding import Reader, chunk_features
 from unhype.hypernet.files import load
 from unhype.training.frozen import encode, skipping_last_layer
 from unhype.training.loop import Material
-from unhype.training.prompts import TEMPLATES, fill
+from unhype.training.prompts import TEMPLATES, fill, retain_split, sentences
 from unhype.training.reader import RANK, compressed, encode_prompts, explained, fit_layer, ridge, whole_maps
 from unhype.training.run import Request, train_erasure
 
-
-@pytest.fixture(autouse=True)
-def _as_a_node_runs():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("as_a_node_runs")
 
 
 class SpeakingClip(TinyClip):
@@ -123,26 +119,26 @@ def test_both_layers_are_read_as_the_same_pooled_vector():
 
 
 @pytest.fixture
-def go(tmp_path):
+def train(tmp_path):
     """Trains with a CLIP; returns the outcome and the material that the loop was given."""
 
-    def train(clip, monkeypatch, settings=TINY):
+    def noting(clip, monkeypatch, settings=TINY):
         seen = []
         from unhype.training import material as module
 
-        def noting(*parts):
+        def note(*parts):
             seen.append(Material(*parts))
             return seen[-1]
 
-        monkeypatch.setattr(module, "Material", noting)
+        monkeypatch.setattr(module, "Material", note)
         request = Request("cat -> tree", "", tmp_path, "eraser", tmp_path / "ck", settings, preview_every=0)
         return train_erasure(tiny_model(), clip, request, Reports()), seen[0]
 
-    return train
+    return noting
 
 
-def test_training_sees_and_calibrates_on_pooled_vectors_and_on_what_is_read(go, monkeypatch):
-    outcome, material = go(SpeakingClip(), monkeypatch, DIFFUSION)
+def test_training_sees_and_calibrates_on_pooled_vectors_and_on_what_is_read(train, monkeypatch):
+    outcome, material = train(SpeakingClip(), monkeypatch, DIFFUSION)
     trained = outcome.trained
     train, held_out = trained.record.training["retain_prompts"]
     views = 3
@@ -156,8 +152,8 @@ def test_training_sees_and_calibrates_on_pooled_vectors_and_on_what_is_read(go, 
     assert trained.record.training["held_out_silent"] == pytest.approx(silent, abs=1e-3)
 
 
-def test_the_file_holds_the_reader_and_the_mean_wording_of_each_concept(go, monkeypatch):
-    outcome, _ = go(SpeakingClip(), monkeypatch)
+def test_the_file_holds_the_reader_and_the_mean_wording_of_each_concept(train, monkeypatch):
+    outcome, _ = train(SpeakingClip(), monkeypatch)
     loaded = load(outcome.path)
     wordings = [encode(SpeakingClip(), fill(template, "cat")).c for template in TEMPLATES["object"]]
     torch.testing.assert_close(loaded.concept_c, torch.stack(wordings).mean(0, keepdim=True), rtol=1e-3, atol=1e-3)
@@ -168,9 +164,41 @@ def test_the_file_holds_the_reader_and_the_mean_wording_of_each_concept(go, monk
     assert torch.equal(read, same)
 
 
-def test_where_tokens_do_not_tell_the_pooled_vector_there_is_no_reader(go, monkeypatch):
-    outcome, material = go(TinyClip(), monkeypatch)
+def test_where_tokens_do_not_tell_the_pooled_vector_there_is_no_reader(train, monkeypatch):
+    outcome, material = train(TinyClip(), monkeypatch)
     loaded = load(outcome.path)
     assert loaded.reader is None
     assert loaded.record.reading == {"tokens": 8, "widths": [], "layers": 0, "rank": 0}
     assert len(material.phrase_c) == len(TEMPLATES["object"])
+
+
+# Which texts are read
+
+
+class NotingClip(TinyClip):
+    def __init__(self):
+        self.texts = []
+
+    def encode_from_tokens_scheduled(self, tokens):
+        self.texts.append(tokens)
+        return super().encode_from_tokens_scheduled(tokens)
+
+
+def test_retained_prompts_that_name_what_is_erased_are_left_out(model, ask):
+    clip = NotingClip()
+    go(model, ask("elephant -> tree", steps=1), clip=clip)
+    wordings = {template.replace("{a}", "an elephant").replace("{}", "elephant") for template in TEMPLATES["object"]}
+    erased = (("elephant", "tree"),)
+    named = sentences(erased, "object", retain_split("", erased).partners, TINY.sentences)
+    expected = wordings | {phrase.prompt for phrase in named}
+    assert {text for text in clip.texts if "elephant" in text.lower()} == expected
+    assert len(clip.texts) > 500
+
+
+def test_every_text_is_encoded_once(model, ask):
+    clip = NotingClip()
+    go(model, ask("cat -> tree\ndog -> tree", steps=1), clip=clip)
+    clip.texts.remove("")  # the empty one also shows how long a chunk is, and that there is no other layer to read
+    clip.texts.remove("")
+    clip.texts.remove("")
+    assert len(set(clip.texts)) == len(clip.texts)

@@ -16,7 +16,7 @@ def results(name):
     return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
 
 
-@pytest.mark.parametrize("name", demo.RESULTS.values())
+@pytest.mark.parametrize("name", [lab.results for lab in demo.LABS.values()])
 def test_the_demos_table_is_its_result_file(name):
     found = results(name)
     assert section(name, README).group() == markdown(("", "before", "after"), demo.rows(found))

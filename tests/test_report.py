@@ -8,10 +8,10 @@ import comfy.samplers
 import numpy
 import pytest
 import torch
+from graphs import nodes_of
 from PIL import Image
 from tiny import TinyClip, overridden, prompt, seeded, tiny_hypernet, tiny_model
 
-from benchmarks.environment import ROOT
 from benchmarks.server import PromptError
 from unhype.hypernet.patch import apply_erasure
 from unhype.hypernet.verdict import verdicts
@@ -24,10 +24,7 @@ DRAWING = Drawing(steps=3, cfg=3.0, width=64, height=64)
 TEXTS = ["a cat", "a dog", "a house", "a river", "a cup", "a pear"]
 
 
-@pytest.fixture(autouse=True)
-def _as_a_node_runs():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("as_a_node_runs")
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +98,9 @@ def test_progress_counts_through_all_pictures_and_an_interrupt_leaves_nothing(dr
 
 def test_a_list_is_read_line_by_line_and_a_list_without_end_is_refused():
     assert prompts_of("  a  cat\n\n# not this\na dog\na cat\n") == ["a cat", "a dog"]
+    # Also what nobody sees: a prompt without it would be another one.
+    unseen = ["\u2764\ufe0f\u200d\U0001f525 on a table", "a c\u200bat", "a c\u200dat"]
+    assert prompts_of("\n".join(unseen)) == unseen
     with pytest.raises(ValueError, match=r"65 prompts are more than one page shows \(64\)"):
         prompts_of("\n".join(f"cat {number}" for number in range(65)))
 
@@ -139,37 +139,26 @@ def test_the_words_say_what_was_measured():
 
 
 @pytest.fixture(scope="module")
-def graph(server):
-    """A report of a quickly trained eraser on the lab model, as an API prompt."""
-    info = server.object_info()
-    if "UnHypeLabLoader" not in info or not (ROOT / "benchmarks/lab/weights/base.safetensors").exists():
-        pytest.skip("the lab model is not in this checkout")
-
-    def defaults(kind):
-        parts = info[kind]["input"]
-        specs = {**parts["required"], **parts.get("optional", {})}
-        return {name: spec[1]["default"] for name, spec in specs.items() if len(spec) > 1 and "default" in spec[1]}
-
-    size = {"width": 128, "height": 128}
+def graph(server, demo_run):
+    """A report of the demo's eraser on the lab model, as an API prompt."""
+    (trainer,) = nodes_of(demo_run[0], "UnHypeTrainErasure")
+    parts = server.object_info()["UnHypeErasureReport"]["input"].values()
+    specs = {name: spec[1] for part in parts for name, spec in part.items() if len(spec) > 1}
+    defaults = {name: options["default"] for name, options in specs.items() if "default" in options}
     lab = {name: ["lab", number] for number, name in enumerate(("model", "clip", "vae"))}
-    training = {"concepts": "cat -> tree", "steps": 40, "guidance": 3.0, "preview_every": 0, "name": "reported"}
-    drawing = {"unhype": ["train", 0], "steps": 8, "cfg": 3.0, "prompts": "a photo of a cat\na car\na photo of a ship"}
+    drawing = {"width": 128, "height": 128, "steps": 8, "cfg": 3.0, "unhype": ["load", 0]}
+    drawing["prompts"] = "a photo of a cat\na car\na photo of a ship"
+    eraser = {"hypernet": f"{trainer['inputs']['name']}.safetensors"}
     return {
         "lab": {"class_type": "UnHypeLabLoader", "inputs": {}},
-        "train": {
-            "class_type": "UnHypeTrainErasure",
-            "inputs": defaults("UnHypeTrainErasure") | lab | size | training,
-        },
-        "report": {
-            "class_type": "UnHypeErasureReport",
-            "inputs": defaults("UnHypeErasureReport") | lab | size | drawing,
-        },
+        "load": {"class_type": "UnHypeLoadHypernet", "inputs": eraser},
+        "report": {"class_type": "UnHypeErasureReport", "inputs": defaults | lab | drawing},
     }
 
 
 @pytest.fixture(scope="module")
 def reported(server, graph):
-    return server.run(graph, timeout=900)
+    return server.run(graph)
 
 
 def test_the_lab_shows_a_cat_erased_and_the_rest_identical(server, reported):
@@ -182,8 +171,10 @@ def test_the_lab_shows_a_cat_erased_and_the_rest_identical(server, reported):
         assert image.width == 640
 
 
-def test_the_run_is_on_a_page_without_thumbnails_when_no_previews_are_wanted(server, reported):
-    (page,) = server.pictures(reported, "train")
+def test_the_run_is_on_a_page_without_thumbnails_when_no_previews_are_wanted(server, demo_run):
+    prompt, entry = demo_run
+    (trainer,) = (number for number, node in prompt.items() if node["class_type"] == "UnHypeTrainErasure")
+    (page,) = server.pictures(entry, trainer)
     with Image.open(page) as image:
         assert (image.width, image.height < 500) == (640, True)
 
@@ -191,7 +182,7 @@ def test_the_run_is_on_a_page_without_thumbnails_when_no_previews_are_wanted(ser
 def test_an_eraser_under_another_is_said(server, graph, reported):
     twice = json.loads(json.dumps(graph))
     options = {"strength": 1.0, "keep_others_exact": True}
-    inputs = {"model": ["lab", 0], "unhype": ["train", 0], **options}
+    inputs = {"model": ["lab", 0], "unhype": ["load", 0], **options}
     twice["apply"] = {"class_type": "UnHypeApplyErasure", "inputs": inputs}
     twice["report"]["inputs"] |= {"model": ["apply", 0], "prompts": "a car"}
     (words,) = server.run(twice)["outputs"]["report"]["text"]

@@ -8,7 +8,6 @@ import pytest
 from graphs import FOLDER, SIDE, nodes_of, read, reduced, training_prompt, with_small_clip
 from PIL import Image
 
-from benchmarks.environment import ROOT
 from benchmarks.graph import NOTES, to_prompt, widget_values
 from unhype.hypernet.files import load, open_checked
 
@@ -264,11 +263,8 @@ def test_flux_is_trained_and_draws_through_the_stock_loaders(server, flux):
     assert (drawn[0] != drawn[1]).any()
 
 
-def test_the_demo_runs_in_the_lab(server):
-    if "UnHypeLabLoader" not in server.object_info() or not (ROOT / "benchmarks/lab/weights/base.safetensors").exists():
-        pytest.skip("the lab model is not in this checkout")
-    prompt = reduced(to_prompt(read("demo"), server.object_info()))
-    entry = server.run(prompt)
+def test_the_demo_runs_in_the_lab(server, demo_run):
+    prompt, entry = demo_run
     saved = [number for number, node in prompt.items() if node["class_type"] in ("SaveImage", "PreviewImage")]
     pictures = [picture for number in saved for picture in server.pictures(entry, number)]
     assert len(pictures) == 2

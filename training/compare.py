@@ -7,7 +7,7 @@ import torch
 from ..hypernet.patch import apply_erasure
 from ..hypernet.verdict import judged, verdicts
 from .drawing import draw
-from .prompts import PromptError, fill, retain_split
+from .prompts import PromptError, content_lines, fill, retain_split
 
 # The wording in which a name is shown, by kind.
 _SHOWN = {"object": "a photo of {a}", "person": "a photo of {}", "style": "a painting in the style of {}"}
@@ -33,9 +33,11 @@ class Pair(NamedTuple):
 
 
 def prompts_of(text):
-    """The lines of a list of prompts; raises `PromptError` when there are more than can be shown."""
-    lines = [" ".join(line.split()) for line in text.splitlines()]
-    lines = list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
+    """The lines of a list of prompts, with every character of theirs, since that is what shall be shown.
+
+    Raises `PromptError` when there are more than can be shown.
+    """
+    lines = list(dict.fromkeys(content_lines(text)))
     if len(lines) > _MAX_PROMPTS:
         raise PromptError(f"{len(lines)} prompts are more than one page shows ({_MAX_PROMPTS}). Leave some out.")
     return lines

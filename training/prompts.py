@@ -18,7 +18,11 @@ _MAX_NAME = 300
 # All wordings of all concepts are encoded and kept in memory for the length of a run.
 _MAX_CONCEPTS = 2000
 _ARROWS = re.compile(r"\s*(?:->|=>|\u2192)\s*")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
+# Joiners (200c, 200d) belong to the words of some scripts and to emoji, but not beside Latin letters or blanks.
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]"
+    r"|(?<![^\x00-\x7f])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f])"
+)
 
 TEMPLATES = {
     "object": (
@@ -143,13 +147,15 @@ class RetainSplit:
     preserved: tuple[str, ...] = ()
 
 
-def _clean(text):
-    return " ".join(_CONTROL.sub(" ", text).split())
-
-
-def _content_lines(text):
-    lines = (_clean(line) for line in text.splitlines())
+def content_lines(text):
+    """The lines of a list, blanks in a row as one; empty ones and those that start with # are left out."""
+    lines = (" ".join(line.split()) for line in text.splitlines())
     return [line for line in lines if line and not line.startswith("#")]
+
+
+def _names(text):
+    """The lines of a list of names, without characters that nobody sees."""
+    return content_lines("\n".join(_CONTROL.sub(" ", line) for line in text.splitlines()))
 
 
 def parse_concepts(text):
@@ -159,7 +165,7 @@ def parse_concepts(text):
     prompt. Raises `PromptError` for an empty or endless list, an empty or overlong name, a concept listed
     twice or mapped to itself.
     """
-    pairs, seen, lines = [], set(), _content_lines(text)
+    pairs, seen, lines = [], set(), _names(text)
     if len(lines) > _MAX_CONCEPTS:
         raise PromptError(
             f"{len(lines)} concepts are more than one hypernet can learn ({_MAX_CONCEPTS}). Train several, and put one "
@@ -187,7 +193,7 @@ def parse_concepts(text):
 
 def preserved(text):
     """The lines of the preserve list; lines that start with # are comments."""
-    return _content_lines(text)
+    return _names(text)
 
 
 def with_article(name):
@@ -265,7 +271,7 @@ def retain_split(preserve, concepts, kind="object", path=RETAIN_FILE):
     two things each, too. Raises `PromptError` when the user asks to keep what is to be erased.
     """
     erased = {concept.lower() for concept, _ in concepts}
-    groups = [tuple(part.strip() for part in line.split("|", 1)) for line in _content_lines(path.read_text("utf-8"))]
+    groups = [tuple(part.strip() for part in line.split("|", 1)) for line in content_lines(path.read_text("utf-8"))]
     # Thousands of names against hundreds of prompts: most names are nowhere in them.
     everything = "\n".join(prompt for _, prompt in groups).casefold()
     names = [concept for concept, _ in concepts if concept.casefold() in everything]

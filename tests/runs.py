@@ -1,0 +1,70 @@
+"""Training runs on tiny models, a few steps long, and what is noted of them."""
+
+from dataclasses import replace
+
+import torch
+from tiny import TRAINING, TinyClip, seeded
+
+from unhype.hypernet.network import Hypernet, HypernetConfig
+from unhype.hypernet.targets import TargetLayer
+from unhype.training.loop import new_state
+from unhype.training.run import train_erasure
+
+TINY = replace(TRAINING, steps=6, basis=4, batch=3, attention_batch=6, sentences=8)
+# With diffusion steps, and so with sampler runs beforehand.
+DIFFUSION = replace(TINY, objective="direct")
+
+
+class Reports:
+    """What training reports; `at` is a step at which it raises `error`, as an interrupt does."""
+
+    def __init__(self, at=None, error=KeyboardInterrupt):
+        self.at, self.error = at, error
+        self.stages, self.steps, self.pictures, self.histories, self.notes = [], [], [], [], []
+
+    def __call__(self, stage, done, total, picture=None, history=None, note=None):
+        self.stages.append(stage)
+        assert 0 <= done <= total
+        if picture is not None:
+            self.pictures.append(picture)
+        if history is not None:
+            self.histories.append(([*history[0]], [*history[1]]))
+        if note is not None:
+            self.notes.append(note)
+        if stage == "training":
+            self.steps.append(done)
+            if done == self.at:
+                raise self.error
+
+
+def go(model, request, report=None, clip=None):
+    """Train; returns the `run.Outcome`."""
+    return train_erasure(model, clip or TinyClip(), request, report or Reports())
+
+
+def same_weights(one, other):
+    """Whether two `TrainedHypernet`s have the same network, bit for bit."""
+    one, other = one.network.state_dict(), other.network.state_dict()
+    return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def checkpoints(request):
+    """The checkpoint files that a request has left."""
+    return list(request.checkpoints.glob("*"))
+
+
+def small_state(seed=0):
+    """A training state after one step, without a diffusion model."""
+    with torch.inference_mode(False), torch.enable_grad():
+        hypernet = Hypernet(HypernetConfig(3, (TargetLayer("a", 2, 2),), rank=1, hidden=2), seeded(seed))
+        state = new_state(hypernet, TINY, seeded(seed))
+        sum((factors.B @ factors.A).sum() for factors in hypernet(torch.ones(1, 3), 300)).backward()
+        state.optimiser.step()
+    state.step, state.losses, state.drift = 1, [0.5], [(1, 0.25)]
+    state.random = state.generator.get_state()
+    return state
+
+
+def out_of_memory(*_, **__):
+    """Stands for a call for which the GPU's memory is too small."""
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")

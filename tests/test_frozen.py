@@ -1,0 +1,139 @@
+"""The frozen model: what it predicts, and that the user's own stays as it is."""
+
+import pytest
+import torch
+from runs import go, same_weights
+from tiny import (
+    FAMILIES,
+    TOKENS,
+    Call,
+    TinyClip,
+    embedding,
+    merged,
+    overridden,
+    prompt,
+    replay,
+    sample,
+    seeded,
+    tiny_hypernet,
+    tiny_model,
+)
+
+from unhype.hypernet.lora import to_lora
+from unhype.hypernet.network import Hypernet
+from unhype.training.frozen import EncodedPrompt, FrozenModel, encode
+
+pytestmark = pytest.mark.usefixtures("as_a_node_runs")
+
+
+def test_the_users_model_is_not_touched(model, ask):
+    before = {name: weight.clone() for name, weight in model.model.state_dict().items()}
+    picture = sample(model, prompt(1), prompt(2))
+    go(model, ask(preview_every=3))
+    after = model.model.state_dict()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    assert all(weight.is_inference() for weight in after.values()), "these are the user's tensors, not copies"
+    assert not any(weight.requires_grad for weight in model.model.parameters())
+    assert overridden(model) == []
+    assert model.wrappers == {}
+    assert torch.equal(sample(model, prompt(1), prompt(2)), picture)
+
+
+def test_a_model_that_is_in_use_is_trained_alike(model, ask):
+    fresh = go(model, ask(name="fresh")).trained
+    sample(model, prompt(1), prompt(2))
+    assert same_weights(go(model, ask(name="used")).trained, fresh)
+
+
+@pytest.fixture
+def styled(model):
+    """The model with a LoRA loaded."""
+    return merged(model, to_lora(tiny_hypernet(model, seed=5), embedding(prompt(9)), "style"))
+
+
+def test_the_users_loras_are_trained_on(model, styled):
+    z, sigma = torch.randn(2, 4, 8, 8, generator=seeded(1)), torch.full((2,), 2.0)
+    call = Call(z, sigma, prompt(1)[0][0].expand(2, -1, -1), {}, None)
+    frozen = FrozenModel(styled)
+    frozen.load()
+    given = EncodedPrompt("", embedding(prompt(1)), prompt(1))
+    found = frozen.predict(z, sigma, [frozen.model_conds(given, z)] * 2)
+    with_lora, without = ((z - replay(one, call)) / 2 for one in (styled, model))
+    torch.testing.assert_close(found, with_lora, rtol=1e-4, atol=1e-4)
+    assert (found - without).abs().max() > 0.01
+
+
+def test_a_model_with_another_lora_is_another_training(model, styled, ask):
+    plain = go(model, ask())
+    first = go(styled, ask())
+    assert first.reason == "finished"
+    assert first.path != plain.path
+    assert not same_weights(first.trained, plain.trained)
+    assert go(styled, ask()).reason == "already trained"
+
+
+def test_a_lora_merged_by_another_branch_changes_nothing(model, styled, ask):
+    alone = go(model, ask())
+    sample(styled, prompt(1), prompt(2))
+    assert go(model, ask()).reason == "already trained"
+    sample(styled, prompt(1), prompt(2))
+    assert same_weights(go(model, ask(name="beside")).trained, alone.trained)
+
+
+# What it predicts
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_checkpointed_gradients_equal_plain_ones(family):
+    model = tiny_model(family)
+    trained = tiny_hypernet(model)
+    with torch.inference_mode(False), torch.enable_grad():
+        network = Hypernet(trained.network.config)
+        network.load_state_dict({name: weight.clone() for name, weight in trained.network.state_dict().items()})
+        z, sigma = torch.randn(2, 4, 8, 8, generator=seeded(1)), torch.tensor([3.0, 0.5])
+        c = torch.stack([embedding(prompt(seed)).clone() for seed in (1, 2)])
+        gradients, calls = [], []
+        for checkpointing in (False, True):
+            frozen = FrozenModel(model, checkpointing)
+            frozen.load()
+            given = [EncodedPrompt("", c[row], [[torch.ones(1, TOKENS, 32), prompt(row + 1)[0][1]]]) for row in (0, 1)]
+            conds = [frozen.model_conds(each, z) for each in given]
+            counted = []
+            hook = frozen.network.middle_block[1].norm.register_forward_pre_hook(lambda *_, n=counted: n.append(1))
+            prediction = frozen.predict(z, sigma, conds, network(c, 150))
+            parameters = list(network.parameters())
+            gradients.append(torch.autograd.grad(prediction.square().mean(), parameters))
+            hook.remove()
+            calls.append(len(counted))
+            assert overridden(frozen.patcher) == []
+    assert calls == [1, 2], "with checkpointing the block runs again for backward"
+    assert max(gradient.abs().max() for gradient in gradients[0]) > 1e-4
+    for plain, rerun in zip(*gradients, strict=True):
+        torch.testing.assert_close(rerun, plain, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prediction_is_the_noise_as_the_sampler_sees_it(family):
+    model = tiny_model(family)
+    frozen = FrozenModel(model)
+    frozen.load()
+    z, sigma = torch.randn(2, 4, 8, 8, generator=seeded(1)), torch.tensor([3.0, 0.5])
+    conds = [frozen.model_conds(EncodedPrompt("", embedding(prompt(seed)), prompt(seed)), z) for seed in (1, 2)]
+    found = frozen.predict(z, sigma, conds)
+    for row in (0, 1):
+        others = {"y": conds[row]["y"].cond} if family == "sdxl" else {}
+        call = Call(z[row : row + 1], sigma[row : row + 1], prompt(row + 1)[0][0], others, None)
+        expected = (call.x - replay(model, call)) / sigma[row]
+        torch.testing.assert_close(found[row : row + 1], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_rollouts_note_the_latents_of_the_chosen_steps(model):
+    frozen = FrozenModel(model)
+    noise = frozen.noise(2, 64, 64, seeded(0))
+    cat, empty = (encode(TinyClip(), text) for text in ("cat", ""))
+    noted = frozen.rollout(cat, empty, noise, 5, 3.0, {0, 2, 4})
+    assert [z.shape for z, _ in noted] == [noise.shape] * 3
+    sigmas = [sigma for _, sigma in noted]
+    assert sigmas == sorted(sigmas, reverse=True)
+    for z, sigma in noted[:1]:
+        torch.testing.assert_close(z, noise * (1 + sigma**2) ** 0.5, rtol=1e-3, atol=1e-3)

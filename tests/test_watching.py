@@ -1,0 +1,79 @@
+"""What people see while training runs: progress, memory, previews."""
+
+import pytest
+import torch
+from runs import Reports, go, same_weights
+from tiny import FAMILIES, tiny_model
+
+from unhype.training import attention
+from unhype.training.frozen import FrozenModel
+from unhype.training.preview import to_image
+
+pytestmark = pytest.mark.usefixtures("as_a_node_runs")
+
+
+@pytest.mark.parametrize("objective", ["attention", "direct"])
+def test_progress_is_reported_from_the_start_and_step_by_step(model, ask, objective):
+    report = Reports()
+    outcome = go(model, ask(objective=objective, watch_every=2), report)
+    assert list(dict.fromkeys(report.stages)) == ["reading prompts", "preparing", "training"]
+    assert report.steps == [1, 2, 3, 4, 5, 6]
+    assert [len(losses) for losses, _ in report.histories] == report.steps
+    losses, drift = report.histories[-1]
+    assert losses == outcome.losses
+    assert [step for step, _ in drift] == [2, 4, 6]
+    assert outcome.trained.record.training["drift_curve"] == [[step, round(value, 4)] for step, value in drift]
+
+
+@pytest.mark.parametrize("objective", ["attention", "direct"])
+def test_what_training_takes_in_memory_is_said_once_and_before_it(model, ask, objective):
+    report = Reports()
+
+    def first_note(stage, *place, note=None, **more):
+        report(stage, *place, note=note, **more)
+        if note is not None:
+            assert "training" not in report.stages
+
+    go(model, ask(objective=objective), first_note)
+    (note,) = report.notes
+    assert note.startswith("Training takes roughly ")
+
+
+def test_the_memory_of_an_attention_step_is_what_backward_keeps(model, ask, monkeypatch):
+    """Of two values an output one is for backward, and so half of them are found among what autograd saves."""
+    estimates, kept = [], {}
+    estimate, loss = FrozenModel.attention_memory, attention.AttentionTask.loss
+
+    def noted(self, batch, tokens):
+        estimates.append(estimate(self, batch, tokens))
+        return estimates[-1]
+
+    def counted(self, *args):
+        def note(tensor):
+            kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            return loss(self, *args)
+
+    monkeypatch.setattr(FrozenModel, "attention_memory", noted)
+    monkeypatch.setattr(attention.AttentionTask, "loss", counted)
+    go(model, ask(steps=1, attention_batch=256))
+    assert 0.5 * estimates[0] < sum(kept.values()) < estimates[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_previews_are_drawn_and_change_nothing(ask, family):
+    model, report = tiny_model(family), Reports()
+    without = go(model, ask(name="without")).trained
+    outcome = go(model, ask(name="with", preview_every=3), report)
+    assert [(picture.mode, picture.size) for picture in report.pictures] == [("RGB", (328, 356))] * 2
+    assert report.pictures[0].tobytes() != report.pictures[1].tobytes()
+    assert same_weights(outcome.trained, without)
+
+
+def test_a_latent_format_without_a_recipe_makes_no_preview(model):
+    latent_format = type("Format", (), {"latent_rgb_factors": None})()
+    assert to_image(torch.zeros(4, 8, 8), latent_format) is None
+    assert to_image(torch.zeros(4, 8, 8), model.model.latent_format).size == (160, 160)
