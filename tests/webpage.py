@@ -18,11 +18,11 @@ FLAGS = (
 )
 WIDTH, HEIGHT = 1600, 1000
 # Milliseconds that a busy machine may take to show what a test waits for.
-PATIENCE = 60_000
+PATIENCE = 180_000
 
 # Drops a file on an empty corner of the canvas, as a hand does that drags it from a folder.
-_DROP = """async ([name, type, content]) => {
-  const bytes = await (await fetch(`data:application/octet-stream;base64,${content}`)).arrayBuffer()
+_DROP = """([name, type, content]) => {
+  const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0))
   const dataTransfer = new DataTransfer()
   dataTransfer.items.add(new File([bytes], name, { type }))
   const canvas = app.canvas.canvas, box = canvas.getBoundingClientRect()
@@ -41,10 +41,17 @@ class WebPage:
 
     def open(self):
         """Load the interface afresh, with an empty graph."""
-        self.page.goto(self.url)
+        self.page.goto(self.url, wait_until="commit")
         self.page.wait_for_function("window.app?.vueAppReady && window.app.graph")
         # The veil over the window during a drop goes when its fading ends, which a busy machine may never report.
-        self.page.add_style_tag(content=".p-overlay-mask { animation: none !important }")
+        # And older interfaces lay messages over the Run button.
+        self.page.evaluate(
+            """() => {
+              const style = new CSSStyleSheet()
+              style.replaceSync(".p-overlay-mask { animation: none !important } .p-toast { pointer-events: none }")
+              document.adoptedStyleSheets.push(style)
+            }"""
+        )
         self.page.evaluate("app.graph.clear()")
 
     def shot(self, name):
