@@ -2,7 +2,7 @@
 
 from .cards import card_blocks
 from .curves import panels
-from .page import FAINT, KEPT, SMALL, TITLE, beside, page, words
+from .page import ERASED, FAINT, KEPT, SMALL, TITLE, beside, page, words
 from .progress import duration
 
 _LISTED = 8
@@ -24,10 +24,18 @@ def _silent(training):
     )
 
 
+def _not_kept(training):
+    """A line about what stands in 'preserve' and changes all the same, if there is such a thing."""
+    heard = training.get("preserve_heard", [])
+    named = ", ".join(f"'{line}'" for line in heard)
+    return [f"Too near to what is erased to be kept: {named}."] if heard else []
+
+
 def in_words(outcome):
     """A `run.Outcome` in words."""
     record = outcome.trained.record
-    return f"{_ended(outcome)}\nErases:\n{record.summary()}\n{_silent(record.training)}\nSaved as {outcome.path}"
+    lines = [_ended(outcome), "Erases:", record.summary(), _silent(record.training), *_not_kept(record.training)]
+    return "\n".join([*lines, f"Saved as {outcome.path}"])
 
 
 def _kept(training):
@@ -60,6 +68,7 @@ def training_page(outcome, pairs):
             words(_ended(outcome)),
             words("\n".join(lines)),
             words(_silent(training), color=KEPT),
+            *(words(line, color=ERASED, lines=3) for line in _not_kept(training)),
             words(_kept(training), SMALL, FAINT, lines=3),
             *card_blocks(pairs),
             *([beside(curves)] if curves else []),

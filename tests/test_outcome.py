@@ -9,6 +9,7 @@ from tiny import TinyClip, WordClip, prompt, sample, seeded
 from unhype.hypernet.deadzone import is_silent
 from unhype.hypernet.files import load
 from unhype.hypernet.patch import apply_erasure
+from unhype.nodes.train_page import in_words
 from unhype.training.frozen import encode
 from unhype.training.prompts import TEMPLATES, fill, retain_split
 
@@ -113,3 +114,11 @@ def test_a_relative_to_preserve_is_drawn_bit_for_bit_and_the_concept_is_erased(m
     erased = apply_erasure(model, preserving)
     assert torch.equal(drawn(erased, "tiger"), tigers)
     assert (drawn(erased, "cat") - trees).norm() < 0.5 * (cats - trees).norm()
+    assert preserving.record.training["preserve_heard"] == []
+
+
+def test_what_cannot_be_told_from_the_concept_is_named_at_the_end(model, ask):
+    """For this encoder 'the cat' is one of the concept's own wordings."""
+    outcome = go(model, ask(preserve="the cat\na stone bridge over a quiet river"), clip=WordClip())
+    assert outcome.trained.record.training["preserve_heard"] == ["the cat"]
+    assert "Too near to what is erased to be kept: 'the cat'." in in_words(outcome)

@@ -254,6 +254,11 @@ def company(partners, count):
     ]
 
 
+def kept_wordings(line, kind):
+    """The prompts that a line of the preserve list stands for: up to three words are a concept, phrased in some ways."""
+    return [fill(template, line) for template in TEMPLATES[kind][:8]] if len(line.split()) <= 3 else [line]
+
+
 def _mentions(prompt, names):
     return any(re.search(rf"\b{re.escape(name)}(s|es)?\b", prompt, re.IGNORECASE) for name in names)
 
@@ -282,8 +287,7 @@ def retain_split(preserve, concepts, kind="object", path=RETAIN_FILE):
     for line in preserved(preserve):
         if line.lower() in erased:
             raise PromptError(f"'{line}' is both in the list to erase and in the list to preserve.")
-        short = len(line.split()) <= 3
-        own += [fill(template, line) for template in TEMPLATES[kind][:8]] if short else [line]
+        own += kept_wordings(line, kind)
     partners = {group for group, _ in kept if len(group.split()) <= 2 and not _mentions(group, names)}
     unseen = sorted(group for group in partners if _is_held_out(group))
     partners = sorted(partners.difference(unseen))

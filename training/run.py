@@ -17,7 +17,7 @@ from .loop import TrainingError, measure_drift, new_state, norms, train
 from .material import build_material
 from .plan import finished, make_plan
 from .preview import Previewer
-from .prompts import preserved
+from .prompts import kept_wordings, preserved
 from .reader import encode_prompts
 from .settings import Settings
 from .switch import fit_switch
@@ -154,7 +154,8 @@ _SWITCH_COUNTS = 10.0
 def _switch(plan, prompts, network):
     """The dead zone's switch, the prompts with the reader that goes into the file, and what stays silent.
 
-    The last is the share of held-out prompts that run the base model.
+    The last is, for the record, the share of held-out prompts that run the base model, and the lines of the preserve
+    list of which some wording doesn't, because no threshold tells it from what is erased.
     """
 
     def of_each(phrases):
@@ -174,7 +175,9 @@ def _switch(plan, prompts, network):
     held_out = prompts.views_of(plan.retain.held_out)[1]
     # A prompt stays exact only if all that speaks for it is silent.
     silent = (switch(held_out).view(views, -1).amax(0) < 1).float().mean().item()
-    return switch, prompts, silent
+    wordings = {line: kept_wordings(line, plan.request.settings.kind) for line in preserved(plan.request.preserve)}
+    heard = [line for line, own in wordings.items() if bool((switch(prompts.views_of(own)[1]) >= 1).any())]
+    return switch, prompts, {"held_out_silent": round(silent, 4), "preserve_heard": heard}
 
 
 def _record(plan, prompts, state, material, reason, seconds):
@@ -247,8 +250,8 @@ def _run(model, clip, plan, path, report):
         frozen.release()
     network = state.hypernet.cpu().requires_grad_(False).eval()
     switch, prompts, silent = _switch(plan, prompts, network)
-    seen = {"held_out_silent": round(silent, 4), "losses": [round(loss, 6) for loss in state.losses]}
-    record = replace(record, training={**record.training, **seen}, reading=prompts.reading)
+    losses = [round(loss, 6) for loss in state.losses]
+    record = replace(record, training={**record.training, **silent, "losses": losses}, reading=prompts.reading)
     trained = TrainedHypernet(network, record, path.stem, prompts.reader, _concept_c(plan, prompts), switch)
     save(trained, path, plan.request.file_metadata)
     trained = load(path)  # in the file's precision, so that the first use is like every later one
