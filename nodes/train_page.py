@@ -13,7 +13,8 @@ _ENDED = {
 }
 
 
-def _ended(outcome):
+def ended(outcome):
+    """How a run came to its end, as a sentence."""
     return f"{_ENDED[outcome.reason]} after {outcome.trained.record.training['steps']} steps."
 
 
@@ -27,7 +28,7 @@ def _silent(training):
 def in_words(outcome):
     """A `run.Outcome` in words."""
     record = outcome.trained.record
-    return f"{_ended(outcome)}\nErases:\n{record.summary()}\n{_silent(record.training)}\nSaved as {outcome.path}"
+    return f"{ended(outcome)}\nErases:\n{record.summary()}\n{_silent(record.training)}\nSaved as {outcome.path}"
 
 
 def _kept(training):
@@ -57,7 +58,7 @@ def training_page(outcome, pairs):
     return page(
         [
             words(outcome.path.name, TITLE, lines=2),
-            words(_ended(outcome)),
+            words(ended(outcome)),
             words("\n".join(lines)),
             words(_silent(training), color=KEPT),
             words(_kept(training), SMALL, FAINT, lines=3),
