@@ -184,13 +184,17 @@ def no_files(server):
     aside.rmdir()
 
 
-@pytest.mark.parametrize(("kind", "way_out"), EMPTY.items())
-def test_a_list_without_files_says_how_to_get_one(web, server, no_files, kind, way_out):
+@pytest.mark.parametrize("kind", EMPTY)
+def test_a_list_without_files_says_how_to_get_one(web, server, no_files, tmp_path, kind):
+    node = {"id": 1, "type": kind, "pos": [0, 0], "size": [320, 120], "flags": {}, "order": 0, "mode": 0}
+    node |= {"inputs": [], "outputs": [], "properties": {}}
+    workflow = {"last_node_id": 1, "last_link_id": 0, "nodes": [node], "links": [], "groups": [], "version": 0.4}
+    path = tmp_path / "empty.json"
+    path.write_text(json.dumps(workflow), "utf-8")
     web.open()
-    web.page.evaluate("(kind) => app.graph.add(LiteGraph.createNode(kind))", kind)
-    (chosen,) = web.page.evaluate(
-        "app.graph._nodes[0].widgets.filter((one) => one.type === 'combo').map((o) => o.value)"
-    )
+    web.drop(path)
+    web.wait_for_nodes([kind])
+    (chosen,) = web.page.evaluate("app.graph._nodes[0].widgets.filter((o) => o.type === 'combo').map((o) => o.value)")
     assert chosen.startswith("empty: ")
     web.show(kind)
     web.shot(f"empty_{kind}")
@@ -198,12 +202,12 @@ def test_a_list_without_files_says_how_to_get_one(web, server, no_files, kind, w
     press_run(web)
     web.page.wait_for_function("window.seenError")
     message = web.page.evaluate("window.seenError.exception_message")
-    assert re.search(way_out, message)
+    assert re.search(EMPTY[kind], message)
     web.page.wait_for_timeout(500)  # for the interface to show it
     web.shot(f"empty_{kind}_queued")
     entry = {"class_type": kind, "inputs": {"hypernet": "gone.safetensors", "weights": "gone.pth", "erases": ""}}
-    with pytest.raises(PromptError, match=r"Value not in list.*gone\."):
-        server.queue({"1": entry})
+    with pytest.raises(PromptError, match=r"gone\."):  # ComfyUI's own words; 0.3.75 finds out when the node runs
+        server.run({"1": entry})
     web.open()
 
 
