@@ -11,6 +11,7 @@
     python3 dev.py lint [--fix]           ruff, as pinned
     python3 dev.py check                  the checks of the registry and of others, on what the registry gets
     python3 dev.py locales                write the English words of locales/ anew, from the nodes
+    python3 dev.py thumbnails             draw the workflows' cards anew, from benchmarks/results
 
   --host 0.30.0 | 0.3.75 | 0.3.52 | FOLDER  which ComfyUI; or the variable COMFYUI_PATH; `test` also takes `all`
   -h after a command                      what that command takes
@@ -26,7 +27,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-COMMANDS = ("demo", "test", "serve", "bench", "lab", "lint", "check", "locales")
+COMMANDS = ("demo", "test", "serve", "bench", "lab", "lint", "check", "locales", "thumbnails")
 BENCHES = ("speed", "erasure", "bypass", "switch")
 
 if sys.version_info < (3, 10):  # noqa: UP036 - older ones should be told, not shown a traceback
@@ -94,8 +95,8 @@ def on_host(command: str, host: Host, arguments: list[str]) -> int:
         return run_module(host, "benchmarks.demo", arguments)
     if command == "lab":
         return run_module(host, "benchmarks.lab", arguments)
-    if command == "locales":
-        return run_module(host, "benchmarks.locales", arguments)
+    if command in ("locales", "thumbnails"):
+        return run_module(host, f"benchmarks.{command}", arguments)
     if command == "check":
         return checks.check(host)
     return run_module(host, f"benchmarks.{arguments[0]}", arguments[1:])

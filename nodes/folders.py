@@ -7,6 +7,9 @@ from pathlib import Path
 import folder_paths
 
 FOLDER = "unhype"
+# What a list without files shows: an empty one reads "undefined" in ComfyUI.
+NO_HYPERNET = "empty: Train Erasure makes one"
+NO_PUBLISHED = "empty: put a .pth in models/unhype"
 _REFUSED = re.compile(r"[^\w .,+-]")
 # Windows takes these for devices, whatever follows the first dot.
 _DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9\u00b9\u00b2\u00b3]) *(\.|$)", re.IGNORECASE)
@@ -22,12 +25,17 @@ def register_model_folder():
 
 
 def hypernet_names():
-    """The hypernet files that Load UnHype Hypernet offers."""
-    return folder_paths.get_filename_list(FOLDER)
+    """The hypernet files that Load UnHype Hypernet offers, or `NO_HYPERNET`."""
+    return folder_paths.get_filename_list(FOLDER) or [NO_HYPERNET]
 
 
 def hypernet_path(name):
-    """The path of a listed hypernet; raises FileNotFoundError for anything outside the folders."""
+    """The path of a listed hypernet; raises FileNotFoundError for anything outside the folders, or for no file."""
+    if name == NO_HYPERNET:
+        raise FileNotFoundError(
+            f"Load UnHype Hypernet, 'hypernet': there is no eraser in models/{FOLDER} yet. Train one with Train "
+            "Erasure, or put a .safetensors file that somebody else trained there. Then press R and choose it."
+        )
     return Path(folder_paths.get_full_path_or_raise(FOLDER, name))
 
 
@@ -39,12 +47,17 @@ def _published_files():
 
 
 def published_names():
-    """The files that Import UnHype Weights offers."""
-    return sorted(_published_files())
+    """The files that Import UnHype Weights offers, or `NO_PUBLISHED`."""
+    return sorted(_published_files()) or [NO_PUBLISHED]
 
 
 def published_path(name):
-    """The path of a listed file; raises FileNotFoundError for any other."""
+    """The path of a listed file; raises FileNotFoundError for any other, and for none."""
+    if name == NO_PUBLISHED:
+        raise FileNotFoundError(
+            f"Import UnHype Weights, 'weights': there is no .pth file in models/{FOLDER}. Put one there that "
+            "the authors of the UnHype paper published, press R and choose it. Files that end in .safetensors need no import."
+        )
     path = _published_files().get(name)
     if path is None:
         raise FileNotFoundError(f"There is no file '{name}' in models/{FOLDER}.")

@@ -104,14 +104,15 @@ class DrawingProgress:
         self.bar, self.text, self.left = comfy.utils.ProgressBar(_UNITS), NodeText(node_id), TimeLeft()
 
     def __call__(self, done, total, pair=None):
-        self.text(f"Drawing, {done / total:.0%}{self.left(done, total)}", at_once=done == total)
+        self.text(f"Drawing, {done / total:.0%}{self.left(done, total)}")
         preview = None if pair is None else _preview(page(card_blocks([pair])))
         self.bar.update_absolute(_UNITS * done // total, _UNITS, preview)
 
 
-def show_page(sheet):
-    """The finished page, a PIL picture, as the last preview of the node that runs.
+def show_page(node_id, sheet, line):
+    """The finished page, a PIL picture, and a line that sums it up as the last that the node that runs shows.
 
-    ComfyUI's interface shows a node's last preview instead of its result until the node starts again.
+    ComfyUI's interface keeps a node's last preview and text instead of its result until the node starts again.
     """
+    NodeText(node_id)(line, at_once=True)
     comfy.utils.ProgressBar(_UNITS).update_absolute(_UNITS, _UNITS, _preview(sheet))

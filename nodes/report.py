@@ -49,7 +49,7 @@ class ErasureReport(io.ComfyNode):
         pairs = compare(model, clip, unhype, texts, drawing, decoder(model, vae), DrawingProgress(cls.hidden.unique_id))
         warning = _warning(model)
         sheet = _page(unhype, pairs, drawing, warning)
-        show_page(sheet)
+        show_page(cls.hidden.unique_id, sheet, tally(pairs))
         text = "\n".join([_title(unhype), f"Erases: {_erases(unhype)}", *warning, pairs_in_words(pairs)])
         image, display = shown(cls, sheet, text)
         return io.NodeOutput(image, text, ui=display)

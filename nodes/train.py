@@ -13,12 +13,13 @@ from ..training.presets import CUSTOM, PRESETS, with_preset
 from ..training.prompts import TEMPLATES, PromptError, parse_concepts
 from ..training.run import Request, train_erasure
 from ..training.settings import OBJECTIVES, Settings
+from .cards import tally
 from .decoding import decoder
 from .folders import checkpoint_folder, safe_name, training_folder
 from .progress import DrawingProgress, Progress, show_page
 from .schema import CATEGORY, Hypernet, advanced, only_links, schema
 from .shown import shown
-from .train_page import in_words, training_page
+from .train_page import ended, in_words, training_page
 
 log = logging.getLogger("unhype")
 
@@ -88,7 +89,7 @@ class TrainErasure(io.ComfyNode):
             progress.close()
         pairs = _thumbnails(model, clip, vae, outcome.trained, request, cls.hidden.unique_id)
         sheet = training_page(outcome, pairs)
-        show_page(sheet)
+        show_page(cls.hidden.unique_id, sheet, f"{ended(outcome)} {tally(pairs)}".strip())
         image, display = shown(cls, sheet, in_words(outcome))
         return io.NodeOutput(outcome.trained, {"loss": outcome.losses}, image, ui=display)
 

@@ -13,7 +13,8 @@ _ENDED = {
 }
 
 
-def _ended(outcome):
+def ended(outcome):
+    """How a run came to its end, as a sentence."""
     return f"{_ENDED[outcome.reason]} after {outcome.trained.record.training['steps']} steps."
 
 
@@ -34,7 +35,7 @@ def _not_kept(training):
 def in_words(outcome):
     """A `run.Outcome` in words."""
     record = outcome.trained.record
-    lines = [_ended(outcome), "Erases:", record.summary(), _silent(record.training), *_not_kept(record.training)]
+    lines = [ended(outcome), "Erases:", record.summary(), _silent(record.training), *_not_kept(record.training)]
     return "\n".join([*lines, f"Saved as {outcome.path}"])
 
 
@@ -65,7 +66,7 @@ def training_page(outcome, pairs):
     return page(
         [
             words(outcome.path.name, TITLE, lines=2),
-            words(_ended(outcome)),
+            words(ended(outcome)),
             words("\n".join(lines)),
             words(_silent(training), color=KEPT),
             *(words(line, color=ERASED, lines=3) for line in _not_kept(training)),

@@ -63,10 +63,10 @@ def small_demo():
     (loader,) = (node for node in workflow["nodes"] if node["type"] == "UnHypeLabLoader")
     loader |= {"type": "CheckpointLoaderSimple", "widgets_values": [checkpoint_name()]}
     loader["inputs"] = [{"name": "ckpt_name", "type": "COMBO", "widget": {"name": "ckpt_name"}, "link": None}]
-    del loader["properties"]
+    loader["properties"] = {}
     (slot,) = (number for number, output in enumerate(loader["outputs"]) if output["type"] == "CLIP")
     clip = {"id": workflow["last_node_id"] + 1, "type": "UnHypeTestCLIP", "pos": [0, -200], "size": [300, 60]}
-    clip |= {"flags": {}, "order": 0, "mode": 0, "inputs": [], "widgets_values": []}
+    clip |= {"flags": {}, "order": 0, "mode": 0, "inputs": [], "widgets_values": [], "properties": {}}
     clip["outputs"] = [{"name": "CLIP", "type": "CLIP", "links": loader["outputs"][slot]["links"]}]
     loader["outputs"][slot]["links"] = []
     for link in workflow["links"]:

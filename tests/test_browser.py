@@ -10,19 +10,26 @@ import time
 from pathlib import Path
 
 import pytest
-from graphs import FOLDER, read, small_demo
+from graphs import FOLDER, SIDE, read, small_demo
 from playwright.sync_api import expect
 from webpage import web_page
 
 from benchmarks.chromium import chromium
 from benchmarks.environment import ROOT
+from benchmarks.server import PromptError
 
 WORKFLOWS = sorted(path.stem for path in FOLDER.glob("*.json"))
 HELP = ROOT / "web" / "docs"
 NODES = sorted(path.stem for path in HELP.glob("*.md"))
-TRAINER, LAB = "UnHypeTrainErasure", "UnHypeLabLoader"
+TRAINER, REPORT, LAB = "UnHypeTrainErasure", "UnHypeErasureReport", "UnHypeLabLoader"
+PROMPTS = "a photo of a cat\na kitty\na tiger\na dog\nan airplane\na ship"
+_LAST_TEXT = "(kind) => window.seenTexts[app.graph._nodes.find((node) => node.type === kind).id]"
 STEPS = 60
 LONG = 600_000  # milliseconds
+EMPTY = {
+    "UnHypeLoadHypernet": "^Load UnHype Hypernet, 'hypernet': .* Train one with Train Erasure",
+    "UnHypeImportWeights": r"^Import UnHype Weights, 'weights': .* Put one there",
+}
 NAMES = {
     "erasure": {"Train Erasure", "Apply Concept Erasure", "Erasure Report"},
     "unhype": {"Load UnHype Hypernet", "Import UnHype Weights"},
@@ -104,6 +111,7 @@ def test_a_workflow_dropped_on_the_canvas_opens_without_a_red_node(web, name):
     web.drop(FOLDER / f"{name}.json")
     web.wait_for_nodes(kinds(FOLDER / f"{name}.json"))
     assert not web.red()
+    expect(web.page.get_by_text("Invalid workflow")).to_have_count(0)
     web.shot(f"workflow_{name}")
 
 
@@ -121,6 +129,7 @@ def test_a_node_that_nobody_has_is_red(web, tmp_path):
 def finds(web, words, names):
     """Search in the palette, as a double click on the canvas does, and look for these nodes."""
     web.command("Workspace.SearchBox.Toggle")
+    web.page.wait_for_function("document.activeElement?.tagName === 'INPUT'")
     web.page.keyboard.type(words)
     results = web.page.locator("[data-testid=result-item], .p-autocomplete-option")
     for name in names:
@@ -161,6 +170,47 @@ def test_a_node_shows_its_help(web, kind):
     web.page.evaluate("app.canvas.deselectAll()")
 
 
+@pytest.fixture
+def no_files(server):
+    """A newcomer's models/unhype: without any file."""
+    folder, aside = server.base / "models" / "unhype", server.base / "models" / "unhype_aside"
+    aside.mkdir()
+    files = list(folder.iterdir())
+    for path in files:
+        path.rename(aside / path.name)
+    yield
+    for path in files:
+        (aside / path.name).rename(path)
+    aside.rmdir()
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+def test_a_list_without_files_says_how_to_get_one(web, server, no_files, tmp_path, kind):
+    node = {"id": 1, "type": kind, "pos": [0, 0], "size": [320, 120], "flags": {}, "order": 0, "mode": 0}
+    node |= {"inputs": [], "outputs": [], "properties": {}}
+    workflow = {"last_node_id": 1, "last_link_id": 0, "nodes": [node], "links": [], "groups": [], "version": 0.4}
+    path = tmp_path / "empty.json"
+    path.write_text(json.dumps(workflow), "utf-8")
+    web.open()
+    web.drop(path)
+    web.wait_for_nodes([kind])
+    (chosen,) = web.page.evaluate("app.graph._nodes[0].widgets.filter((o) => o.type === 'combo').map((o) => o.value)")
+    assert chosen.startswith("empty: ")
+    web.show(kind)
+    web.shot(f"empty_{kind}")
+    web.page.evaluate("app.api.addEventListener('execution_error', ({ detail }) => { window.seenError = detail })")
+    press_run(web)
+    web.page.wait_for_function("window.seenError")
+    message = web.page.evaluate("window.seenError.exception_message")
+    assert re.search(EMPTY[kind], message)
+    web.page.wait_for_timeout(500)  # for the interface to show it
+    web.shot(f"empty_{kind}_queued")
+    entry = {"class_type": kind, "inputs": {"hypernet": "gone.safetensors", "weights": "gone.pth", "erases": ""}}
+    with pytest.raises(PromptError, match=r"gone\."):  # ComfyUI's own words; 0.3.75 finds out when the node runs
+        server.run({"1": entry})
+    web.open()
+
+
 @pytest.fixture(scope="module")
 def demo(server, pytestconfig, tmp_path_factory):
     """The demo's workflow as a file to drop: on the lab's model when somebody will look at the pictures."""
@@ -182,12 +232,12 @@ def progress(web):
     return web.page.evaluate("(kind) => app.graph._nodes.find((node) => node.type === kind).progress ?? null", TRAINER)
 
 
-def words_on(web):
-    """The text that Train Erasure shows when it has come to its end."""
+def words_on(web, kind=TRAINER):
+    """The text that a node shows when it has come to its end."""
     return web.page.evaluate(
         """(kind) => app.graph._nodes.find((node) => node.type === kind).widgets
           .find((widget) => widget.name === "result")?.value ?? "" """,
-        TRAINER,
+        kind,
     )
 
 
@@ -200,7 +250,8 @@ def trained(web, server, demo):
     for name, value in {"name": "browser", "steps": STEPS, "preview_every": 20, "checkpoint_every": 20}.items():
         web.widget(TRAINER, name, value)
     web.page.evaluate(
-        """window.seenProgress = []
+        """window.seenProgress = [], window.seenTexts = {}
+        app.api.addEventListener("progress_text", ({ detail }) => window.seenTexts[detail.nodeId] = detail.text)
         app.api.addEventListener("progress", ({ detail }) => window.seenProgress.push(detail.value / detail.max))
         app.api.addEventListener("b_preview", () => { window.seenPreviews = (window.seenPreviews ?? 0) + 1 })"""
     )
@@ -241,6 +292,47 @@ def test_training_moves_its_bar_stops_and_goes_on(web, trained):
     assert trained["words"].startswith((f"Finished after {STEPS} steps.", "Stopped early, before other prompts"))
     web.show(TRAINER)
     web.shot("trained")
+
+
+def test_nodes_end_with_a_line_that_sums_up(web, trained, pytestconfig):
+    """Train Erasure, and an Erasure Report of what the demo has just trained."""
+    on_lab = bool(pytestconfig.getoption("--shots"))
+    steps, side = (12, 128) if on_lab else (2, SIDE)
+    values = {"prompts": PROMPTS, "steps": steps, "cfg": 3, "width": side, "height": side}
+    web.page.evaluate(
+        """([trainer, values]) => {
+          const node = LiteGraph.createNode("UnHypeErasureReport"), nodes = app.graph._nodes
+          const train = nodes.find((one) => one.type === trainer)
+          node.pos = [0, 2000]
+          app.graph.add(node)
+          for (const [name, kind] of [["model", trainer], ["clip", trainer], ["vae", "VAEDecode"]]) {
+            const other = nodes.find((one) => one.type === kind)
+            const link = app.graph.links[other.inputs.find((input) => input.name === name).link]
+            app.graph.getNodeById(link.origin_id).connect(link.origin_slot, node, name)
+          }
+          train.connect(0, node, "unhype")
+          for (const widget of node.widgets) widget.value = values[widget.name] ?? widget.value
+        }""",
+        [TRAINER, values],
+    )
+    press_run(web)
+    web.show(REPORT)
+    web.page.wait_for_function(
+        "(kind) => { const node = app.graph._nodes.find((n) => n.type === kind); return node.imgs?.length && "
+        "node.widgets.some((w) => w.name === 'result' && w.value) }",
+        arg=REPORT,
+        timeout=LONG,
+    )
+    web.page.wait_for_timeout(1000)  # for the picture to be drawn
+    web.show(REPORT)
+    web.shot("report")
+    texts = {kind: web.page.evaluate(_LAST_TEXT, kind) for kind in (TRAINER, REPORT)}
+    assert texts[REPORT] in words_on(web, REPORT).splitlines()
+    assert re.fullmatch(
+        r"(Erased: \d+ of \d+ changed\. ?)?(Kept: \d+ of \d+ identical to the last bit\.)?", texts[REPORT]
+    )
+    assert texts[TRAINER].startswith(words_on(web).splitlines()[0])
+    assert re.search(r"(changed|identical to the last bit)\.$", texts[TRAINER])
 
 
 @pytest.mark.parametrize("what", ["picture", "file"])

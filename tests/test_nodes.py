@@ -15,6 +15,8 @@ from benchmarks.environment import ROOT
 from unhype.hypernet.files import save
 from unhype.nodes.folders import (
     FOLDER,
+    NO_HYPERNET,
+    NO_PUBLISHED,
     hypernet_names,
     hypernet_path,
     published_names,
@@ -273,6 +275,19 @@ def test_files_of_the_authors_are_listed_apart_and_only_inside_the_folder(folder
         with pytest.raises(FileNotFoundError):
             published_path(name)
     outside.unlink()
+
+
+def test_a_list_without_files_says_how_to_get_one(nodes, folder):
+    (folder / "people" / "jane.safetensors").rename(folder / "people" / "jane.txt")
+    folder_paths.filename_list_cache.pop(FOLDER, None)
+    for kind, entry, way_out in (
+        ("UnHypeLoadHypernet", NO_HYPERNET, "Load UnHype Hypernet, 'hypernet': .* Train one with Train Erasure"),
+        ("UnHypeImportWeights", NO_PUBLISHED, "Import UnHype Weights, 'weights': .* Put one there .* press R"),
+    ):
+        chosen = nodes[kind].define_schema().inputs[0]
+        assert chosen.options == [entry]
+        with pytest.raises(FileNotFoundError, match=way_out):
+            nodes[kind].execute(entry, *([""] if kind == "UnHypeImportWeights" else []))
 
 
 def test_an_authors_file_is_imported_by_the_node(nodes, folder):

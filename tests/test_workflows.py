@@ -9,6 +9,7 @@ from graphs import FOLDER, SIDE, nodes_of, read, reduced, training_prompt, with_
 from PIL import Image
 
 from benchmarks.graph import NOTES, to_prompt, widget_values
+from benchmarks.thumbnails import thumbnails
 from unhype.hypernet.files import load, open_checked
 
 NAMES = ("train_sd15", "apply_sd15", "before_after_sd15", "report_sd15", "demo", "train_flux", "apply_flux")
@@ -17,9 +18,20 @@ NAMES = ("train_sd15", "apply_sd15", "before_after_sd15", "report_sd15", "demo",
 def test_every_workflow_is_known_here_and_has_a_thumbnail():
     assert {path.stem for path in FOLDER.glob("*.json")} == set(NAMES)
     for name in NAMES:
-        with Image.open(FOLDER / f"{name}.jpg") as picture:
+        assert (FOLDER / f"{name}.jpg").is_file()
+
+
+def test_thumbnails_are_what_the_command_draws_from_the_labs_pictures():
+    drawn = thumbnails()
+    assert set(drawn) == set(NAMES)
+    for name, expected in drawn.items():
+        path = FOLDER / f"{name}.jpg"
+        assert path.stat().st_size < 60_000
+        with Image.open(path) as picture:
             assert picture.format == "JPEG"
-            assert 400 <= picture.width <= 1000
+            assert picture.size == (512, 512)  # cards are square
+            distance = numpy.abs(numpy.asarray(picture, dtype=float) - numpy.asarray(expected, dtype=float))
+        assert distance.mean() < 4, f"{name}: run `python3 dev.py thumbnails`"  # JPEG loses a little
 
 
 @pytest.mark.parametrize("name", NAMES)

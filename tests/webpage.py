@@ -5,7 +5,7 @@ import contextlib
 import tempfile
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 FLAGS = (
     "--no-sandbox",
@@ -44,11 +44,10 @@ class WebPage:
         self.page.goto(self.url, wait_until="commit")
         self.page.wait_for_function("window.app?.vueAppReady && window.app.graph")
         # The veil over the window during a drop goes when its fading ends, which a busy machine may never report.
-        # And older interfaces lay messages over the Run button.
         self.page.evaluate(
             """() => {
               const style = new CSSStyleSheet()
-              style.replaceSync(".p-overlay-mask { animation: none !important } .p-toast { pointer-events: none }")
+              style.replaceSync(".p-overlay-mask { animation: none !important }")
               document.adoptedStyleSheets.push(style)
             }"""
         )
@@ -125,6 +124,7 @@ def web_page(chromium, url, shots):
         )
         try:
             window.set_default_timeout(PATIENCE)
+            expect.set_options(timeout=PATIENCE)
             page = WebPage(window.pages[0], url, Path(shots))
             page.open()
             yield page

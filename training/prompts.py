@@ -255,7 +255,7 @@ def company(partners, count):
 
 
 def kept_wordings(line, kind):
-    """The prompts that a line of the preserve list stands for: up to three words are a concept, phrased several ways."""
+    """What a line of the preserve list stands for; up to three words are a concept, phrased in some ways."""
     return [fill(template, line) for template in TEMPLATES[kind][:8]] if len(line.split()) <= 3 else [line]
 
 
