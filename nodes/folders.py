@@ -56,7 +56,8 @@ def published_path(name):
     if name == NO_PUBLISHED:
         raise FileNotFoundError(
             f"Import UnHype Weights, 'weights': there is no .pth file in models/{FOLDER}. Put one there that "
-            "the authors of the UnHype paper published, press R and choose it. Files that end in .safetensors need no import."
+            "the authors of the UnHype paper published, press R and choose it. Files that end in .safetensors need no "
+            "import."
         )
     path = _published_files().get(name)
     if path is None:
