@@ -23,6 +23,12 @@ HELP = ROOT / "web" / "docs"
 NODES = sorted(path.stem for path in HELP.glob("*.md"))
 TRAINER, REPORT, LAB = "UnHypeTrainErasure", "UnHypeErasureReport", "UnHypeLabLoader"
 PROMPTS = "a photo of a cat\na kitty\na tiger\na dog\nan airplane\na ship"
+# How much of the node's width its page takes: a narrow one can't be read.
+_WIDTH_OF_PAGE = """(kind) => {
+  const node = app.graph._nodes.find((one) => one.type === kind), page = node.imgs[0]
+  const preview = node.widgets.find((widget) => widget.name === "$$canvas-image-preview")
+  return preview.computedHeight * page.naturalWidth / page.naturalHeight / node.size[0]
+}"""
 _LAST_TEXT = "(kind) => window.seenTexts[app.graph._nodes.find((node) => node.type === kind).id]"
 STEPS = 60
 LONG = 600_000  # milliseconds
@@ -65,6 +71,7 @@ def web(server, named_files, pytestconfig, tmp_path_factory):
     settings = server.base / "user" / "default" / "comfy.settings.json"
     settings.parent.mkdir(parents=True, exist_ok=True)
     chosen = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}
+    chosen["Comfy.Workflow.Persist"] = False  # a page opens with ComfyUI's first graph, not with the last one
     chosen["LiteGraph.Canvas.MinFontSizeForLOD"] = 0  # words stay on nodes, however small the screenshot shows them
     settings.write_text(json.dumps(chosen), "utf-8")
     with web_page(chromium(), server.url, shots) as page:
@@ -326,6 +333,7 @@ def test_nodes_end_with_a_line_that_sums_up(web, trained, pytestconfig):
     web.page.wait_for_timeout(1000)  # for the picture to be drawn
     web.show(REPORT)
     web.shot("report")
+    assert web.page.evaluate(_WIDTH_OF_PAGE, REPORT) > 0.9
     texts = {kind: web.page.evaluate(_LAST_TEXT, kind) for kind in (TRAINER, REPORT)}
     assert texts[REPORT] in words_on(web, REPORT).splitlines()
     assert re.fullmatch(

@@ -29,6 +29,12 @@ _DROP = """([name, type, content]) => {
   const at = { clientX: box.right - 300, clientY: box.bottom - 20, bubbles: true, cancelable: true, dataTransfer }
   for (const kind of ["dragenter", "dragover", "drop"]) canvas.dispatchEvent(new DragEvent(kind, at))
 }"""
+# The veil over the window, at the start and during a drop, goes when its fading ends, which a busy machine may never
+# report; so it does not fade.
+_NO_FADING = """
+  const style = new CSSStyleSheet()
+  style.replaceSync(".p-overlay-mask { animation: none !important }")
+  document.adoptedStyleSheets.push(style)"""
 _TYPES = {".json": "application/json", ".png": "image/png", ".safetensors": ""}
 _NODES = "app.graph ? app.graph._nodes.map((node) => node.type).sort() : []"
 
@@ -40,17 +46,10 @@ class WebPage:
         self.page, self.url, self.shots = page, url, shots
 
     def open(self):
-        """Load the interface afresh, with an empty graph."""
+        """Load the interface afresh, wait for the graph that it opens by itself, and clear that."""
         self.page.goto(self.url, wait_until="commit")
         self.page.wait_for_function("window.app?.vueAppReady && window.app.graph")
-        # The veil over the window during a drop goes when its fading ends, which a busy machine may never report.
-        self.page.evaluate(
-            """() => {
-              const style = new CSSStyleSheet()
-              style.replaceSync(".p-overlay-mask { animation: none !important }")
-              document.adoptedStyleSheets.push(style)
-            }"""
-        )
+        self.page.wait_for_function("app.extensionManager.workflow.activeWorkflow && app.graph._nodes.length")
         self.page.evaluate("app.graph.clear()")
 
     def shot(self, name):
@@ -125,6 +124,7 @@ def web_page(chromium, url, shots):
         try:
             window.set_default_timeout(PATIENCE)
             expect.set_options(timeout=PATIENCE)
+            window.add_init_script(_NO_FADING)
             page = WebPage(window.pages[0], url, Path(shots))
             page.open()
             yield page

@@ -1,6 +1,6 @@
 // Nodes that load, train, import or look at erasers say in words what they did or found.
 // ComfyUI's interface shows such text on its own text nodes only, so this puts it on ours.
-// It also makes new nodes of the pack wide enough for their words.
+// It also makes new nodes of the pack wide enough for their words, and nodes with a page tall enough to read it.
 
 import { app } from "../../../scripts/app.js"
 
@@ -14,6 +14,8 @@ const NODES = new Set([
 const WIDTH = 320 // of a new node: file names, and the title of Inspect Prompt, need that much
 const BOX = "result"
 const BOX_HEIGHT = 110 // of eight lines
+const PREVIEW = "$$canvas-image-preview" // ComfyUI's own widget for a node's pictures
+const PAGE_HEIGHTS = [220, 1200] // ComfyUI's own height of a preview, and the most that we take for a page
 
 /** Write a node's text output below its inputs. The box for it is made when there is something to say. */
 function showText(node, output) {
@@ -35,6 +37,23 @@ function addBox(node) {
   return widget
 }
 
+/** The height at which a node's picture fills the node's width. */
+function pageHeight(node) {
+  const picture = node.imgs?.[0]
+  const height = picture?.naturalWidth ? (node.size[0] * picture.naturalHeight) / picture.naturalWidth : 0
+  return Math.min(Math.max(height, PAGE_HEIGHTS[0]), PAGE_HEIGHTS[1])
+}
+
+/** Give a page the room that its words need: ComfyUI shows it a few fingers wide otherwise. */
+function makeRoom(node) {
+  const preview = node.widgets?.find((widget) => widget.name === PREVIEW)
+  if (!preview || !node.imgs?.[0]?.naturalWidth || preview.shown === node.imgs[0]) return
+  preview.shown = node.imgs[0]
+  preview.computeLayoutSize = () => ({ minHeight: pageHeight(node), minWidth: 1 })
+  const height = node.computeSize()[1]
+  if (height > node.size[1]) node.setSize([node.size[0], height])
+}
+
 app.registerExtension({
   name: "unhype.Text",
 
@@ -51,6 +70,11 @@ app.registerExtension({
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("UnHype")) return
     node.setSize([Math.max(node.size[0], WIDTH), node.size[1]])
+    const draw = node.onDrawBackground
+    node.onDrawBackground = function (...given) {
+      draw?.apply(this, given)
+      makeRoom(this)
+    }
   },
 
   /** Newer interfaces keep outputs while another workflow is open, and hand them back here. */
