@@ -30,7 +30,7 @@ _WIDTH_OF_PAGE = """(kind) => {
   return preview.computedHeight * page.naturalWidth / page.naturalHeight / node.size[0]
 }"""
 _LAST_TEXT = "(kind) => window.seenTexts[app.graph._nodes.find((node) => node.type === kind).id]"
-STEPS = 60
+STEPS = 200  # so many that a busy machine is still training when it has taken its screenshot
 LONG = 600_000  # milliseconds
 EMPTY = {
     "UnHypeLoadHypernet": "^Load UnHype Hypernet, 'hypernet': .* Train one with Train Erasure",
@@ -254,7 +254,7 @@ def trained(web, server, demo):
     seen = {}
     web.drop(demo)
     web.wait_for_nodes(kinds(demo))
-    for name, value in {"name": "browser", "steps": STEPS, "preview_every": 20, "checkpoint_every": 20}.items():
+    for name, value in {"name": "browser", "steps": STEPS, "preview_every": 50, "checkpoint_every": 20}.items():
         web.widget(TRAINER, name, value)
     web.page.evaluate(
         """window.seenProgress = [], window.seenTexts = {}
