@@ -30,7 +30,7 @@ _WIDTH_OF_PAGE = """(kind) => {
   return preview.computedHeight * page.naturalWidth / page.naturalHeight / node.size[0]
 }"""
 _LAST_TEXT = "(kind) => window.seenTexts[app.graph._nodes.find((node) => node.type === kind).id]"
-STEPS = 200  # so many that a busy machine is still training when it has taken its screenshot
+STEPS = 200
 LONG = 600_000  # milliseconds
 EMPTY = {
     "UnHypeLoadHypernet": "^Load UnHype Hypernet, 'hypernet': .* Train one with Train Erasure",
@@ -266,12 +266,12 @@ def trained(web, server, demo):
     web.page.wait_for_function("window.seenPreviews > 0", timeout=LONG)
     seen["progress"] = web.page.evaluate("window.seenProgress")
     seen["bar"] = progress(web)
-    web.show(TRAINER)
-    web.shot("training")
+    # At once: a busy machine needs longer for a screenshot than for what is left of the training.
     web.page.get_by_role("button", name="Cancel current run").first.click()
     while server.get("/queue")["queue_running"]:  # a page's promise would count as true at once
         time.sleep(0.1)
     seen["log"] = server.log.read_text("utf-8", errors="replace")
+    web.show(TRAINER)
     web.shot("interrupted")
     seen["half"] = list((server.base / "models" / "unhype").glob("browser*"))
     press_run(web)
