@@ -71,7 +71,6 @@ def web(server, named_files, pytestconfig, tmp_path_factory):
     settings = server.base / "user" / "default" / "comfy.settings.json"
     settings.parent.mkdir(parents=True, exist_ok=True)
     chosen = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}
-    chosen["Comfy.Workflow.Persist"] = False  # a page opens with ComfyUI's first graph, not with the last one
     chosen["LiteGraph.Canvas.MinFontSizeForLOD"] = 0  # words stay on nodes, however small the screenshot shows them
     settings.write_text(json.dumps(chosen), "utf-8")
     with web_page(chromium(), server.url, shots) as page:

@@ -30,11 +30,13 @@ _DROP = """([name, type, content]) => {
   for (const kind of ["dragenter", "dragover", "drop"]) canvas.dispatchEvent(new DragEvent(kind, at))
 }"""
 # The veil over the window, at the start and during a drop, goes when its fading ends, which a busy machine may never
-# report; so it does not fade.
-_NO_FADING = """
+# report; so it does not fade. Nor does a page bring back the last one's graph, which would come after a file dropped.
+_ALWAYS_NEW = """
   const style = new CSSStyleSheet()
   style.replaceSync(".p-overlay-mask { animation: none !important }")
-  document.adoptedStyleSheets.push(style)"""
+  document.adoptedStyleSheets.push(style)
+  localStorage.clear()
+  sessionStorage.clear()"""
 _TYPES = {".json": "application/json", ".png": "image/png", ".safetensors": ""}
 _NODES = "app.graph ? app.graph._nodes.map((node) => node.type).sort() : []"
 
@@ -49,7 +51,7 @@ class WebPage:
         """Load the interface afresh, wait for the graph that it opens by itself, and clear that."""
         self.page.goto(self.url, wait_until="commit")
         self.page.wait_for_function("window.app?.vueAppReady && window.app.graph")
-        self.page.wait_for_function("app.extensionManager.workflow.activeWorkflow && app.graph._nodes.length")
+        self.page.wait_for_function("app.extensionManager.workflow.activeWorkflow")
         self.page.evaluate("app.graph.clear()")
 
     def shot(self, name):
@@ -124,7 +126,7 @@ def web_page(chromium, url, shots):
         try:
             window.set_default_timeout(PATIENCE)
             expect.set_options(timeout=PATIENCE)
-            window.add_init_script(_NO_FADING)
+            window.add_init_script(_ALWAYS_NEW)
             page = WebPage(window.pages[0], url, Path(shots))
             page.open()
             yield page
