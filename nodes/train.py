@@ -89,7 +89,7 @@ class TrainErasure(io.ComfyNode):
             progress.close()
         pairs = _thumbnails(model, clip, vae, outcome.trained, request, cls.hidden.unique_id)
         sheet = training_page(outcome, pairs)
-        show_page(cls.hidden.unique_id, sheet, f"{ended(outcome)} {tally(pairs)}".strip())
+        show_page(cls.hidden.unique_id, sheet, f"{ended(outcome)}\n{tally(pairs)}".strip())
         image, display = shown(cls, sheet, in_words(outcome))
         return io.NodeOutput(outcome.trained, {"loss": outcome.losses}, image, ui=display)
 
