@@ -182,8 +182,8 @@ def units(plan, only=()):
         if only and method not in only:
             continue
         seeds = plan.seeds if method != "base" else plan.seeds[:1]
-        classes = plan.slow_classes if method in _SLOW else plan.classes
-        classes = plan.rival_classes if method in _SLOW_RIVALS else classes
+        slow = plan.rival_classes if method in _SLOW_RIVALS else plan.slow_classes
+        classes = slow if method in _SLOW else plan.classes
         found += [Unit(method, seed, concept) for seed in seeds for concept in classes]
         found += [Unit(method, plan.seeds[0], count=count) for count in plan.many if method in _FAST]
     return sorted(found, key=lambda unit: (-unit.count, unit.method not in _SLOW, unit.method != "ours"))

@@ -20,15 +20,15 @@ _ALIKE = 0.5
 
 def score_class(bench, concept, eraser):
     """The paper's protocol for one class: rows of `protocol.class_prompts` with the judges' words, and the cost."""
-    rows, shown = [], []
     prompts = protocol.class_prompts(concept)
-    for own, count in (("erased", bench.plan.pictures), ("", max(bench.plan.pictures // 2, 2))):
-        part = [prompt for prompt in prompts if (prompt[0] == "erased") == bool(own)]
-        drawn = bench.painter.draw(eraser, [text for _, text, _ in part], count)
-        for (kind, text, expected), pictures in zip(part, drawn, strict=True):
-            rows.append({"kind": kind, "prompt": text, **bench.judged(pictures, expected)})
-        if own:
-            shown = (drawn[0][:2] * 255).round().int().tolist()
+    (_, name, _), *others = prompts
+    drawn = bench.painter.draw(eraser, [name], bench.plan.pictures)
+    drawn += bench.painter.draw(eraser, [text for _, text, _ in others], max(bench.plan.pictures // 2, 2))
+    rows = [
+        {"kind": kind, "prompt": text, **bench.judged(pictures, expected)}
+        for (kind, text, expected), pictures in zip(prompts, drawn, strict=True)
+    ]
+    shown = (drawn[0][:2] * 255).round().int().tolist()
     cost = {name: getattr(eraser, name) for name in ("seconds", "parameters", "bytes", "peak_memory")}
     return {"rows": rows, "shown": shown, **cost}
 
@@ -112,16 +112,22 @@ def many_concepts(bench, erased, eraser):
     """Many concepts at once: efficacy on them, specificity on concepts that nothing mentioned before."""
     kept = protocol.names_for_scoring()
     near = neighbours(bench, kept, erased)
-    found = {name: [] for name in ("erased", "erased_base", "kept", "kept_base", "near", "near_base")}
     wording = protocol.WORDING.format
     kept = kept[:: 1 if bench.plan.pictures > 4 else 2]
-    for names, count in ((erased[:: max(1, len(erased) // 40)], 2), (kept, 1)):
+    groups = {
+        "erased": (erased[:: max(1, len(erased) // 40)], 2),
+        "kept": ([name for name in kept if name not in near], 1),
+        "near": ([name for name in kept if name in near], 1),
+    }
+    found = {}
+    for group, (names, count) in groups.items():
         texts = [wording(name) for name in names]
         base, drawn = bench.painter.base(texts, count), bench.painter.draw(eraser, texts, count)
-        for name, text, own in zip(names, texts, drawn, strict=True):
-            group = "erased" if names is not kept else "near" if name in near else "kept"
-            found[f"{group}_base"] += bench.judged(base[text], name)["values"]
-            found[group] += bench.judged(own, name)["values"]
+        judged = [
+            [bench.judged(pictures, name)["values"] for pictures in (own, base[text])]
+            for name, text, own in zip(names, texts, drawn, strict=True)
+        ]
+        found[group], found[f"{group}_base"] = ([value for row in judged for value in row[n]] for n in (0, 1))
     means = {name: sum(values) / max(len(values), 1) for name, values in found.items()}
     row = {
         **means,
@@ -136,7 +142,7 @@ def many_concepts(bench, erased, eraser):
     if eraser.name == "ours":
         row["milliseconds_a_prompt"] = milliseconds_a_prompt(bench, eraser.trained)
         row["reference_bytes"] = report.reference_bytes(eraser.trained)
-        silent = [eraser.silent(bench.conditioning(wording(name))) for name in kept if name not in near]
+        silent = [eraser.silent(bench.conditioning(wording(name))) for name in groups["kept"][0]]
         row["silent"] = sum(silent) / len(silent)
     return row
 

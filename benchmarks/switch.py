@@ -1,11 +1,12 @@
 """Which switch tells erased prompts from others: `python3 dev.py bench switch [--publish]`.
 
 On texts alone, no picture is drawn. What the switch of training/switch.py has to choose was chosen on the
-concepts below, none of which is scored anywhere else; the ten classes of the erasure benchmark stand beside them.
+concepts below, whose wordings no other figure asks for; the ten classes of the erasure benchmark stand beside them.
 """
 
 import argparse
 from functools import partial
+from itertools import chain
 from unittest.mock import patch
 
 import torch
@@ -19,7 +20,7 @@ pack.load_pack()
 
 from unhype.hypernet.deadzone import is_silent  # noqa: E402
 from unhype.training import switch  # noqa: E402
-from unhype.training.prompts import fill, phrasings, retain_split, sentences  # noqa: E402
+from unhype.training.prompts import phrasings, retain_split, sentences  # noqa: E402
 from unhype.training.settings import Settings  # noqa: E402
 
 from . import ours, protocol  # noqa: E402
@@ -65,21 +66,24 @@ def fisher(wordings, sentences_, benign, ridge):
     within = [part - part.mean(0) for part in (torch.cat([wordings.repeat(10, 1), sentences_]), benign)]
     covariance = sum(part.T @ part / len(part) for part in within) / 2
     w = torch.linalg.solve(covariance + ridge * covariance.diagonal().mean() * torch.eye(len(mean)), mean - center)
-    w = w / ((wordings - center) @ w).median()
-    return w, -(w @ center)
+    return _from_median(w, wordings, center)
 
 
-def cosine(wordings, sentences_, benign):
+def mean_difference(wordings, sentences_, benign):
     """The direction from the mean benign prompt to the mean wording."""
     del sentences_
     center = benign.mean(0)
-    w = wordings.mean(0) - center
+    return _from_median(wordings.mean(0) - center, wordings, center)
+
+
+def _from_median(w, wordings, center):
+    """w and b scaled so that the median wording scores 1 and the mean benign prompt 0."""
     w = w / ((wordings - center) @ w).median()
     return w, -(w @ center)
 
 
 CANDIDATES = {
-    "mean difference": cosine,
+    "mean difference": mean_difference,
     "Fisher, ridge 0.1": partial(fisher, ridge=0.1),
     "Fisher, ridge 1": partial(fisher, ridge=1.0),
     "Fisher, ridge 10": partial(fisher, ridge=10.0),
@@ -123,28 +127,39 @@ def way_to_silence(found, c):
     return max(score - 1, 0.0) / (found.weight[0].norm() * c.norm()).item()
 
 
+def training_of(read, concept, preserve):
+    """What `fit_switch` is given for one concept, by the names of its parameters."""
+    concepts = ((concept, protocol.MAPPING),)
+    retain = retain_split(preserve, concepts)
+    named = sentences(concepts, "object", retain.partners, Settings.sentences)
+    wordings, company = (read([phrase.prompt for phrase in part]) for part in (phrasings(concepts, "object"), named))
+    given = {"wordings": [wordings], "sentences": [company]}
+    given |= {"benign": read(retain.train), "held_out": read(retain.held_out)}
+    return given | ({"kept": read([*chain(*retain.preserved.values())])} if retain.preserved else {})
+
+
 def measure(read, concept, wordings):
-    """Of each candidate what HEADER says, for one concept: a tuple of lists of numbers."""
-    concepts, near = ((concept, protocol.MAPPING),), relatives(read, concept, wordings)
-    unseen = read([protocol.WORDING.format(word) for word in wordings])
+    """Of each candidate what HEADER says, for one concept: name to a list of numbers."""
+    near, names = relatives(read, concept, wordings), {concept, *wordings}
     groups = protocol.benign_prompts("cat")
-    names = {concept, *wordings}
     other = [text for texts in groups.values() for text in texts if not names & set(text.lower().split())]
-    c, found = read([protocol.WORDING.format(concept)])[0], {}
+    unseen, relative = ([protocol.WORDING.format(name) for name in part] for part in (wordings, near))
+    unseen, other, relative = (read(texts) for texts in (unseen, other, relative or [""]))
+    c = read([protocol.WORDING.format(concept)])[0]
+    alone, preserving = (training_of(read, concept, preserve) for preserve in ("", "\n".join(near)))
+
+    def silent(fitted, asked):
+        return is_silent(fitted(asked), 1.0).float().mean().item()
+
+    found = {}
     for name, fit in CANDIDATES.items():
-        row = []
-        for preserve in ("", "\n".join(near)):
-            retain = retain_split(preserve, concepts)
-            named = sentences(concepts, "object", retain.partners, Settings.sentences)
-            parts = [[phrase.prompt for phrase in part] for part in (phrasings(concepts, "object"), named)]
-            given = [read(texts) for texts in (*parts, retain.train, retain.held_out)]
-            kept = read(retain.preserved) if retain.preserved else None
-            with patch.object(switch, "widest_margin", fit):
-                fitted = switch.fit_switch([given[0]], [given[1]], *given[2:], kept=kept)
-            asked = unseen, read(other), read([fill("a photo of the {}", one) for one in near] or [""])
-            heard, quiet, spared = ((~is_silent(fitted(part), 1.0)).float().mean().item() for part in asked)
-            row += [heard, 1 - quiet, 1 - spared, way_to_silence(fitted, c)]
-        found[name] = [*row[:3], row[4], row[6], row[3]]
+        with patch.object(switch, "widest_margin", fit):
+            fitted, with_preserve = (switch.fit_switch(**given) for given in (alone, preserving))
+        found[name] = [
+            *(1 - silent(fitted, unseen), silent(fitted, other), silent(fitted, relative)),
+            *(1 - silent(with_preserve, unseen), silent(with_preserve, relative)),
+            way_to_silence(fitted, c),
+        ]
     return found
 
 

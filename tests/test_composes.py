@@ -30,11 +30,7 @@ SETTINGS = {"context windows": {"pictures": 4, "steps": 3}, "easy cache": {"step
 # Where weights lie and how frames are grouped need not change a picture.
 MAY_BE_SAME = {"partly loaded", "context windows"}
 
-
-@pytest.fixture(autouse=True)
-def _as_a_node_runs():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("as_a_node_runs")
 
 
 @pytest.fixture(scope="module")

@@ -24,11 +24,7 @@ from unhype.nodes.bars import bar_picture
 from unhype.nodes.inspect import InspectPrompt
 from unhype.training.reader import whole_maps
 
-
-@pytest.fixture(autouse=True)
-def _as_a_node_runs():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("as_a_node_runs")
 
 
 def reader(widths=(CONTEXT,), seed=11):

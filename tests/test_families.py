@@ -41,11 +41,7 @@ from unhype.training import blocks
 from unhype.training.frozen import FrozenModel, MissingEmbeddingError, differentiable, encode
 from unhype.training.run import Request, train_erasure
 
-
-@pytest.fixture(autouse=True)
-def _as_a_node_runs():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("as_a_node_runs")
 
 
 @pytest.fixture(params=NAMES)

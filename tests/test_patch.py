@@ -36,11 +36,7 @@ from unhype.hypernet.targets import TargetLayer, UnsupportedModelError, family_b
 
 A, B, NEGATIVE = prompt(1), prompt(2), prompt(3)
 
-
-@pytest.fixture(autouse=True)
-def _as_a_node_runs():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("as_a_node_runs")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ concept into those for training and those held out to watch drift and to set the
 import hashlib
 import itertools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -138,13 +138,14 @@ class Phrase(NamedTuple):
 class RetainSplit:
     """Prompts that must keep their pictures: for training, and held out of it.
 
-    partners: names that training knows; preserved: those prompts of `train` that the user asked for.
+    partners: names that training knows; preserved: each line of the user's list and the prompts of `train` that it
+    stands for.
     """
 
     train: tuple[str, ...]
     held_out: tuple[str, ...]
     partners: tuple[str, ...] = ()
-    preserved: tuple[str, ...] = ()
+    preserved: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def content_lines(text):
@@ -254,11 +255,6 @@ def company(partners, count):
     ]
 
 
-def kept_wordings(line, kind):
-    """What a line of the preserve list stands for; up to three words are a concept, phrased in some ways."""
-    return [fill(template, line) for template in TEMPLATES[kind][:8]] if len(line.split()) <= 3 else [line]
-
-
 def _mentions(prompt, names):
     return any(re.search(rf"\b{re.escape(name)}(s|es)?\b", prompt, re.IGNORECASE) for name in names)
 
@@ -283,15 +279,16 @@ def retain_split(preserve, concepts, kind="object", path=RETAIN_FILE):
     kept = [(group, prompt) for group, prompt in groups if not _mentions(prompt, names)]
     train = [prompt for group, prompt in kept if not _is_held_out(group)]
     held_out = [prompt for group, prompt in kept if _is_held_out(group)]
-    own = []
+    own = {}
     for line in preserved(preserve):
         if line.lower() in erased:
             raise PromptError(f"'{line}' is both in the list to erase and in the list to preserve.")
-        own += kept_wordings(line, kind)
+        concept = len(line.split()) <= 3
+        own[line] = tuple(fill(template, line) for template in TEMPLATES[kind][:8]) if concept else (line,)
     partners = {group for group, _ in kept if len(group.split()) <= 2 and not _mentions(group, names)}
     unseen = sorted(group for group in partners if _is_held_out(group))
     partners = sorted(partners.difference(unseen))
-    train = dict.fromkeys([*train, *own, *company(partners, _COMPANY)])
+    train = dict.fromkeys([*train, *itertools.chain(*own.values()), *company(partners, _COMPANY)])
     held_out = dict.fromkeys([*held_out, *company(unseen, _COMPANY // 2)])
     held_out = tuple(prompt for prompt in held_out if prompt not in train)
-    return RetainSplit(tuple(train), held_out, tuple(partners), tuple(dict.fromkeys(own)))
+    return RetainSplit(tuple(train), held_out, tuple(partners), own)

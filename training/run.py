@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from .loop import TrainingError, measure_drift, new_state, norms, train
 from .material import build_material
 from .plan import finished, make_plan
 from .preview import Previewer
-from .prompts import kept_wordings, preserved
+from .prompts import preserved
 from .reader import encode_prompts
 from .settings import Settings
 from .switch import fit_switch
@@ -167,16 +168,15 @@ def _switch(plan, prompts, network):
 
     retain = plan.retain
     benign, held_out = (prompts.views_of(part)[1] for part in (retain.train, retain.held_out))
-    kept = prompts.views_of(retain.preserved)[1] if retain.preserved else None
+    kept = prompts.views_of([*chain(*retain.preserved.values())])[1] if retain.preserved else None
     views = len(held_out) // len(retain.held_out)
     switch = fit_switch(of_each(plan.phrases), of_each(plan.sentences), benign, held_out, views, kept).half().float()
     trunk = network.trunk.weight[:, : network.config.embedding_width]
     prompts = prompts.compressed(torch.cat([_SWITCH_COUNTS * switch.weight, trunk]))
-    held_out = prompts.views_of(plan.retain.held_out)[1]
+    held_out = prompts.views_of(retain.held_out)[1]
     # A prompt stays exact only if all that speaks for it is silent.
     silent = (switch(held_out).view(views, -1).amax(0) < 1).float().mean().item()
-    wordings = {line: kept_wordings(line, plan.request.settings.kind) for line in preserved(plan.request.preserve)}
-    heard = [line for line, own in wordings.items() if bool((switch(prompts.views_of(own)[1]) >= 1).any())]
+    heard = [line for line, own in retain.preserved.items() if bool((switch(prompts.views_of(own)[1]) >= 1).any())]
     return switch, prompts, {"held_out_silent": round(silent, 4), "preserve_heard": heard}
 
 

@@ -7,9 +7,8 @@ a concept's wordings and at most 0 for prompts to retain,
 
 m and r the mean of the retain prompts and their mean distance from it. Only prompts that come near to the
 concept count, so that a relative to preserve bends it where a hundred of far things don't, and the short w
-leaves room for wordings that training never saw, and for those who look for a way around it. Fisher's discriminant,
-a cosine, the size of H's delta and a small network tell unseen wordings from unseen benign prompts less
-well (`dev.py bench switch`).
+leaves room for wordings that training never saw, and for those who look for a way around it. Beside it stand the
+difference of the means and Fisher's discriminant (`dev.py bench switch`).
 """
 
 import torch
