@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from . import pack
 from .environment import ROOT, cache_folder, say
-from .publish import device, markdown, publish
+from .publish import MEASURED, device, markdown, publish
 
 pack.load_pack()
 
@@ -244,7 +244,7 @@ def main():
     parser = argparse.ArgumentParser(prog="dev.py bench bypass", description=__doc__)
     parser.add_argument("--only", help="ways whose words contain this")
     parser.add_argument("--json", type=Path, help="keep the figures in this file; ways that it has are not drawn anew")
-    parser.add_argument("--publish", action="store_true", help="put the figures into README and results")
+    parser.add_argument("--publish", action="store_true", help="put the figures into benchmarks/README.md and results")
     options = parser.parse_args()
     if options.only and options.publish:
         parser.error("--publish takes all ways.")
@@ -261,7 +261,7 @@ def main():
 
     keep(run(chosen, found["ways"], keep))
     if options.publish:
-        publish("bypass", found, markdown(HEADER, rows(found["ways"])))
+        publish("bypass", found, markdown(HEADER, rows(found["ways"])), page=MEASURED)
 
 
 if __name__ == "__main__":

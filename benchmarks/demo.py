@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from .environment import ROOT, cache_folder, digest, say
 from .graph import to_prompt
-from .publish import device, markdown, publish
+from .publish import MEASURED, README, device, markdown, publish
 from .scores import h_o
 from .server import ComfyServer
 
@@ -33,16 +33,18 @@ _PICTURES, _CHUNK = 10, 40
 
 
 class Lab(NamedTuple):
-    """One of the lab's models: the node that loads it, and what its figures and its picture are called in results."""
+    """One of the lab's models: the node that loads it, what its figures and its picture are called in results, and
+    the page that has its table."""
 
     loader: str
     results: str
     picture: str
+    page: Path
 
 
 LABS = {
-    "sd15": Lab("UnHypeLabLoader", "demo", "before_after"),
-    "flux": Lab("UnHypeLabFluxLoader", "demo_flux", "before_after_flux"),
+    "sd15": Lab("UnHypeLabLoader", "demo", "before_after", README),
+    "flux": Lab("UnHypeLabFluxLoader", "demo_flux", "before_after_flux", MEASURED),
 }
 
 
@@ -252,9 +254,8 @@ def main():
     if options.publish:
         of_this_machine = {"pictures", "before_after"}
         kept = {name: value for name, value in found.items() if name not in of_this_machine}
-        publish(
-            LABS[options.family].results, kept, markdown(("", "before", "after"), rows(found)), found["before_after"]
-        )
+        lab, table = LABS[options.family], markdown(("", "before", "after"), rows(found))
+        publish(lab.results, kept, table, found["before_after"], lab.page)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Results into the repository: the figures as JSON, and the README's table made from them."""
+"""Results into the repository: the figures as JSON, and the tables made from them in the two READMEs."""
 
 import json
 import re
@@ -10,6 +10,7 @@ import torch
 from .environment import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
+README, MEASURED = ROOT / "README.md", ROOT / "benchmarks" / "README.md"
 
 
 def device():
@@ -37,7 +38,7 @@ def markdown(header, rows):
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def publish(name, found, table, picture=None, page=ROOT / "README.md"):
+def publish(name, found, table, picture=None, page=README):
     """Write `found` as results/<name>.json with today's date, and `table` between the marks for it on a `page`.
 
     picture: a file to keep beside the figures under its own name.

@@ -5,7 +5,7 @@ from PIL import Image, ImageDraw
 
 from . import attacks, scores
 from .lab.vocabulary import CLASSES
-from .publish import RESULTS, device, fill_section, markdown, publish
+from .publish import MEASURED, README, device, fill_section, markdown, publish
 
 # Groups of benign prompts that have nothing to do with the erased class, not even its sound.
 _UNRELATED = ("unseen concepts", "two unseen concepts", "everyday", "long", "empty")
@@ -213,9 +213,8 @@ def sheet(jobs, path):
 
 
 def publish_results(results):
-    """Into results/erasure.json and the README."""
+    """Into results/erasure.json and the READMEs."""
     picture = results.pop("pictures")
     publish("erasure", results, markdown(HEADER, method_rows(results)), picture)
-    readme = RESULTS.parent.parent / "README.md"
-    fill_section(readme, "erasure_hard", markdown(HARD_HEADER, hard_rows(results)))
-    fill_section(readme, "erasure_own", markdown(("", ""), own_rows(results)))
+    fill_section(README, "erasure_hard", markdown(HARD_HEADER, hard_rows(results)))
+    fill_section(MEASURED, "erasure_own", markdown(("", ""), own_rows(results)))

@@ -13,8 +13,8 @@ import torch
 from torch.nn.functional import normalize
 
 from . import pack
-from .environment import ROOT, say
-from .publish import markdown, publish
+from .environment import say
+from .publish import MEASURED, markdown, publish
 
 pack.load_pack()
 
@@ -176,7 +176,7 @@ def main():
             rows.append((f"{name}, on {words}", *(f"{value:.3f}" for value in means)))
             say("  ".join(rows[-1]))
     if options.publish:
-        publish("switch", {"rows": rows}, markdown(HEADER, rows), page=ROOT / "benchmarks" / "README.md")
+        publish("switch", {"rows": rows}, markdown(HEADER, rows), page=MEASURED)
     return 0
 
 

@@ -5,6 +5,7 @@ from comfy_api.latest import io, ui
 from ..hypernet.conversion import import_weights
 from ..training.prompts import PromptError, parse_concepts
 from .folders import published_names, published_path
+from .progress import there_is_a_new_file
 from .schema import CATEGORY, Hypernet, schema
 
 
@@ -38,6 +39,7 @@ class ImportWeights(io.ComfyNode):
             outputs=[
                 Hypernet.Output("unhype", display_name="UNHYPE", tooltip="The eraser, for Apply Concept Erasure."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -53,5 +55,6 @@ class ImportWeights(io.ComfyNode):
             raise PromptError(f"Import UnHype Weights, 'erases': {error}") from error
         path = published_path(weights)
         trained = import_weights(path, concepts)
+        there_is_a_new_file(cls.hidden.unique_id)
         words = f"Saved as {path.with_suffix('.safetensors').name}.\nErases:\n{trained.record.summary()}"
         return io.NodeOutput(trained, ui=ui.PreviewText(words))

@@ -46,6 +46,13 @@ def _preview(sheet):
     return "JPEG", sheet, max(sheet.size)
 
 
+def _to_interfaces():
+    """ComfyUI's line to every open interface. Only a running ComfyUI has one."""
+    from server import PromptServer
+
+    return PromptServer.instance
+
+
 class NodeText:
     """The line of text that ComfyUI shows on a node that runs. node_id: None where there is no interface."""
 
@@ -55,9 +62,7 @@ class NodeText:
     def __call__(self, text, at_once=False):
         if self.node_id is None or not (at_once or time.monotonic() - self.sent >= _PAUSE):
             return
-        from server import PromptServer  # only a running ComfyUI has one
-
-        PromptServer.instance.send_progress_text(text, self.node_id)
+        _to_interfaces().send_progress_text(text, self.node_id)
         self.sent = time.monotonic()
 
 
@@ -116,3 +121,9 @@ def show_page(node_id, sheet, line):
     """
     NodeText(node_id)(line, at_once=True)
     comfy.utils.ProgressBar(_UNITS).update_absolute(_UNITS, _UNITS, _preview(sheet))
+
+
+def there_is_a_new_file(node_id):
+    """Have every open interface read its lists of files again (web/js/lists.js), as the key R does."""
+    if node_id is not None:
+        _to_interfaces().send_sync("unhype.lists", {})

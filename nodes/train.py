@@ -16,7 +16,7 @@ from ..training.settings import OBJECTIVES, Settings
 from .cards import tally
 from .decoding import decoder
 from .folders import checkpoint_folder, safe_name, training_folder
-from .progress import DrawingProgress, Progress, show_page
+from .progress import DrawingProgress, Progress, show_page, there_is_a_new_file
 from .schema import CATEGORY, Hypernet, advanced, only_links, schema
 from .shown import shown
 from .train_page import ended, in_words, training_page
@@ -87,6 +87,7 @@ class TrainErasure(io.ComfyNode):
             raise PromptError(f"Train Erasure: {error}") from error
         finally:
             progress.close()
+        there_is_a_new_file(cls.hidden.unique_id)
         pairs = _thumbnails(model, clip, vae, outcome.trained, request, cls.hidden.unique_id)
         sheet = training_page(outcome, pairs)
         show_page(cls.hidden.unique_id, sheet, f"{ended(outcome)}\n{tally(pairs)}".strip())

@@ -1,6 +1,8 @@
 """The pack is loaded once, as ComfyUI loads it, before any test module is: tests import it as `unhype`."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,6 +46,46 @@ def checkpoint(server):
     write_checkpoint(path)
     yield path
     path.unlink()
+
+
+@pytest.fixture(scope="module")
+def named_files(server, checkpoint):
+    """The files that the workflows name, in the server's folders: empty, for a list shows them all the same."""
+    from graphs import FOLDER, read
+
+    folders = {"UNETLoader": "diffusion_models", "DualCLIPLoader": "text_encoders", "VAELoader": "vae"}
+    folders |= {"UnHypeLoadHypernet": "unhype"}
+    made = []
+    for name in sorted(path.stem for path in FOLDER.glob("*.json")):
+        for node in read(name)["nodes"]:
+            for value in node.get("widgets_values", ()):
+                if node["type"] in folders and str(value).endswith(".safetensors"):
+                    path = server.base / "models" / folders[node["type"]] / value
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    if not path.exists():
+                        path.touch()
+                        made.append(path)
+    yield
+    for path in made:
+        path.unlink()
+
+
+@pytest.fixture(scope="module")
+def web(server, pytestconfig, tmp_path_factory):
+    """The interface of the tests' ComfyUI, with the newcomer's tour already seen."""
+    from webpage import web_page
+
+    from benchmarks.chromium import chromium
+
+    shots = Path(pytestconfig.getoption("--shots") or tmp_path_factory.mktemp("shots")).resolve()
+    shots.mkdir(parents=True, exist_ok=True)
+    settings = server.base / "user" / "default" / "comfy.settings.json"
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    chosen = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}
+    chosen["LiteGraph.Canvas.MinFontSizeForLOD"] = 0  # words stay on nodes, however small the screenshot shows them
+    settings.write_text(json.dumps(chosen), "utf-8")
+    with web_page(chromium(), server.url, shots) as page:
+        yield page
 
 
 @pytest.fixture(scope="session")

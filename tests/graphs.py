@@ -13,6 +13,11 @@ def read(name):
     return json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
 
 
+def kinds(path):
+    """The node types of a workflow's file."""
+    return [node["type"] for node in json.loads(path.read_text("utf-8"))["nodes"]]
+
+
 def checkpoint_name():
     """The checkpoint that the workflows name."""
     (loader,) = (node for node in read("train_sd15")["nodes"] if node["type"] == "CheckpointLoaderSimple")

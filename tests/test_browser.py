@@ -7,14 +7,11 @@ pictures mean something, and takes minutes; without it on small random weights.
 import json
 import re
 import time
-from pathlib import Path
 
 import pytest
-from graphs import FOLDER, SIDE, read, small_demo
+from graphs import FOLDER, SIDE, kinds, read, small_demo
 from playwright.sync_api import expect
-from webpage import web_page
 
-from benchmarks.chromium import chromium
 from benchmarks.environment import ROOT
 from benchmarks.server import PromptError
 
@@ -44,37 +41,9 @@ PURPOSES = ("erase", "unlearn", "remove concept", "safety")
 
 
 @pytest.fixture(scope="module")
-def named_files(server, checkpoint):
-    """The files that the workflows name, in the server's folders: empty, for a list shows them all the same."""
-    folders = {"UNETLoader": "diffusion_models", "DualCLIPLoader": "text_encoders", "VAELoader": "vae"}
-    folders |= {"UnHypeLoadHypernet": "unhype"}
-    made = []
-    for name in WORKFLOWS:
-        for node in read(name)["nodes"]:
-            for value in node.get("widgets_values", ()):
-                if node["type"] in folders and str(value).endswith(".safetensors"):
-                    path = server.base / "models" / folders[node["type"]] / value
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    if not path.exists():
-                        path.touch()
-                        made.append(path)
-    yield
-    for path in made:
-        path.unlink()
-
-
-@pytest.fixture(scope="module")
-def web(server, named_files, pytestconfig, tmp_path_factory):
-    """The interface of the tests' ComfyUI, with the newcomer's tour already seen."""
-    shots = Path(pytestconfig.getoption("--shots") or tmp_path_factory.mktemp("shots")).resolve()
-    shots.mkdir(parents=True, exist_ok=True)
-    settings = server.base / "user" / "default" / "comfy.settings.json"
-    settings.parent.mkdir(parents=True, exist_ok=True)
-    chosen = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}
-    chosen["LiteGraph.Canvas.MinFontSizeForLOD"] = 0  # words stay on nodes, however small the screenshot shows them
-    settings.write_text(json.dumps(chosen), "utf-8")
-    with web_page(chromium(), server.url, shots) as page:
-        yield page
+def web(named_files, web):
+    """The interface, with every file in the lists that our workflows name."""
+    return web
 
 
 @pytest.fixture
@@ -82,11 +51,6 @@ def search_words(server):
     """Skips on a ComfyUI whose nodes have no words to be found by besides their names; all else is in both hosts."""
     if not any("search_aliases" in node for node in server.object_info().values()):
         pytest.skip("this ComfyUI finds nodes by their names alone")
-
-
-def kinds(path):
-    """The node types of a workflow's file."""
-    return [node["type"] for node in json.loads(path.read_text("utf-8"))["nodes"]]
 
 
 def loaded(picture):
@@ -205,7 +169,7 @@ def test_a_list_without_files_says_how_to_get_one(web, server, no_files, tmp_pat
     web.show(kind)
     web.shot(f"empty_{kind}")
     web.page.evaluate("app.api.addEventListener('execution_error', ({ detail }) => { window.seenError = detail })")
-    press_run(web)
+    web.press_run()
     web.page.wait_for_function("window.seenError")
     message = web.page.evaluate("window.seenError.exception_message")
     assert re.search(EMPTY[kind], message)
@@ -228,23 +192,9 @@ def demo(server, pytestconfig, tmp_path_factory):
     return path
 
 
-def press_run(web):
-    """Press Run, as soon as the interface lets it."""
-    web.page.get_by_role("button", name="Run", exact=True).first.click()
-
-
 def progress(web):
     """How far the bar of Train Erasure has come, from 0 to 1; None where the node shows none."""
     return web.page.evaluate("(kind) => app.graph._nodes.find((node) => node.type === kind).progress ?? null", TRAINER)
-
-
-def words_on(web, kind=TRAINER):
-    """The text that a node shows when it has come to its end."""
-    return web.page.evaluate(
-        """(kind) => app.graph._nodes.find((node) => node.type === kind).widgets
-          .find((widget) => widget.name === "result")?.value ?? "" """,
-        kind,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +211,7 @@ def trained(web, server, demo):
         app.api.addEventListener("progress", ({ detail }) => window.seenProgress.push(detail.value / detail.max))
         app.api.addEventListener("b_preview", () => { window.seenPreviews = (window.seenPreviews ?? 0) + 1 })"""
     )
-    press_run(web)
+    web.press_run()
     web.page.wait_for_function("window.seenPreviews > 0", timeout=LONG)
     seen["progress"] = web.page.evaluate("window.seenProgress")
     seen["bar"] = progress(web)
@@ -273,7 +223,7 @@ def trained(web, server, demo):
     web.show(TRAINER)
     web.shot("interrupted")
     seen["half"] = list((server.base / "models" / "unhype").glob("browser*"))
-    press_run(web)
+    web.press_run()
     web.show()  # a node loads its pictures when it is drawn
     web.page.wait_for_function(
         "() => app.graph._nodes.filter((node) => node.type === 'SaveImage').every((node) => node.imgs?.length)",
@@ -281,7 +231,7 @@ def trained(web, server, demo):
     )
     web.show()
     web.shot("before_and_after")
-    seen["words"] = words_on(web)
+    seen["words"] = web.words_on(TRAINER)
     seen["log_after"] = server.log.read_text("utf-8", errors="replace")
     (seen["file"],) = (server.base / "models" / "unhype").glob("browser*.safetensors")
     seen["picture"] = max((server.base / "output").rglob("*.png"), key=lambda path: path.stat().st_mtime)
@@ -321,7 +271,7 @@ def test_nodes_end_with_a_line_that_sums_up(web, trained, pytestconfig):
         }""",
         [TRAINER, values],
     )
-    press_run(web)
+    web.press_run()
     web.show(REPORT)
     web.page.wait_for_function(
         "(kind) => { const node = app.graph._nodes.find((n) => n.type === kind); return node.imgs?.length && "
@@ -334,11 +284,11 @@ def test_nodes_end_with_a_line_that_sums_up(web, trained, pytestconfig):
     web.shot("report")
     assert web.page.evaluate(_WIDTH_OF_PAGE, REPORT) > 0.9
     texts = {kind: web.page.evaluate(_LAST_TEXT, kind) for kind in (TRAINER, REPORT)}
-    assert texts[REPORT] in words_on(web, REPORT).splitlines()
+    assert texts[REPORT] in web.words_on(REPORT).splitlines()
     assert re.fullmatch(
         r"(Erased: \d+ of \d+ changed\. ?)?(Kept: \d+ of \d+ identical to the last bit\.)?", texts[REPORT]
     )
-    assert texts[TRAINER].startswith(words_on(web).splitlines()[0])
+    assert texts[TRAINER].startswith(web.words_on(TRAINER).splitlines()[0])
     assert re.search(r"(changed|identical to the last bit)\.$", texts[TRAINER])
 
 

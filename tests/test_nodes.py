@@ -296,7 +296,7 @@ def test_an_authors_file_is_imported_by_the_node(nodes, folder):
 
     state, config = their_file("flux", 1, instance("flux"), seeded(1))
     torch.save({"state_dict": state, "config": config}, folder / "theirs.pth")
-    node = nodes["UnHypeImportWeights"]
+    node = nodes["UnHypeImportWeights"].PREPARE_CLASS_CLONE({"hidden_inputs": {}})
     first = node.fingerprint_inputs("theirs.pth", "")
     (trained,) = node.execute("theirs.pth", "airplane -> sky").result
     assert trained.record.concepts == (("airplane", "sky"),)

@@ -111,6 +111,32 @@ class WebPage:
             [kind, name, value],
         )
 
+    def every_widget(self, kind, name, value):
+        """Set a widget of all nodes of a type, of which there may be none."""
+        self.page.evaluate(
+            """([kind, name, value]) => app.graph._nodes.filter((node) => node.type === kind)
+              .forEach((node) => { node.widgets.find((widget) => widget.name === name).value = value })""",
+            [kind, name, value],
+        )
+
+    def press_run(self):
+        """Press Run, as soon as the interface lets it."""
+        self.page.get_by_role("button", name="Run", exact=True).first.click()
+
+    def words_on(self, kind):
+        """The text that a node shows when it has come to its end."""
+        return self.page.evaluate(
+            """(kind) => app.graph._nodes.find((node) => node.type === kind).widgets
+              .find((widget) => widget.name === "result")?.value ?? "" """,
+            kind,
+        )
+
+    def template(self, name):
+        """Open one of our workflows from Browse Templates."""
+        self.command("Comfy.BrowseTemplates")
+        self.page.get_by_text("unhype", exact=True).first.click()
+        self.page.get_by_test_id(f"template-workflow-{name}").click()
+
     def command(self, name):
         """Run one of the interface's own commands, as its keys and menus do."""
         self.page.evaluate("(name) => app.extensionManager.command.execute(name)", name)
