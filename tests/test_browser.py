@@ -19,7 +19,9 @@ WORKFLOWS = sorted(path.stem for path in FOLDER.glob("*.json"))
 HELP = ROOT / "web" / "docs"
 NODES = sorted(path.stem for path in HELP.glob("*.md"))
 TRAINER, REPORT, LAB = "UnHypeTrainErasure", "UnHypeErasureReport", "UnHypeLabLoader"
-PROMPTS = "a photo of a cat\na kitty\na tiger\na dog\nan airplane\na ship"
+THINGS = ("cat", "kitty", "tiger", "dog", "airplane", "ship", "car", "horse", "frog", "deer", "bird", "truck")
+# Enough for a page that is higher than the window.
+PROMPTS = "\n".join(f"{words} {name}" for words in ("a", "a photo of a") for name in THINGS)
 # How much of the node's width its page takes: a narrow one can't be read.
 _WIDTH_OF_PAGE = """(kind) => {
   const node = app.graph._nodes.find((one) => one.type === kind), page = node.imgs[0]

@@ -15,7 +15,7 @@ const WIDTH = 320 // of a new node: file names, and the title of Inspect Prompt,
 const BOX = "result"
 const BOX_HEIGHT = 110 // of eight lines
 const PREVIEW = "$$canvas-image-preview" // ComfyUI's own widget for a node's pictures
-const PAGE_HEIGHTS = [220, 1200] // ComfyUI's own height of a preview, and the most that we take for a page
+const PREVIEW_HEIGHT = 220 // ComfyUI's own
 
 /** Write a node's text output below its inputs. The box for it is made when there is something to say. */
 function showText(node, output) {
@@ -40,8 +40,8 @@ function addBox(node) {
 /** The height at which a node's picture fills the node's width. */
 function pageHeight(node) {
   const picture = node.imgs?.[0]
-  const height = picture?.naturalWidth ? (node.size[0] * picture.naturalHeight) / picture.naturalWidth : 0
-  return Math.min(Math.max(height, PAGE_HEIGHTS[0]), PAGE_HEIGHTS[1])
+  const ratio = picture?.naturalWidth ? picture.naturalHeight / picture.naturalWidth : 0
+  return Math.max(node.size[0] * ratio, PREVIEW_HEIGHT)
 }
 
 /** Give a page the room that its words need: ComfyUI shows it a few fingers wide otherwise. */
