@@ -78,9 +78,14 @@ def in_words(trained, found):
     return "\n".join([summary, *(f"{place_of(verdict, found)}: {_sentence(verdict)}" for verdict in found)])
 
 
+def loudest_of(found):
+    """Of the verdicts on one prompt the one that decides: an erased one before others, then the most present."""
+    return max(found, key=lambda verdict: (verdict.erased, verdict.size))
+
+
 def judged(found):
     """Of the verdicts on one prompt: whether anything in it is erased, and in few words why (or why not)."""
-    loudest = max(found, key=lambda verdict: (verdict.erased, verdict.size))
+    loudest = loudest_of(found)
     if not any(verdict.known for verdict in found):
         return False, "can't be judged"
     if not loudest.erased and loudest.size < _FAR:

@@ -17,6 +17,14 @@ def change_in_words(pair):
     return f"changed by {pair.change:.1%}" if pair.change >= 0.0005 else "changed by less than 0.1%"
 
 
+def opinion_in_words(pair):
+    """What the judge says of a `compare.Pair`, or ""."""
+    if pair.opinion is None:
+        return ""
+    instead = f"'{pair.opinion.instead}'" if pair.opinion.instead else "an empty prompt"
+    return f"judge: {pair.opinion.to_before:.2f} like before, {pair.opinion.to_instead:.2f} like {instead}"
+
+
 def in_groups(pairs):
     """(heading, color, pairs) of what the switch erases and of what it keeps, without empty groups."""
     erased, kept = ([pair for pair in pairs if pair.erased == wanted] for wanted in (True, False))
@@ -24,7 +32,7 @@ def in_groups(pairs):
 
 
 def tally(pairs):
-    """A line that sums up: how many erased prompts changed, and how many kept ones are the same."""
+    """A line that sums up: how many erased prompts changed, how many kept ones are the same, and the judge's view."""
     parts = []
     for heading, _, own in in_groups(pairs):
         same = sum(pair.identical for pair in own)
@@ -32,6 +40,10 @@ def tally(pairs):
         if heading == "Erased":
             count = f"{len(own) - same} of {len(own)} changed"
         parts.append(f"{heading}: {count}.")
+    opinions = [pair.opinion for pair in pairs if pair.opinion]
+    if opinions:
+        gone = sum(opinion.gone for opinion in opinions)
+        parts.append(f"Judge: {gone} of {len(opinions)} more like what they turn into than like before.")
     return " ".join(parts)
 
 
@@ -39,8 +51,12 @@ def pairs_in_words(pairs):
     """A line a prompt, in groups."""
     lines = [tally(pairs)]
     for heading, _, own in in_groups(pairs):
-        lines += ["", f"{heading}:", *(f"{pair.text}: {change_in_words(pair)} ({pair.words})" for pair in own)]
+        lines += ["", f"{heading}:", *(f"{pair.text}: {_sentence(pair)}" for pair in own)]
     return "\n".join(lines)
+
+
+def _sentence(pair):
+    return f"{change_in_words(pair)} ({'; '.join(part for part in (pair.words, opinion_in_words(pair)) if part)})"
 
 
 def _card(pair, color, heading=""):
@@ -49,7 +65,10 @@ def _card(pair, color, heading=""):
     top = above + max(picture.height for picture in pictures)
     prompt = wrapped(pair.text, TEXT, _CARD, 2)
     step, small = TEXT * 4 // 3, SMALL * 4 // 3
-    card = Image.new("RGB", (_CARD, top + step * len(prompt) + 2 * small + 16), PAPER)
+    notes = [(change_in_words(pair), color), (pair.words, FAINT)]
+    if pair.opinion:
+        notes.append((opinion_in_words(pair), FAINT if pair.opinion.gone else ERASED))
+    card = Image.new("RGB", (_CARD, top + step * len(prompt) + len(notes) * small + 16), PAPER)
     pen = ImageDraw.Draw(card)
     pen.text((0, 2), heading, color, font(TEXT))
     for number, picture in enumerate(pictures):
@@ -57,8 +76,8 @@ def _card(pair, color, heading=""):
     for number, line in enumerate(prompt):
         pen.text((0, top + 4 + number * step), line, INK, font(TEXT))
     below = top + 4 + step * len(prompt)
-    pen.text((0, below), change_in_words(pair), color, font(SMALL))
-    pen.text((0, below + small), wrapped(pair.words, SMALL, _CARD, 1)[0], FAINT, font(SMALL))
+    for number, (text, ink) in enumerate(notes):
+        pen.text((0, below + number * small), wrapped(text, SMALL, _CARD, 1)[0], ink, font(SMALL))
     return card
 
 

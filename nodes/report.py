@@ -9,6 +9,7 @@ from ..training.drawing import Drawing
 from ..training.prompts import PromptError
 from .cards import card_blocks, pairs_in_words, tally
 from .decoding import decoder
+from .judge import judge
 from .page import ERASED, FAINT, SMALL, TITLE, page, words
 from .progress import DrawingProgress, show_page
 from .schema import CATEGORY, Hypernet, only_links, schema
@@ -39,14 +40,17 @@ class ErasureReport(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, clip, vae, unhype, prompts, **drawing):
+    def execute(cls, model, clip, vae, unhype, prompts, clip_vision=None, **drawing):
         only_links("Erasure Report", model=model, clip=clip, vae=vae, unhype=unhype)
+        if clip_vision is not None:
+            only_links("Erasure Report", clip_vision=clip_vision)
         drawing = Drawing(**drawing)
         try:
             texts = prompts_of(prompts) or own_prompts(unhype.record)
         except PromptError as error:
             raise PromptError(f"Erasure Report, 'prompts': {error}") from error
-        pairs = compare(model, clip, unhype, texts, drawing, decoder(model, vae), DrawingProgress(cls.hidden.unique_id))
+        progress = DrawingProgress(cls.hidden.unique_id)
+        pairs = compare(model, clip, unhype, texts, drawing, decoder(model, vae), progress, judge(clip_vision))
         warning = _warning(model)
         sheet = _page(unhype, pairs, drawing, warning)
         show_page(cls.hidden.unique_id, sheet, tally(pairs))
@@ -102,6 +106,12 @@ def _inputs():
         ),
         io.Int.Input(
             "height", default=_DEFAULT.height, min=64, max=2048, step=8, tooltip="Use the size the model was made for."
+        ),
+        io.ClipVision.Input(
+            "clip_vision",
+            optional=True,
+            tooltip="A judge, from Load CLIP Vision: says of each erased picture whether it is more like what the "
+            "concept turns into than like before. The report does without. Draws one picture more for each.",
         ),
     ]
 
