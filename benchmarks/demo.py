@@ -243,7 +243,8 @@ def main():
     parser.add_argument("--publish", action="store_true", help="put figures and picture into README and results")
     options = parser.parse_args()
     host = os.environ.get("UNHYPE_HOST", "comfyui")
-    found = run(cache_folder() / f"demo-{Path(host).name}-{digest(host, str(ROOT))}", options.seed, options.family)
+    base = cache_folder() / f"demo-{Path(host).name}-{digest(host, str(ROOT), options.family)}"
+    found = run(base, options.seed, options.family)
     say("")
     for words, before, after in [("", "before", "after"), *rows(found)]:
         say(f"{words:60} {before:>7} {after:>7}")

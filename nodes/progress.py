@@ -11,7 +11,7 @@ from .page import page
 
 _UNITS = 1000
 # Where on the bar each stage begins and how much of it is its own.
-_STAGES = {"reading prompts": (0, 100), "preparing": (100, 50), "training": (150, 850)}
+_STAGES = {"reading prompts": (0, 100), "preparing": (100, 50), "training": (150, 830), "finishing": (980, 20)}
 # Seconds between new texts and pictures: more would only be work for the browser.
 _PAUSE = 1.0
 

@@ -59,6 +59,23 @@ def test_an_interrupt_in_the_middle_of_a_step_loses_that_step_only(model, ask, m
     assert same_weights(resumed.trained, whole.trained)
 
 
+def test_an_interrupt_after_the_last_step_loses_none(model, ask):
+    whole = go(model, ask(name="whole"))
+
+    def stop(stage, *_, **__):
+        if stage == "finishing":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(model, ask(name="broken"), stop)
+    assert len(checkpoints(ask(name="broken"))) == 1
+    report = Reports()
+    resumed = go(model, ask(name="broken"), report)
+    assert report.steps == []
+    assert same_weights(resumed.trained, whole.trained)
+    assert checkpoints(ask(name="broken")) == []
+
+
 def test_an_interrupt_before_the_first_step_leaves_nothing(model, ask):
     def stop(*_, **__):
         raise KeyboardInterrupt

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("as_a_node_runs")
 def test_progress_is_reported_from_the_start_and_step_by_step(model, ask, objective):
     report = Reports()
     outcome = go(model, ask(objective=objective, watch_every=2), report)
-    assert list(dict.fromkeys(report.stages)) == ["reading prompts", "preparing", "training"]
+    assert list(dict.fromkeys(report.stages)) == ["reading prompts", "preparing", "training", "finishing"]
     assert report.steps == [1, 2, 3, 4, 5, 6]
     assert [len(losses) for losses, _ in report.histories] == report.steps
     losses, drift = report.histories[-1]

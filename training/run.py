@@ -152,7 +152,7 @@ def _announce_memory(frozen, hypernet, settings, encoded, report):
 _SWITCH_COUNTS = 10.0
 
 
-def _switch(plan, prompts, network):
+def _switch(plan, prompts, network, report):
     """The dead zone's switch, the prompts with the reader that goes into the file, and what stays silent.
 
     The last is, for the record, the share of held-out prompts that run the base model, and the lines of the preserve
@@ -170,7 +170,8 @@ def _switch(plan, prompts, network):
     benign, held_out = (prompts.views_of(part)[1] for part in (retain.train, retain.held_out))
     kept = prompts.views_of([*chain(*retain.preserved.values())])[1] if retain.preserved else None
     views = len(held_out) // len(retain.held_out)
-    switch = fit_switch(of_each(plan.phrases), of_each(plan.sentences), benign, held_out, views, kept).half().float()
+    own, named = of_each(plan.phrases), of_each(plan.sentences)
+    switch = fit_switch(own, named, benign, held_out, views, kept, partial(report, "finishing")).half().float()
     trunk = network.trunk.weight[:, : network.config.embedding_width]
     prompts = prompts.compressed(torch.cat([_SWITCH_COUNTS * switch.weight, trunk]))
     held_out = prompts.views_of(retain.held_out)[1]
@@ -248,12 +249,21 @@ def _run(model, clip, plan, path, report):
         record = _record(plan, prompts, state, material, reason, time.monotonic() - started)
     finally:
         frozen.release()
+    try:
+        trained = _written(plan, prompts, state, record, path, report)
+    except BaseException:
+        keeper.keep(state)
+        raise
+    keeper.path.unlink(missing_ok=True)
+    return Outcome(trained, path, state.losses, reason)
+
+
+def _written(plan, prompts, state, record, path, report):
+    """Fit the switch, write the file, and read it."""
     network = state.hypernet.cpu().requires_grad_(False).eval()
-    switch, prompts, silent = _switch(plan, prompts, network)
+    switch, prompts, silent = _switch(plan, prompts, network, report)
     losses = [round(loss, 6) for loss in state.losses]
     record = replace(record, training={**record.training, **silent, "losses": losses}, reading=prompts.reading)
     trained = TrainedHypernet(network, record, path.stem, prompts.reader, _concept_c(plan, prompts), switch)
     save(trained, path, plan.request.file_metadata)
-    trained = load(path)  # in the file's precision, so that the first use is like every later one
-    keeper.path.unlink(missing_ok=True)
-    return Outcome(trained, path, state.losses, reason)
+    return load(path)  # in the file's precision, so that the first use is like every later one

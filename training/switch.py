@@ -53,16 +53,17 @@ def widest_margin(wordings, sentences, benign, width=_WIDTH):
     return w.float(), (b.detach() - w @ center).squeeze().float()
 
 
-def fit_switch(wordings, sentences, benign, held_out, held_out_views=1, kept=None):
+def fit_switch(wordings, sentences, benign, held_out, held_out_views=1, kept=None, report=lambda *_: None):
     """Fit a `Switch` and calibrate each concept's threshold on prompts that the fit never saw.
 
     wordings, sentences: a list with one (n, d) tensor a concept; benign, held_out: (k, d), the latter
     `held_out_views` times its prompts one after the other; kept: (k, d) of prompts that the user named as
-    to be kept, which stay silent unless a concept can't be told from them. All fp32 on the CPU. Returns the
-    switch, whose dead zone is everything below 1.
+    to be kept, which stay silent unless a concept can't be told from them. All fp32 on the CPU. report(done, total)
+    is called before each concept and may raise to interrupt. Returns the switch, whose dead zone is everything below 1.
     """
     weight, bias = [], []
     for own, named in zip(wordings, sentences, strict=True):
+        report(len(weight), len(wordings))
         w, b = widest_margin(own, named, benign)
         loudest = (held_out @ w + b).view(held_out_views, -1).amax(0)
         found = own @ w + b

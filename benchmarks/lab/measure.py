@@ -17,6 +17,7 @@ from .vocabulary import CLASSES, NAMES
 
 log = logging.getLogger(__name__)
 
+_NAMED = 30  # words that the judge misses, of a group
 # Two objects of which the ten classes are one, for composition.
 PAIRS = (
     ("cat", "automobile"),
@@ -153,7 +154,8 @@ def table(judges, groups):
         cells = ["{:.3f}, {:.3f}".format(*one.mean(0).tolist()) for one in found]
         lines.append(f"| {group} | {len(words)} x {count} | {' | '.join(cells)} |")
         weak = [f"{word} {top:.2f}" for word, (_, top) in zip(words, found[0].tolist(), strict=True) if top < 0.5]
-        misses += [f"Top-1 under one half among {group}: {', '.join(weak) or 'none'}.", ""]
+        more = f" and {len(weak) - _NAMED} more" if len(weak) > _NAMED else ""
+        misses += [f"Top-1 under one half among {group}: {', '.join(weak[:_NAMED]) or 'none'}{more}.", ""]
     return [*lines, "", *misses]
 
 
