@@ -81,14 +81,16 @@ def encode_prompts(clip, drawn, train, held_out, encoders, on_progress, source=P
     with torch.no_grad():
         _, chunk, width = encode(clip, "", source).conditioning[0][0].shape
         widths = encoders if sum(encoders) == width else (width,)
-        for done, text in enumerate(texts):
-            prompt = encode(clip, text, source)
-            both = [prompt] if skipped is None else [prompt, encode(skipped, text)]
-            for layer, version in zip(features, both, strict=True):
-                layer[text] = chunk_features(version.conditioning[0][0][0, :chunk].float().cpu(), widths)
-            encoded[text] = prompt if text in drawn else replace(prompt, conditioning=[])
-            if done % 16 == 0:
-                on_progress(done, len(texts))
+        # One version of the encoder after the other: ComfyUI loads it anew whenever they take turns.
+        versions = [clip] if skipped is None else [clip, skipped]
+        for number, (version, layer) in enumerate(zip(versions, features, strict=True)):
+            for done, text in enumerate(texts):
+                prompt = encode(version, text, source)
+                layer[text] = chunk_features(prompt.conditioning[0][0][0, :chunk].float().cpu(), widths)
+                if number == 0:
+                    encoded[text] = prompt if text in drawn else replace(prompt, conditioning=[])
+                if done % 16 == 0:
+                    on_progress(number * len(texts) + done, len(versions) * len(texts))
         if source != POOLED:
             return Prompts(encoded, [], _WHOLE_PROMPT, None, 0.0)
         c = [torch.stack([encoded[text].c for text in part]) for part in (train, held_out)]

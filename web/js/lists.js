@@ -7,6 +7,7 @@ app.registerExtension({
   name: "unhype.Lists",
 
   setup() {
-    api.addEventListener("unhype.lists", () => app.reloadNodeDefs())
+    // Older interfaces have only what the key R does, with a message.
+    api.addEventListener("unhype.lists", () => (app.reloadNodeDefs ? app.reloadNodeDefs() : app.refreshComboInNodes()))
   },
 })
