@@ -1,10 +1,8 @@
 """The judge of a report: what a picture is compared with, and what it says, with ComfyUI's own image encoder."""
 
-import json
-
-import comfy.clip_vision
 import pytest
 import torch
+from nodes_for_tests import small_clip_vision
 from tiny import TinyClip, seeded, tiny_hypernet, tiny_model
 
 from unhype.nodes.cards import card_blocks, opinion_in_words, pairs_in_words, tally
@@ -16,31 +14,14 @@ from unhype.training.judge import Opinion, instead_of, opinion
 
 DRAWING = Drawing(steps=3, cfg=3.0, width=64, height=64)
 CONCEPTS = (("cat", "tree"), ("house cat", "hut"), ("Jane Doe", "a woman"), ("smoke", ""))
-_SMALL = {
-    "hidden_act": "quick_gelu",
-    "hidden_size": 32,
-    "image_size": 32,
-    "intermediate_size": 64,
-    "model_type": "clip_vision_model",
-    "num_attention_heads": 2,
-    "num_channels": 3,
-    "num_hidden_layers": 2,
-    "patch_size": 8,
-    "projection_dim": 16,
-}
 
 pytestmark = pytest.mark.usefixtures("as_a_node_runs")
 
 
 @pytest.fixture
-def clip_vision(tmp_path):
+def clip_vision():
     """ComfyUI's CLIP_VISION, small, with random weights."""
-    path = tmp_path / "config.json"  # older hosts read it from a file only
-    path.write_text(json.dumps(_SMALL), "utf-8")
-    encoder, generator = comfy.clip_vision.ClipVisionModel(str(path)), seeded(0)
-    for name, weight in encoder.model.named_parameters():
-        weight.data = torch.ones_like(weight) if "norm" in name else torch.randn(weight.shape, generator=generator)
-    return encoder
+    return small_clip_vision()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Erasure Report: what it draws and measures, in this process on a small model, and on the lab's through the API."""
 
 import json
+import re
 from dataclasses import replace
 
 import comfy.model_management
@@ -169,6 +170,27 @@ def test_the_lab_shows_a_cat_erased_and_the_rest_identical(server, reported):
     (page,) = server.pictures(reported, "report")
     with Image.open(page) as image:
         assert image.width == 640
+
+
+def test_a_judge_that_is_connected_says_what_the_cat_has_become(server, graph, reported):
+    judged = json.loads(json.dumps(graph))
+    judged["judge"] = {"class_type": "UnHypeTestCLIPVision", "inputs": {}}
+    judged["report"]["inputs"]["clip_vision"] = ["judge", 0]
+    (words,) = server.run(judged)["outputs"]["report"]["text"]
+    assert "Judge: 1 of 1 more like what they turn into than like before." in words
+    assert re.search(r"a photo of a cat: .*; judge: 0\.\d\d like before, [01]\.\d\d like 'a photo of a tree'\)", words)
+    assert words.count("judge: ") == 1
+    without = [
+        line.partition("; judge")[0].rstrip(")") for line in reported["outputs"]["report"]["text"][0].splitlines()
+    ]
+    assert [line.partition("; judge")[0].rstrip(")") for line in words.splitlines()][-3:] == without[-3:]
+
+
+def test_a_value_in_the_judges_place_is_refused_in_words(server, graph, reported):
+    wrong = json.loads(json.dumps(graph))
+    wrong["report"]["inputs"]["clip_vision"] = "model.safetensors"
+    with pytest.raises(PromptError, match="Erasure Report, 'clip_vision': connect the output of another node"):
+        server.run(wrong)
 
 
 def test_the_run_is_on_a_page_without_thumbnails_when_no_previews_are_wanted(server, demo_run):

@@ -1,8 +1,14 @@
-"""A node that only the tests' servers have: a text encoder of SD 1.x's width, with one small layer.
+"""Nodes that only the tests' servers have, the host's own classes with small random weights.
 
-Train Erasure encodes some eight hundred prompts. With CLIP-L itself that takes minutes on a CPU.
+A text encoder of SD 1.x's width with one layer: Train Erasure encodes more than a thousand prompts, which takes minutes
+with CLIP-L itself on a CPU. A CLIP Vision model: ComfyUI's loader takes none under 300 M weights.
 """
 
+import json
+import tempfile
+from pathlib import Path
+
+import comfy.clip_vision
 import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models_base
@@ -10,6 +16,44 @@ import torch
 from comfy_api.latest import ComfyExtension, io
 
 _SIZES = {"num_hidden_layers": 1, "intermediate_size": 64}
+
+
+_VISION = {
+    "hidden_act": "quick_gelu",
+    "hidden_size": 32,
+    "image_size": 32,
+    "intermediate_size": 64,
+    "model_type": "clip_vision_model",
+    "num_attention_heads": 2,
+    "num_channels": 3,
+    "num_hidden_layers": 2,
+    "patch_size": 8,
+    "projection_dim": 16,
+}
+
+
+def small_clip_vision():
+    """ComfyUI's CLIP_VISION."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.json"  # older hosts read it from a file only
+        path.write_text(json.dumps(_VISION), "utf-8")
+        encoder = comfy.clip_vision.ClipVisionModel(str(path))
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in encoder.model.named_parameters():
+        weight.data = torch.ones_like(weight) if "norm" in name else torch.randn(weight.shape, generator=generator)
+    return encoder
+
+
+class SmallCLIPVision(io.ComfyNode):
+    """An image encoder to judge pictures."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(node_id="UnHypeTestCLIPVision", category="UnHype", inputs=[], outputs=[io.ClipVision.Output()])
+
+    @classmethod
+    def execute(cls):
+        return io.NodeOutput(small_clip_vision())
 
 
 class SmallCLIP(io.ComfyNode):
@@ -37,7 +81,7 @@ class TestNodes(ComfyExtension):
     """What ComfyUI asks for."""
 
     async def get_node_list(self):
-        return [SmallCLIP]
+        return [SmallCLIP, SmallCLIPVision]
 
 
 async def comfy_entrypoint():
