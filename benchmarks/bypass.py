@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from . import pack
 from .environment import ROOT, cache_folder, say
+from .graph import WORKFLOWS
 from .publish import MEASURED, device, markdown, publish
 
 pack.load_pack()
@@ -35,7 +36,7 @@ _BENIGN_STEPS = 2
 
 def trained_eraser(lab):
     """The demo's eraser, trained by its settings once and kept in the cache folder."""
-    workflow = json.loads((ROOT / "workflows" / "demo.json").read_text("utf-8"))
+    workflow = json.loads(WORKFLOWS["demo"].read_text("utf-8"))
     (node,) = (node for node in workflow["nodes"] if node["type"] == "UnHypeTrainErasure")
     named = [entry["name"] for entry in node["inputs"] if "widget" in entry]
     values = dict(zip(named, node["widgets_values"], strict=True))

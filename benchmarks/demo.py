@@ -20,12 +20,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from .environment import ROOT, cache_folder, digest, say
-from .graph import to_prompt
+from .graph import WORKFLOWS, to_prompt
 from .publish import MEASURED, README, device, markdown, publish
 from .scores import h_o
 from .server import ComfyServer
 
-WORKFLOW = ROOT / "workflows" / "demo.json"
 ERASED = "cat"
 WORDINGS = ("{}", "a {}", "a photo of a {}", "a picture of a {}")
 SIDE, STEPS, GUIDANCE = 128, 12, 3.0
@@ -210,7 +209,7 @@ def run(base, seed=None, family="sd15"):
     drawn = prompts()
     with ComfyServer(base) as server:
         say("Training an erasure inside ComfyUI: cat -> tree")
-        prompt = to_prompt(json.loads(WORKFLOW.read_text("utf-8")), server.object_info())
+        prompt = to_prompt(json.loads(WORKFLOWS["demo"].read_text("utf-8")), server.object_info())
         for node in prompt.values():
             if node["class_type"] == LABS["sd15"].loader:
                 node["class_type"] = lab.loader

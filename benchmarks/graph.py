@@ -8,6 +8,14 @@ server doesn't have.
 from collections import deque
 from typing import Any, NamedTuple
 
+from .environment import ROOT
+
+# The workflows that the pack ships, and the lab's own, which need its loader: name to file.
+WORKFLOWS = {
+    path.stem: path
+    for folder in (ROOT / "workflows", ROOT / "benchmarks" / "lab" / "loader" / "workflows")
+    for path in sorted(folder.glob("*.json"))
+}
 MUTED, BYPASSED = 2, 4
 NOTES = {"Note", "MarkdownNote"}
 PASSING = {"Reroute", "PrimitiveNode"}

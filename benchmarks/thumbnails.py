@@ -9,8 +9,8 @@ import sys
 from PIL import Image, ImageDraw, ImageFont
 
 from .environment import ROOT, say
+from .graph import WORKFLOWS
 
-FOLDER = ROOT / "workflows"
 SIDE = 512
 _RESULTS = {"sd15": "before_after.jpg", "flux": "before_after_flux.jpg"}
 _REPORT = ROOT / "web" / "docs" / "pictures" / "UnHypeErasureReportPage.jpg"
@@ -97,7 +97,7 @@ def main():
     """Command line."""
     argparse.ArgumentParser(prog="dev.py thumbnails", description=__doc__).parse_args()
     for name, picture in thumbnails().items():
-        path = FOLDER / f"{name}.jpg"
+        path = WORKFLOWS[name].with_suffix(".jpg")
         picture.save(path, quality=88)
         say(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1000:.0f} kB")
     return 0

@@ -51,12 +51,14 @@ def checkpoint(server):
 @pytest.fixture(scope="module")
 def named_files(server, checkpoint):
     """The files that the workflows name, in the server's folders: empty, for a list shows them all the same."""
-    from graphs import FOLDER, read
+    from graphs import read
+
+    from benchmarks.graph import WORKFLOWS
 
     folders = {"UNETLoader": "diffusion_models", "DualCLIPLoader": "text_encoders", "VAELoader": "vae"}
     folders |= {"UnHypeLoadHypernet": "unhype"}
     made = []
-    for name in sorted(path.stem for path in FOLDER.glob("*.json")):
+    for name in WORKFLOWS:
         for node in read(name)["nodes"]:
             for value in node.get("widgets_values", ()):
                 if node["type"] in folders and str(value).endswith(".safetensors"):

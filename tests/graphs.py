@@ -2,15 +2,13 @@
 
 import json
 
-from benchmarks.environment import ROOT
-from benchmarks.graph import to_prompt
+from benchmarks.graph import WORKFLOWS, to_prompt
 
-FOLDER = ROOT / "workflows"
 SIDE = 64
 
 
 def read(name):
-    return json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
+    return json.loads(WORKFLOWS[name].read_text("utf-8"))
 
 
 def kinds(path):

@@ -9,8 +9,10 @@ from types import SimpleNamespace
 
 import numpy
 import pytest
-from graphs import FOLDER, SIDE, kinds
+from graphs import SIDE, kinds
 from PIL import Image
+
+from benchmarks.graph import WORKFLOWS
 
 TRAINER, REPORT, LOADER = "UnHypeTrainErasure", "UnHypeErasureReport", "CheckpointLoaderSimple"
 MINUTES = 600_000  # milliseconds
@@ -59,7 +61,7 @@ def start(web, server, checkpoint, pytestconfig):
 
     def opened(name):
         web.template(name)
-        web.wait_for_nodes(kinds(FOLDER / f"{name}.json"))
+        web.wait_for_nodes(kinds(WORKFLOWS[name]))
         assert not web.red()
         web.page.evaluate(_INSTEAD, [LOADER, loader])
         for kind, values in small.items():

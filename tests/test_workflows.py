@@ -5,10 +5,11 @@ from itertools import combinations
 
 import numpy
 import pytest
-from graphs import FOLDER, SIDE, nodes_of, read, reduced, training_prompt, with_small_clip
+from graphs import SIDE, kinds, nodes_of, read, reduced, training_prompt, with_small_clip
 from PIL import Image
 
-from benchmarks.graph import NOTES, to_prompt, widget_values
+from benchmarks.environment import ROOT
+from benchmarks.graph import NOTES, WORKFLOWS, to_prompt, widget_values
 from benchmarks.thumbnails import thumbnails
 from unhype.hypernet.files import load, open_checked
 
@@ -16,16 +17,22 @@ NAMES = ("train_sd15", "apply_sd15", "before_after_sd15", "report_sd15", "demo",
 
 
 def test_every_workflow_is_known_here_and_has_a_thumbnail():
-    assert {path.stem for path in FOLDER.glob("*.json")} == set(NAMES)
-    for name in NAMES:
-        assert (FOLDER / f"{name}.jpg").is_file()
+    assert set(WORKFLOWS) == set(NAMES)
+    for path in WORKFLOWS.values():
+        assert path.with_suffix(".jpg").is_file()
+
+
+def test_what_people_install_has_no_workflow_that_needs_the_lab():
+    for path in WORKFLOWS.values():
+        if path.parent == ROOT / "workflows":
+            assert not [kind for kind in kinds(path) if kind.startswith("UnHypeLab")]
 
 
 def test_thumbnails_are_what_the_command_draws_from_the_labs_pictures():
     drawn = thumbnails()
     assert set(drawn) == set(NAMES)
     for name, expected in drawn.items():
-        path = FOLDER / f"{name}.jpg"
+        path = WORKFLOWS[name].with_suffix(".jpg")
         assert path.stat().st_size < 60_000
         with Image.open(path) as picture:
             assert picture.format == "JPEG"
