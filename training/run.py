@@ -145,7 +145,9 @@ def _announce_memory(frozen, hypernet, settings, encoded, report):
         f"hypernet and {parts[2]:.1f} for a step of {samples}."
     )
     log.info("UnHype: %s", words)
-    report("preparing", 0, 1, note=words)
+    # A node shows one line of it.
+    short = "Memory: about {:.1f} GB (model {:.1f}, hypernet {:.1f}, step {:.1f})".format(sum(parts), *parts)
+    report("preparing", 0, 1, note=short)
 
 
 # An error of the switch decides, one of the trunk is only an error.
