@@ -41,9 +41,8 @@ class ErasureReport(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, vae, unhype, prompts, clip_vision=None, **drawing):
-        only_links("Erasure Report", model=model, clip=clip, vae=vae, unhype=unhype)
-        if clip_vision is not None:
-            only_links("Erasure Report", clip_vision=clip_vision)
+        judges = {"clip_vision": clip_vision}
+        only_links("Erasure Report", judges, model=model, clip=clip, vae=vae, unhype=unhype)
         drawing = Drawing(**drawing)
         try:
             texts = prompts_of(prompts) or own_prompts(unhype.record)

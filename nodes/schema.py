@@ -22,11 +22,12 @@ def advanced(input_type, *args, **options):
     return input_type(*args, **options)
 
 
-def only_links(node, **sockets):
+def only_links(node, optional=None, **sockets):
     """Raise ValueError for a socket to which a workflow written by hand gives a value instead of another node's output.
 
-    ComfyUI itself looks only at the values of inputs that have a widget.
+    ComfyUI itself looks only at the values of inputs that have a widget. optional: sockets by name that may be None.
     """
-    for name, value in sockets.items():
+    connected = {name: value for name, value in (optional or {}).items() if value is not None}
+    for name, value in {**sockets, **connected}.items():
         if value is None or isinstance(value, (str, int, float, dict)):
             raise ValueError(f"{node}, '{name}': connect the output of another node here; no value can be given.")

@@ -64,7 +64,7 @@ class TrainErasure(io.ComfyNode):
     ):
         sockets = {"model": model, "clip": clip, "start_from": start_from, "vae": vae}
         # Training itself has a word to say of a missing CLIP.
-        only_links("Train Erasure", **{name: value for name, value in sockets.items() if value is not None})
+        only_links("Train Erasure", sockets)
         kind, concepts, preserve = with_preset(preset, kind, concepts, preserve)
         request = Request(
             concepts=concepts,

@@ -78,12 +78,13 @@ class _Prompt(NamedTuple):
     instead: str | None
 
 
-def _read(clip, trained, text):
+def _read(clip, trained, text, with_judge):
     positive = _conditioning(clip, text)
     found = verdicts(trained, positive)
     erased, words = judged(found)
-    record = trained.record
-    instead = instead_of(text, record.concepts, loudest_of(found).concept, _kind(record)) if erased else None
+    record, instead = trained.record, None
+    if erased and with_judge:
+        instead = instead_of(text, record.concepts, loudest_of(found).concept, _kind(record))
     return _Prompt(text, positive, erased, words, instead)
 
 
@@ -98,11 +99,8 @@ def compare(model, clip, trained, texts, drawing, decode, report, see=None):
     """
     patched = apply_erasure(model, trained)
     negative, pairs, done = _conditioning(clip, ""), [], 0
-    prompts = [_read(clip, trained, text) for text in texts]
-    pictures = 2 * len(prompts)
-    if see is not None:
-        pictures += sum(prompt.instead is not None for prompt in prompts)
-    total = drawing.steps * pictures
+    prompts = [_read(clip, trained, text, see is not None) for text in texts]
+    total = drawing.steps * sum(2 + (prompt.instead is not None) for prompt in prompts)
 
     def drawn(patcher, positive):
         nonlocal done
@@ -113,7 +111,7 @@ def compare(model, clip, trained, texts, drawing, decode, report, see=None):
     for prompt in prompts:
         latents = [drawn(patcher, prompt.positive) for patcher in (model, patched)]
         pair = _pair(prompt, latents, decode)
-        if see is not None and prompt.instead is not None:
+        if prompt.instead is not None:
             other = decode(drawn(model, _conditioning(clip, prompt.instead)))
             pair = pair._replace(opinion=opinion(see, prompt.instead, pair.before, pair.after, other))
         pairs.append(pair)

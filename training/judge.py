@@ -37,10 +37,12 @@ def instead_of(text, concepts, nearest, kind):
     concepts: pairs (concept, mapping). A prompt that names none becomes the plain picture of what `nearest`, a concept,
     turns into. None where that is not known, either; "" where the mapping is the empty prompt.
     """
+    if not concepts:
+        return None
     mappings = {concept.lower(): mapping for concept, mapping in concepts}
     names = "|".join(re.escape(name) for name in sorted(mappings, key=len, reverse=True))
-    pattern = re.compile(rf"\b((?:an?|the)\s+)?({names})(?:s|es)?\b", re.IGNORECASE) if names else None
-    named = [mappings[found[2].lower()] for found in pattern.finditer(text)] if pattern else []
+    pattern = re.compile(rf"\b((?:an?|the)\s+)?({names})(?:s|es)?\b", re.IGNORECASE)
+    named = [mappings[found[2].lower()] for found in pattern.finditer(text)]
     if not named:
         mapping = mappings.get((nearest or "").lower())
         return None if mapping is None else fill(SHOWN[kind], mapping)

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -99,6 +100,17 @@ class _Keeper:
             picture = self.previewer.picture(state.hypernet)
         self.report("training", state.step, request.settings.steps, picture, (state.losses, state.drift))
 
+    @contextmanager
+    def kept(self, state):
+        """While open, an interrupt or an error leaves a checkpoint, if there was a step."""
+        try:
+            yield
+        except BaseException:
+            if state.step:
+                self.keep(state)
+                log.info("UnHype: stopped at step %d; queue the same settings again to go on from there.", state.step)
+            raise
+
     def keep(self, state):
         """Write a checkpoint; a full disk costs the checkpoint, not the run."""
         try:
@@ -121,13 +133,8 @@ def _train(clip, plan, frozen, prompts, report):
     if plan.request.resume and load_checkpoint(state, keeper.path, plan.recipe):
         log.info("UnHype: going on from the checkpoint at step %d.", state.step)
     frozen.load()
-    try:
+    with keeper.kept(state):
         reason = train(state, material, frozen.predict, settings, frozen.device, keeper)
-    except BaseException:
-        if state.step:
-            keeper.keep(state)
-            log.info("UnHype: stopped at step %d; queue the same settings again to go on from there.", state.step)
-        raise
     return state, material, keeper, reason
 
 
@@ -251,11 +258,8 @@ def _run(model, clip, plan, path, report):
         record = _record(plan, prompts, state, material, reason, time.monotonic() - started)
     finally:
         frozen.release()
-    try:
+    with keeper.kept(state):
         trained = _written(plan, prompts, state, record, path, report)
-    except BaseException:
-        keeper.keep(state)
-        raise
     keeper.path.unlink(missing_ok=True)
     return Outcome(trained, path, state.losses, reason)
 
