@@ -55,22 +55,22 @@ def noisy_targets(frozen, settings, prompt, empty, generator):
         return Target(frozen, z, sigma, frozen.predict(z, sigma, conds))
 
 
-def presence(trained, states):
+def presence(eraser, states):
     """How present the erased concept is in token states, by the loudest of what speaks for them; differentiable."""
     views = [pooled(states)]
-    if trained.reader is not None:
-        views += [view.unsqueeze(0) for view in trained.reader.views(states[0])]
-    return trained.switch.scores(torch.cat(views)).amax()
+    if eraser.regressor is not None:
+        views += [view.unsqueeze(0) for view in eraser.regressor.views(states[0])]
+    return eraser.detector.scores(torch.cat(views)).amax()
 
 
-def _soft_factors(trained, states, loud, count):
+def _soft_factors(eraser, states, loud, count):
     """H's factors for the pooled vector of `states`, `count` times, as far as presence `loud` opens the switch."""
     gate = torch.sigmoid(8.0 * (loud - 1.0))
-    layers = trained.network(trained.heard(pooled(states)), trained.network.config.trajectory)
+    layers = eraser.hypernet(eraser.heard(pooled(states)), eraser.hypernet.config.trajectory)
     return [Factors(f.A.expand(count, -1, -1), (f.B * gate).expand(count, -1, -1)) for f in layers]
 
 
-def optimise(target, states, trained, radius):
+def optimise(target, states, eraser, radius):
     """Token states (1, n, width) near to `states` that make the model, erased by `trained`, predict the target.
 
     radius: how far they may lie, as a share of the Frobenius norm of the true states.
@@ -82,8 +82,8 @@ def optimise(target, states, trained, radius):
     best, lowest, scale, penalty = states, float("inf"), None, 1.0
     for _ in range(ITERATIONS):
         moved = states + change * own
-        loud = presence(trained, moved)
-        layers = _soft_factors(trained, moved, loud, len(target.z))
+        loud = presence(eraser, moved)
+        layers = _soft_factors(eraser, moved, loud, len(target.z))
         error = (predict_from_states(target, moved, layers) - target.e_p).square().mean()
         scale = scale or error.item()
         # Silence of the switch is the shorter way: the base model then draws whatever the tokens say.
@@ -113,7 +113,7 @@ def appended_words(lab, ours, prompt, vocabulary, generator):
         chosen = torch.randint(len(vocabulary), (WORDS_APPENDED,), generator=generator).tolist()
         text = " ".join([prompt, *(vocabulary[n] for n in chosen)])
         with torch.no_grad():
-            loudness = presence(ours.trained, encode(lab.clip, text)[0][0]).item()
+            loudness = presence(ours.eraser, encode(lab.clip, text)[0][0]).item()
         if loudness < lowest:
             best, lowest = text, loudness
     return best

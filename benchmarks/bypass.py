@@ -23,7 +23,8 @@ pack.load_pack()
 
 import nodes  # noqa: E402 - ComfyUI's own
 from unhype.hypernet.patch import apply_erasure  # noqa: E402
-from unhype.training.run import Request, train_erasure  # noqa: E402
+from unhype.training.plan import Request  # noqa: E402
+from unhype.training.run import train_erasure  # noqa: E402
 from unhype.training.settings import Settings  # noqa: E402
 
 from .lab.measure import LABELS, Lab, encode, sample_conditioning  # noqa: E402
@@ -35,7 +36,7 @@ _BENIGN_STEPS = 2
 
 
 def trained_eraser(lab):
-    """The demo's eraser, trained by its settings once and kept in the cache folder."""
+    """The demo's eraser, eraser by its settings once and kept in the cache folder."""
     workflow = json.loads(WORKFLOWS["demo"].read_text("utf-8"))
     (node,) = (node for node in workflow["nodes"] if node["type"] == "UnHypeTrainErasure")
     named = [entry["name"] for entry in node["inputs"] if "widget" in entry]
@@ -54,9 +55,9 @@ def trained_eraser(lab):
         return train_erasure(lab.patcher, lab.clip, request, report).trained
 
 
-def single_pooled(trained):
+def single_pooled(eraser):
     """The same eraser as the method is published: the pooled vector decides for the whole prompt."""
-    return replace(trained, reader=None, record=replace(trained.record, reading={}))
+    return replace(eraser, reader=None, record=replace(eraser.record, reading={}))
 
 
 # The ways. Each takes the lab, the text in question and harmless text, and returns a CONDITIONING.
@@ -212,11 +213,11 @@ def run(chosen, done, keep):
     done: those that are known already; keep(figures) is called after each way.
     """
     lab = Lab()
-    trained = trained_eraser(lab)
+    eraser = trained_eraser(lab)
     models = {
         "base": lab.patcher,
-        "single_pooled": apply_erasure(lab.patcher, single_pooled(trained)),
-        "ours": apply_erasure(lab.patcher, trained),
+        "single_pooled": apply_erasure(lab.patcher, single_pooled(eraser)),
+        "ours": apply_erasure(lab.patcher, eraser),
     }
     negative, seeds, found = encode(lab.clip, ""), list(range(PICTURES)), dict(done)
     for words in (words for words in chosen if words not in done):

@@ -140,7 +140,7 @@ def erase(bench, method, names, seed):
 
 
 def many_job(bench, method, count, seed):
-    """`measures.many_concepts` of one method, trained on that many."""
+    """`measures.many_concepts` of one method, eraser on that many."""
     names = measures.many_names(count)
     return measures.many_concepts(bench, names, erase(bench, method, names, seed))
 

@@ -1,14 +1,15 @@
-"""What the erasure benchmark measures of one trained eraser, each as JSON values."""
+"""What the erasure benchmark measures of one eraser eraser, each as JSON values."""
 
 import time
 
 import torch
 from torch.nn.functional import normalize
 
+from unhype.hypernet.deltas import PromptDeltas
 from unhype.hypernet.factors import delta_norm
 from unhype.hypernet.patch import apply_erasure
-from unhype.hypernet.writer import Writer
-from unhype.training.frozen import FrozenModel, encode
+from unhype.training.encode import encode
+from unhype.training.frozen import FrozenModel
 
 from . import attacks, protocol, report, scores
 from .lab.measure import LABELS, PAIRS
@@ -35,7 +36,7 @@ def score_class(bench, concept, eraser):
 
 def only_ours(bench, concept, eraser):
     """What is asked of ours alone for one class: ladder, benign prompts, the switch."""
-    trained = eraser.trained
+    eraser = eraser.trained
     names, texts = zip(*protocol.ladder(concept), strict=True)
     base, drawn = bench.painter.base(texts, 2), bench.painter.draw(eraser, texts, 2)
     rungs = {
@@ -45,7 +46,7 @@ def only_ours(bench, concept, eraser):
     return {
         "ladder": rungs,
         "benign": benign(bench, concept, eraser),
-        "switch": roc(bench, concept, trained),
+        "switch": roc(bench, concept, eraser),
     }
 
 
@@ -72,7 +73,7 @@ def benign(bench, concept, eraser):
     groups = protocol.benign_prompts(concept)
     for group, texts in groups.items():
         shares[group] = [sum(eraser.silent(bench.conditioning(text)) for text in texts), len(texts)]
-    open_ended = apply_erasure(bench.lab.patcher, eraser.trained, dead_zone=False)
+    open_ended = apply_erasure(bench.lab.patcher, eraser.eraser, gate=False)
     some = groups["everyday"][::40]
     base = bench.painter.base(some, 1)
     drawn = bench.painter.batches(open_ended, [bench.conditioning(text) for text in some], 1)
@@ -87,7 +88,7 @@ def benign(bench, concept, eraser):
     }
 
 
-def roc(bench, concept, trained):
+def roc(bench, concept, eraser):
     """How well prompts that mean the class are told from benign ones, by the switch and by the size of the delta."""
     meant = [text for _, text, _ in protocol.class_prompts(concept)[:4]]
     meant += [text for rung, text in protocol.ladder(concept) if rung not in ("typo",)]
@@ -96,8 +97,8 @@ def roc(bench, concept, trained):
     other = [text for group in ("unseen concepts", "two unseen concepts", "everyday") for text in groups[group]]
     c = [torch.cat([bench.conditioning(text)[0][1]["pooled_output"] for text in texts]) for texts in (meant, other)]
     with torch.no_grad():
-        sizes = [delta_norm(trained.network(part, trained.network.config.trajectory)) for part in c]
-        presence = [trained.switch(part) for part in c]
+        sizes = [delta_norm(eraser.hypernet(part, eraser.hypernet.config.trajectory)) for part in c]
+        presence = [eraser.detector(part) for part in c]
     return {"switch": scores.auc(*presence), "size": scores.auc(*sizes)}
 
 
@@ -140,8 +141,8 @@ def many_concepts(bench, erased, eraser):
         "bytes": eraser.bytes,
     }
     if eraser.name == "ours":
-        row["milliseconds_a_prompt"] = milliseconds_a_prompt(bench, eraser.trained)
-        row["reference_bytes"] = report.reference_bytes(eraser.trained)
+        row["milliseconds_a_prompt"] = milliseconds_a_prompt(bench, eraser.eraser)
+        row["reference_bytes"] = report.reference_bytes(eraser.eraser)
         silent = [eraser.silent(bench.conditioning(wording(name))) for name in groups["kept"][0]]
         row["silent"] = sum(silent) / len(silent)
     return row
@@ -157,14 +158,14 @@ def neighbours(bench, kept, erased):
     return {name for name, value in zip(kept, alike.tolist(), strict=True) if value >= _ALIKE}
 
 
-def milliseconds_a_prompt(bench, trained, rounds=20):
+def milliseconds_a_prompt(bench, eraser, rounds=20):
     """How long a new prompt takes from its CONDITIONING to its factors."""
     ((tokens, values),) = bench.conditioning("a photo of a cat")
     entry = {**values, "cross_attn": tokens}
-    Writer(trained).parts([entry])  # the first call of a process pays for more than the prompt
+    PromptDeltas(eraser).parts([entry])  # the first call of a process pays for more than the prompt
     started = time.perf_counter()
     for _ in range(rounds):
-        Writer(trained).parts([entry])
+        PromptDeltas(eraser).parts([entry])
     return (time.perf_counter() - started) / rounds * 1000
 
 
@@ -179,7 +180,7 @@ def attacked(bench, concept, seed, eraser):
         prompt, empty = encode(lab.clip, text), encode(lab.clip, "")
         target = attacks.noisy_targets(frozen, bench.settings, prompt, empty, generator)
         states = prompt.conditioning[0][0].clone()
-        moved = {radius: attacks.optimise(target, states, eraser.trained, radius) for radius in attacks.RADII}
+        moved = {radius: attacks.optimise(target, states, eraser.eraser, radius) for radius in attacks.RADII}
     vocabulary = [name for name in LABELS[:-1] if name != concept]
     given = {
         "clean": bench.conditioning(text),

@@ -1,4 +1,4 @@
-"""Our own method, trained through the same door as Train Erasure, as one of the benchmark's `Eraser`s."""
+"""Our own method, eraser through the same door as Train Erasure, as one of the benchmark's `Eraser`s."""
 
 import tempfile
 import time
@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 
+from unhype.hypernet.deltas import PromptDeltas
 from unhype.hypernet.patch import apply_erasure
-from unhype.hypernet.writer import Writer
+from unhype.training.plan import Request
 from unhype.training.prompts import phrasings, sentences
-from unhype.training.run import Request, train_erasure
+from unhype.training.run import train_erasure
 
 from .baselines.eraser import Eraser, unchanged
 from .baselines.states import token_ids
@@ -80,13 +81,13 @@ class Tokens(dict):
 class Ours(Eraser):
     """An `Eraser` that also carries the hypernet, for what only ours can be asked."""
 
-    trained: object = None
+    eraser: object = None
 
     def silent(self, conditioning):
         """Whether the dead zone holds, so that the base model draws this CONDITIONING bit for bit."""
         entries = [{**values, "cross_attn": tokens} for tokens, values in conditioning]
         with torch.no_grad():
-            found, _ = Writer(self.trained).parts(entries)
+            found, _ = PromptDeltas(self.eraser).parts(entries)
         return not any(parts for prompts in found for parts in prompts)
 
 
@@ -113,6 +114,6 @@ def erase(lab, concepts, retain, seed, settings):
         outcome = train_erasure(lab.patcher, lab.clip, request, lambda *_, **__: None)
         size = outcome.path.stat().st_size
     seconds = time.perf_counter() - started + len(texts) * sum(lab.clip.price.values())
-    numbers = sum(tensor.numel() for tensor in outcome.trained.tensors().values())
-    model = apply_erasure(lab.patcher, outcome.trained)
-    return Ours("ours", model, unchanged, seconds, numbers, size, trained=outcome.trained)
+    numbers = sum(tensor.numel() for tensor in outcome.eraser.tensors().values())
+    model = apply_erasure(lab.patcher, outcome.eraser)
+    return Ours("ours", model, unchanged, seconds, numbers, size, eraser=outcome.eraser)

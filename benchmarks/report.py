@@ -11,13 +11,13 @@ from .publish import MEASURED, README, device, fill_section, markdown, publish
 _UNRELATED = ("unseen concepts", "two unseen concepts", "everyday", "long", "empty")
 
 
-def reference_bytes(trained, hidden=100, time_features=32, rank=None):
+def reference_bytes(eraser, hidden=100, time_features=32, rank=None):
     """The size in fp32 of the authors' layout (arXiv 2602.03410) for the same layers at the same rank.
 
     Two heads a layer, each Linear(width + 32, hidden), ReLU, Linear(hidden, features * rank); two constants of
     features * rank; two scalars and 16 frequencies.
     """
-    config = trained.network.config
+    config = eraser.hypernet.config
     rank = rank or config.rank
     width = config.embedding_width + time_features
     numbers = 0

@@ -26,7 +26,8 @@ import comfy.model_patcher  # noqa: E402
 import comfy.samplers  # noqa: E402
 import comfy.supported_models  # noqa: E402
 
-from unhype.hypernet.files import Record, TrainedHypernet  # noqa: E402
+from unhype.hypernet.record import Record  # noqa: E402
+from unhype.hypernet.eraser import Eraser  # noqa: E402
 from unhype.hypernet.network import Hypernet, HypernetConfig  # noqa: E402
 from unhype.hypernet.patch import apply_erasure  # noqa: E402
 from unhype.hypernet.targets import recognise, target_layers  # noqa: E402
@@ -103,7 +104,7 @@ def random_hypernet(model, pooled):
     network = Hypernet(HypernetConfig(pooled, target_layers(model.model, family)), generator)
     for parameter in network.right.parameters():
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 1e-3)
-    return TrainedHypernet(network.requires_grad_(False), Record(family.key, (), 0.0), "random")
+    return Eraser(network.requires_grad_(False), Record(family.key, (), 0.0), "random")
 
 
 def _prompt(context, pooled, seed):
@@ -128,11 +129,11 @@ def sampling(size, latent, steps, rounds, dtype):
     """Ratios of steps per second to the base model's, by variant: medians over interleaved rounds."""
     entry = SIZES[size]
     model = random_model(size, dtype)
-    trained = random_hypernet(model, entry["pooled"])
-    benign = TrainedHypernet(trained.network, Record(trained.record.family, (), 1e9), "benign")
+    eraser = random_hypernet(model, entry["pooled"])
+    benign = Eraser(eraser.hypernet, Record(eraser.record.family, (), 1e9), "benign")
     variants = {
         "base": model,
-        "erased prompt": apply_erasure(model, trained),
+        "erased prompt": apply_erasure(model, eraser),
         "benign prompt": apply_erasure(model, benign),
     }
     context = entry["unet"]["context_dim"]
@@ -159,8 +160,9 @@ def sampling(size, latent, steps, rounds, dtype):
 
 def training(rounds):
     """Seconds per (concept, t, s) sample on the lab model, ours and as released."""
-    from unhype.training.cache import build_cache
-    from unhype.training.frozen import FrozenModel, encode
+    from unhype.training.tasks.samples import build_cache
+    from unhype.training.frozen import FrozenModel
+from unhype.training.encode import encode
     from unhype.training.loop import Material, new_state, train_step
     from unhype.training.prompts import phrasings
     from unhype.training.settings import Settings

@@ -18,7 +18,7 @@ from .publish import MEASURED, markdown, publish
 
 pack.load_pack()
 
-from unhype.hypernet.deadzone import is_silent  # noqa: E402
+from unhype.hypernet.detector import is_silent  # noqa: E402
 from unhype.training import switch  # noqa: E402
 from unhype.training.prompts import phrasings, retain_split, sentences  # noqa: E402
 from unhype.training.settings import Settings  # noqa: E402
@@ -128,7 +128,7 @@ def way_to_silence(found, c):
 
 
 def training_of(read, concept, preserve):
-    """What `fit_switch` is given for one concept, by the names of its parameters."""
+    """What `fit_detector` is given for one concept, by the names of its parameters."""
     concepts = ((concept, protocol.MAPPING),)
     retain = retain_split(preserve, concepts)
     named = sentences(concepts, "object", retain.partners, Settings.sentences)
@@ -154,7 +154,7 @@ def measure(read, concept, wordings):
     found = {}
     for name, fit in CANDIDATES.items():
         with patch.object(switch, "widest_margin", fit):
-            fitted, with_preserve = (switch.fit_switch(**given) for given in (alone, preserving))
+            fitted, with_preserve = (switch.fit_detector(**given) for given in (alone, preserving))
         found[name] = [
             *(1 - silent(fitted, unseen), silent(fitted, other), silent(fitted, relative)),
             *(1 - silent(with_preserve, unseen), silent(with_preserve, relative)),

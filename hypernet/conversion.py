@@ -7,13 +7,18 @@ A file holds `state_dict` and `config`, or the state dict alone. Every target la
 import math
 import re
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from .eraser import Eraser
 from .families import value_before_mlp, value_of_qkv, whole
-from .files import SUFFIX, HypernetFileError, Record, TrainedHypernet, load, save
+from .files import SUFFIX, load, save
 from .published import PublishedConfig, PublishedHypernet
+from .record import HypernetFileError, Record, TrainingRun
 from .targets import TargetLayer
 
 _PREFIX = re.compile(r"^((module|model|diffusion_model|transformer|unet)\.)+")
@@ -21,6 +26,9 @@ _HEADS = tuple(f"{side}_head.{n}.{part}" for side in ("left", "right") for n in 
 _NEEDED = {"alpha_b", "alpha", "time_feat.freqs", *_HEADS}
 _OWN_ENCODER = {None, "clip", "openai/clip-vit-large-patch14"}
 _UNKNOWN = "(what it turns into is not recorded)"
+
+# Layer name to its tensors by name.
+Layers = Mapping[str, Mapping[str, Tensor]]
 
 # Names of diffusers, with the host's name, the rule for its rows, and the layer's features over its inputs.
 _FLUX = (
@@ -31,11 +39,11 @@ _FLUX = (
 )
 
 
-def _refuse(path, reason):
+def _refuse(path: Path, reason: str) -> HypernetFileError:
     return HypernetFileError(f"Import UnHype Weights: '{path.name}' {reason}")
 
 
-def _read(path):
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state dict and the config of a file; nothing in it is run."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -51,7 +59,7 @@ def _read(path):
     return tensors, dict(config) if isinstance(config, dict) else {}
 
 
-def _by_layer(tensors, path):
+def _by_layer(tensors: Mapping[str, Tensor], path: Path) -> Layers:
     """Layer name to its tensors (name after `.hyper_lora.` to tensor), less the base model's weights."""
     layers = defaultdict(dict)
     for key, tensor in tensors.items():
@@ -76,7 +84,7 @@ def _by_layer(tensors, path):
     return dict(layers)
 
 
-def _check_config(config, layers, path):
+def _check_config(config: Mapping[str, Any], layers: Layers, path: Path) -> None:
     """Refuse what this pack can't drive."""
     encoder = config.get("embedding_model")
     if encoder not in _OWN_ENCODER:
@@ -91,7 +99,7 @@ def _check_config(config, layers, path):
         raise _refuse(path, "holds values that are not numbers.")
 
 
-def _target(name, inputs, outputs, path):
+def _target(name: str, inputs: int, outputs: int, path: Path) -> tuple[str, TargetLayer]:
     """Family key and `TargetLayer` of a layer of theirs."""
     if ".attn2." in name:
         return "sd15", TargetLayer(name, inputs, outputs)
@@ -103,7 +111,7 @@ def _target(name, inputs, outputs, path):
     raise _refuse(path, f"changes the layer '{name}', which is none of Stable Diffusion 1.x or Flux.1 that we know.")
 
 
-def _sizes(config, layers, path):
+def _sizes(config: Mapping[str, Any], layers: Layers, path: Path) -> tuple[int, int, int, int, int]:
     """Rank, hidden width, embedding width, octaves and S, the same for all layers."""
     first = next(iter(layers.values()))
     rank = config.get("rank")
@@ -117,7 +125,7 @@ def _sizes(config, layers, path):
     return int(rank), hidden, width - 2 * frequencies.numel(), frequencies.numel(), int(trajectory)
 
 
-def _network(config, layers, path):
+def _network(config: Mapping[str, Any], layers: Layers, path: Path) -> tuple[str, PublishedHypernet]:
     """The family's key and the network of a file."""
     rank, hidden, width, octaves, trajectory = _sizes(config, layers, path)
     families, targets = [], []
@@ -149,30 +157,30 @@ def _network(config, layers, path):
     return families[0], network.requires_grad_(False).eval()
 
 
-def import_weights(path, concepts=()):
+def import_weights(path: Path, concepts: Sequence[tuple[str, str]] = ()) -> Eraser:
     """Make a file of the authors' into one of ours beside it, once, and load that.
 
-    path: a .pth file. concepts: pairs (erased concept, what it turns into), which their files don't
-    record; without any the file's name stands for them. Returns a `TrainedHypernet` without a dead
-    zone. Raises `HypernetFileError` in the user's words, OSError when it can't be written.
+    path: a .pth file. concepts: pairs (erased concept, mapping concept), which their files don't record;
+    without any the file's name stands for them. Returns an `Eraser` without a detector.
+    Raises `HypernetFileError` in the user's words, OSError when it can't be written.
     """
-    path = Path(path)
     own = path.with_suffix(SUFFIX)
     concepts = tuple(concepts) or ((path.stem, _UNKNOWN),)
-    origin = {"imported_from": [path.name, path.stat().st_size, path.stat().st_mtime_ns]}
+    origin = [path.name, path.stat().st_size, path.stat().st_mtime_ns]
     if own.exists():
         try:
-            trained = load(own)
+            earlier = load(own)
         except ValueError:
-            trained = None
-        if trained is None or "imported_from" not in trained.record.training:
+            earlier = None
+        if earlier is None or not earlier.record.training.imported_from:
             raise _refuse(path, f"can't be imported: there is another file '{own.name}' beside it. Rename one of them.")
-        if trained.record.training == origin and trained.record.concepts == concepts:
-            return trained
+        if earlier.record.training.imported_from == origin and earlier.record.concepts == concepts:
+            return earlier
     tensors, config = _read(path)
     layers = _by_layer(tensors, path)
     _check_config(config, layers, path)
     family, network = _network(config, layers, path)
-    trained = TrainedHypernet(network, Record(family, concepts, 0.0, training=origin), own.stem)
-    save(trained, own)
-    return trained
+    record = Record(family, concepts, training=TrainingRun(imported_from=origin))
+    eraser = Eraser(network, record, own.stem)
+    save(eraser, own)
+    return eraser

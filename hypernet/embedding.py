@@ -1,139 +1,122 @@
-"""From a conditioning to the vectors c that drive H.
+"""From a conditioning to chunks of tokens, each with the embeddings c that may drive H for it.
 
-c is the pooled output of the model's own text encoder, as ComfyUI carries it: for SD 1.x the last
-hidden state of CLIP-L at the end token, for SDXL the projected pooled vector of CLIP-G.
+c is the pooled embedding of the model's own text encoder, as ComfyUI carries it: for SD 1.x the last hidden
+state of CLIP-L at the end token, for SDXL the projected pooled vector of CLIP-G. T5 and language models
+(Chroma, Flux.2, Qwen-Image, Z-Image, Wan) have none; there c is the mean of the token states.
 
-A conditioning carries one pooled vector, that of the first chunk of its text, and keeps it whatever
-is done to its tokens afterwards. So every chunk is read from its tokens as well: a linear map, fitted
-in training, tells from their states what the pooled vector of that chunk would be.
+A conditioning carries one pooled embedding, that of the first chunk of its text, and keeps it whatever is
+done to its tokens afterwards. So every chunk gets candidates from its tokens as well (``regressor``).
 """
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
+from .families import POOLED
+from .regressor import PooledRegressor
 
-@dataclass(frozen=True)
-class Reader:
-    """c = up down f + bias for the features f of a chunk, once for each text encoder whose states lie side by side.
-
-    widths: of each encoder's states; with F = 2 * their sum and r the rank of the maps, for each layer that
-    tokens may come from (clip-skip): up (layers, encoders, width, r), down (layers, r, F), bias (layers,
-    encoders, width) and key (layers, F + 1), a linear score by which the layer is known, its last column a
-    constant; fp32.
-    """
-
-    widths: tuple[int, ...]
-    up: torch.Tensor
-    down: torch.Tensor
-    bias: torch.Tensor
-    key: torch.Tensor
-
-    def __call__(self, features):
-        """Features (n, F) of `chunk_features` to vectors c (encoders, n, width)."""
-        sizes = [2 * width for width in self.widths]
-        layer = (features @ self.key[:, :-1].T + self.key[:, -1]).argmax(1)
-        parts = features.split(sizes, -1), self.down.split(sizes, -1), self.up.unbind(1), self.bias.unbind(1)
-        read = torch.stack(
-            [torch.einsum("nf,lrf,lwr->nlw", own, down, up) + bias for own, down, up, bias in zip(*parts, strict=True)]
-        )
-        return read[:, torch.arange(len(features)), layer]
-
-    def views(self, tokens):
-        """What each encoder's states (n, in) say of a chunk, as a tuple of vectors c (width,)."""
-        return self(chunk_features(tokens, self.widths).unsqueeze(0)).squeeze(1).unbind(0)
-
-    def fits(self, tokens):
-        """Whether token states (n, in) are of the encoders that the reader was fitted on."""
-        return tokens.shape[-1] == sum(self.widths)
+# One entry of a conditioning as the sampler has it: `cross_attn` (rows, tokens, in) or None, `pooled_output`, ...
+Entry = dict[str, Any]
+# ComfyUI's CONDITIONING: a list of pairs [cross-attention tensor, dict].
+Conditioning = list[list[Any]]
 
 
 class Chunk(NamedTuple):
-    """Tokens that a text encoder made at once, start to stop, and what they mean.
+    """The tokens `start` to `stop`, which the text encoder processed together.
 
-    views: vectors c (width,) that speak for the chunk, the first to be heard first. unknown: there is text
-    and no view of it; without either, nothing is said here.
+    candidates: embeddings c (width,) of the chunk, the preferred one first. unknown: the chunk has tokens and
+    no candidate. A chunk of zeros has neither.
     """
 
     start: int
     stop: int
-    views: tuple
+    candidates: tuple[Tensor, ...]
     unknown: bool
 
 
-def chunk_features(tokens, widths):
-    """The features of a chunk that a `Reader` reads, (n, in) to (2 in,): of each encoder the mean state and the last.
+def entries_of(conditioning: Conditioning) -> list[Entry]:
+    """The entries of a CONDITIONING in the form that the sampler gives them."""
+    return [{**values, "cross_attn": tokens} for tokens, values in conditioning]
 
-    In CLIP the last state has seen the whole chunk, as the end token's has; in encoders that read both
-    ways the mean has. Each is scaled to elements of about one: weighting tokens must not hide them.
+
+def driving_embeddings(entry: Entry, source: str = POOLED) -> list[Tensor | None]:
+    """The c of each row of an entry's batch, fp32 on the CPU (width,), None for a row without one.
+
+    source: `families.POOLED` or `families.TOKENS`. A missing or zeroed vector (ConditioningZeroOut, encoders
+    without one) is none.
     """
-    states = [state for own in tokens.split(list(widths), -1) for state in (own.mean(0), own[-1])]
-    return torch.cat([_scaled(state) for state in states])
-
-
-def _scaled(state):
-    # Clamped before the root, whose gradient at the zeros of padding is infinite.
-    return state / state.square().mean().clamp_min(1e-12).sqrt()
-
-
-def _on_cpu(tensor):
-    return tensor.detach().to(device="cpu", dtype=torch.float32)
-
-
-def driving_embedding(conditioning):
-    """Return the pooled vector of one conditioning entry, fp32 on the CPU (width,), or None without one.
-
-    `conditioning` is the dict that rides beside the cross-attention tensor. A missing or zeroed pooled
-    vector (ConditioningZeroOut, encoders without one) says nothing. The first of a batch counts.
-    """
-    return _pooled(conditioning)[0]
-
-
-def _pooled(conditioning):
-    """Pooled vectors of an entry, one a row of its batch, None for a row without one."""
-    pooled = conditioning.get("pooled_output")
-    if pooled is None:
+    if source == POOLED:
+        vectors = entry.get("pooled_output")
+    else:
+        vectors = mean_of_tokens(entry["cross_attn"], entry.get("attention_mask"))
+    if vectors is None:
         return [None]
-    return [c if bool(c.any()) else None for c in _on_cpu(pooled).reshape(-1, pooled.shape[-1])]
+    return [c if bool(c.any()) else None for c in _on_cpu(vectors).reshape(-1, vectors.shape[-1])]
 
 
-def chunks_of(tokens, pooled, width, length=0, reader=None):
-    """The chunks of one prompt: token states (n, in) or None, and its pooled vector or None.
+def mean_of_tokens(states: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The mean of the valid token states, each scaled to a mean square of one: (n, tokens, width) to (n, width).
 
-    width: numbers in the c that H reads; vectors of other encoders don't count. length: tokens that the
-    text encoder makes at once, 0 where that is not known. reader: a `Reader` or None. Tokens that no
-    text encoder made (style models and the like) are chunks as well, the last one may be short.
+    Valid are those of the attention `mask` (n, tokens), if there is one, that are not all zero: some encoders
+    pad with zeros. Scaled, because language models give some tokens, the first above all, states a hundred
+    times as large as those of the words. Without a valid token the mean is zero.
     """
-    first = () if pooled is None or pooled.shape[0] != width else (pooled,)
+    states = states.detach().float()
+    size = states.square().mean(-1, keepdim=True).sqrt()
+    valid = (size > 0).float()
+    # Conditioning (Concat) adds tokens that the first prompt's mask doesn't cover.
+    if mask is not None and mask.shape[-1] == states.shape[1]:
+        valid = valid * (mask.reshape(mask.shape[0], -1, 1) > 0).to(valid)
+    scaled = states / size.clamp_min(torch.finfo(torch.float32).tiny)
+    return (scaled * valid).sum(1) / valid.sum(1).clamp_min(1)
+
+
+def chunks_of_prompt(
+    tokens: Tensor | None, c: Tensor | None, width: int, length: int = 0, regressor: PooledRegressor | None = None
+) -> list[Chunk]:
+    """The chunks of one prompt: its token states (n, in) or None, and its embedding c or None.
+
+    width: numbers in the c that H takes; vectors of other encoders are no candidates. length: tokens that the
+    text encoder processes together, 0 where that is not known. Tokens that no text encoder made (style models
+    and the like) are chunks as well, the last one may be short.
+    """
+    pooled = () if c is None or c.shape[0] != width else (c,)
     if tokens is None:
-        return [Chunk(0, 1, first, not first)]  # of a model that reads no tokens
+        return [Chunk(0, 1, pooled, not pooled)]  # of a model without token states
     chunks = []
     for start in range(0, tokens.shape[0], length or tokens.shape[0]):
         part = tokens[start : start + (length or tokens.shape[0])]
         blank = not bool(part.any())
-        views = first if start == 0 else ()
-        if reader is not None and reader.fits(part) and not blank:
-            views = (*views, *reader.views(part))
-        chunks.append(Chunk(start, start + len(part), views, not (blank or views)))
+        candidates = pooled if start == 0 else ()
+        if regressor is not None and regressor.fits(part) and not blank:
+            candidates = (*candidates, *regressor.candidates(part))
+        chunks.append(Chunk(start, start + len(part), candidates, not (blank or candidates)))
     return chunks
 
 
-def read_prompts(conditioning, tokens, width, length=0, reader=None):
-    """The chunks of every prompt in a conditioning entry: a list a row of its batch, see `chunks_of`.
+def chunks_of(
+    entry: Entry, source: str, width: int, length: int = 0, regressor: PooledRegressor | None = None
+) -> list[list[Chunk]]:
+    """The chunks of every prompt of an entry, a list for each row of its batch; see `chunks_of_prompt`.
 
-    tokens: (rows, n, in) or None. One row is the rule; nodes that schedule prompts over frames make
-    more, and the host then repeats tokens and pooled vectors each for itself.
+    One row is the rule; nodes that schedule prompts over frames make more, and the host then repeats tokens
+    and pooled embeddings independently.
     """
-    pooled = _pooled(conditioning)
-    tokens = [None] if tokens is None else _on_cpu(tokens).unbind(0)
-    rows = math.lcm(len(tokens), len(pooled))
+    vectors, states = driving_embeddings(entry, source), entry.get("cross_attn")
+    tokens = [None] if states is None else _on_cpu(states).unbind(0)
+    rows = math.lcm(len(tokens), len(vectors))
     return [
-        chunks_of(tokens[row % len(tokens)], pooled[row % len(pooled)], width, length, reader) for row in range(rows)
+        chunks_of_prompt(tokens[row % len(tokens)], vectors[row % len(vectors)], width, length, regressor)
+        for row in range(rows)
     ]
 
 
-def content_key(c):
+def content_key(c: Tensor) -> bytes:
     """A key for caches: equal for equal numbers, whatever tensor holds them."""
     return c.numpy().tobytes()
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(device="cpu", dtype=torch.float32)

@@ -7,22 +7,23 @@ of cross-attention, or the values of joint attention, which many models keep as 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 POOLED, TOKENS = "pooled", "tokens"
 
 
-def whole(inputs, features):
+def whole(inputs: int, features: int) -> tuple[int, int]:
     """Every output row of a layer: (first row, number of rows)."""
     return 0, features
 
 
-def value_of_qkv(inputs, features):
+def value_of_qkv(inputs: int, features: int) -> tuple[int, int]:
     """The values of a fused q | k | v layer; keys and values may have fewer heads than the queries."""
     rows = (features - inputs) // 2
     return features - rows, rows
 
 
-def value_before_mlp(inputs, features):
+def value_before_mlp(inputs: int, features: int) -> tuple[int, int]:
     """The values of a fused q | k | v | mlp layer, each of q, k and v as wide as the layer's input."""
     return 2 * inputs, inputs
 
@@ -33,20 +34,20 @@ class Family:
 
     config, network: names of the host's classes for configuration and network, or of ancestors of them.
     targets: pairs of a regular expression over layer names and the rule for the output rows that H
-    writes to. blocks: the modules that training runs again for backward, a regular expression;
+    changes. blocks: the modules that training runs again for backward, a regular expression;
     in_place: whether they write into their inputs. architecture: the name used by modelspec metadata.
-    embedding: what drives H, the POOLED vector of the text encoder or, where there is none, the mean of
+    embedding: the source of c, the POOLED output of the text encoder or, where there is none, the mean of
     its TOKENS. distilled: guidance is an input of the network, and pictures are drawn without CFG.
     encoders: widths of its text encoders where several lie side by side in each token. joint: whether
-    its target layers see the tokens of prompt and picture together; reads_text: whether they read the
-    text encoder's tokens themselves and are all that does.
+    its target layers process the tokens of prompt and picture together; text_inputs: whether the text
+    encoder's tokens are the input of the target layers and of no other layer.
     """
 
     key: str
     title: str
     config: str
     network: str
-    targets: tuple[tuple[str, Callable], ...]
+    targets: tuple[tuple[str, Callable[[int, int], tuple[int, int]]], ...]
     blocks: str
     architecture: str
     embedding: str = POOLED
@@ -54,17 +55,17 @@ class Family:
     in_place: bool = False
     encoders: tuple[int, ...] = ()
     joint: bool = False
-    reads_text: bool = False
+    text_inputs: bool = False
 
 
-_UNET = {
+_UNET: dict[str, Any] = {
     "network": "UNetModel",
     "targets": ((r"(input_blocks|middle_block|output_blocks)\..*\.attn2\.to_[kv]", whole),),
-    "reads_text": True,
+    "text_inputs": True,
     "blocks": r"(input_blocks\.\d+|middle_block|output_blocks\.\d+)\.\d+",
 }
 # The paper's layers of Flux.1: values of both streams, and the way out of the picture's.
-_FLUX = {
+_FLUX: dict[str, Any] = {
     "targets": (
         (r"double_blocks\.\d+\.(img|txt)_attn\.qkv", value_of_qkv),
         (r"double_blocks\.\d+\.img_attn\.proj", whole),

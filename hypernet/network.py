@@ -1,8 +1,8 @@
 """H(c, s): the embedding c of a prompt and a trajectory step s to the factors of every target layer.
 
-UnHype (arXiv 2602.03410), section 3, with what all layers have in common shared between them. A trunk
-reads c and s once. Each target layer has a small basis, `down` (basis, in) and `up` (out, basis), and
-the trunk only decides how the basis is mixed. With g = s / S:
+UnHype (arXiv 2602.03410), section 3, with one trunk over c and s that all layers share. Each target layer
+has a small basis, `down` (basis, in) and `up` (out, basis), and the trunk only decides how the basis is
+mixed. With g = s / S:
 
     h = relu(W [c, code(s)] + b)
     P = P_const + g * left(h)              (rank, basis)
@@ -18,8 +18,11 @@ zero and lets the gradient of B through.
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
+from einops import rearrange
+from torch import Generator, Tensor
 from torch.nn import Module, Parameter, ParameterList
 from torch.nn.functional import linear, relu
 
@@ -45,18 +48,18 @@ class HypernetConfig:
     trajectory: int = 300
     octaves: int = 4
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """A plain dict for JSON."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values):
+    def from_dict(cls, values: dict[str, Any]) -> "HypernetConfig":
         """Rebuild a config from `to_dict`'s result; raises TypeError or KeyError when it is not one."""
         layers = tuple(TargetLayer(**layer) for layer in values["layers"])
         return cls(**{**values, "layers": layers})
 
 
-def step_code(step, trajectory, octaves):
+def step_code(step: Tensor, trajectory: int, octaves: int) -> Tensor:
     """cos and sin of pi * (s / S) * 2**k, k = 0 .. octaves - 1: (p,) steps to (p, 2 * octaves).
 
     The slowest cosine falls from 1 to -1 once over the trajectory, so s = 0 and s = S stay apart.
@@ -66,21 +69,21 @@ def step_code(step, trajectory, octaves):
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
-def _uniform(shape, fan_in, generator):
+def _uniform(shape: tuple[int, ...], fan_in: int, generator: Generator | None) -> Tensor:
     return (torch.rand(shape, generator=generator) * 2 - 1) / math.sqrt(fan_in)
 
 
 class Affine(Module):
     """v to W v + b, seeded by `generator`; with `zero` it starts as the map to zero."""
 
-    def __init__(self, inputs, outputs, generator, zero=False):
+    def __init__(self, inputs: int, outputs: int, generator: Generator | None, zero: bool = False) -> None:
         super().__init__()
         self.weight = Parameter(
             torch.zeros(outputs, inputs) if zero else _uniform((outputs, inputs), inputs, generator)
         )
         self.bias = Parameter(torch.zeros(outputs))
 
-    def forward(self, v):
+    def forward(self, v: Tensor) -> Tensor:
         """v: (p, inputs). Returns (p, outputs)."""
         return linear(v, self.weight, self.bias)
 
@@ -88,7 +91,7 @@ class Affine(Module):
 class Hypernet(Module):
     """The network H. `generator` seeds the weights and the fixed constants P_const."""
 
-    def __init__(self, config, generator=None):
+    def __init__(self, config: HypernetConfig, generator: Generator | None = None) -> None:
         super().__init__()
         self.config = config
         count, rank, basis = len(config.layers), config.rank, config.basis
@@ -104,8 +107,8 @@ class Hypernet(Module):
             [torch.randn(layer.outputs, basis, generator=generator) * scale for layer in config.layers]
         )
 
-    def forward(self, c, step):
-        """Write the factors of every target layer, in the order of `config.layers`.
+    def forward(self, c: Tensor, step: Tensor | float) -> list[Factors]:
+        """Generate the factors of every target layer, in the order of `config.layers`.
 
         c: (p, embedding_width) fp32 embeddings. step: (p,) or a number, trajectory steps in [0, S].
         Returns a list with one `Factors` a layer, A (p, rank, in) and B (p, out, rank).
@@ -114,9 +117,10 @@ class Hypernet(Module):
         count, rank, basis = len(config.layers), config.rank, config.basis
         step = torch.as_tensor(step, dtype=torch.float32, device=c.device).expand(c.shape[0])
         h = relu(self.trunk(torch.cat([c, step_code(step, config.trajectory, config.octaves)], dim=-1)))
-        g = (step / config.trajectory).view(-1, 1, 1, 1)
-        P = self.P_const + g * self.left(h).view(-1, count, rank, basis)
-        Q = g * self.right(h).view(-1, count, basis, rank)
+        g = rearrange(step / config.trajectory, "p -> p 1 1 1")
+        sizes = {"layer": count, "rank": rank, "basis": basis}
+        P = self.P_const + g * rearrange(self.left(h), "p (layer rank basis) -> p layer rank basis", **sizes)
+        Q = g * rearrange(self.right(h), "p (layer basis rank) -> p layer basis rank", **sizes)
         return [
             Factors(P[:, n] @ down, up @ Q[:, n]) for n, (down, up) in enumerate(zip(self.down, self.up, strict=True))
         ]

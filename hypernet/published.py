@@ -10,8 +10,11 @@ and the layer is y = W x + b + (x L) R. Their files are read into this network a
 """
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
+from einops import rearrange
+from torch import Tensor
 from torch.nn import Module, ModuleList, Parameter
 from torch.nn.functional import linear, relu
 
@@ -36,12 +39,12 @@ class PublishedConfig:
     trajectory: int
     octaves: int = 16
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """A plain dict for JSON."""
         return {"kind": KIND, **asdict(self)}
 
     @classmethod
-    def from_dict(cls, values):
+    def from_dict(cls, values: dict[str, Any]) -> "PublishedConfig":
         """Rebuild a config from `to_dict`'s result less its kind; raises TypeError or KeyError when it is not one."""
         return cls(**{**values, "layers": tuple(TargetLayer(**layer) for layer in values["layers"])})
 
@@ -49,12 +52,12 @@ class PublishedConfig:
 class Head(Module):
     """W2 relu(W1 v + b1) + b2: (p, width) to (p, size)."""
 
-    def __init__(self, width, hidden, size):
+    def __init__(self, width: int, hidden: int, size: int) -> None:
         super().__init__()
         self.inner_weight, self.inner_bias = Parameter(torch.zeros(hidden, width)), Parameter(torch.zeros(hidden))
         self.outer_weight, self.outer_bias = Parameter(torch.zeros(size, hidden)), Parameter(torch.zeros(size))
 
-    def forward(self, v):
+    def forward(self, v: Tensor) -> Tensor:
         """The head's numbers for each vector v."""
         return linear(relu(linear(v, self.inner_weight, self.inner_bias)), self.outer_weight, self.outer_bias)
 
@@ -66,7 +69,7 @@ class PublishedHypernet(Module):
     in a trajectory that another rounding gives other features.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: PublishedConfig) -> None:
         super().__init__()
         self.config = config
         width = config.embedding_width + 2 * config.octaves
@@ -79,8 +82,8 @@ class PublishedHypernet(Module):
         for n, layer in enumerate(layers):
             self.register_buffer(f"L_const_{n}", torch.zeros(layer.inputs * rank))
 
-    def forward(self, c, step):
-        """Write the factors of every target layer, in the order of `config.layers`.
+    def forward(self, c: Tensor, step: Tensor | float) -> list[Factors]:
+        """Generate the factors of every target layer, in the order of `config.layers`.
 
         c: (p, embedding_width) fp32 embeddings. step: (p,) or a number, trajectory steps in [0, S].
         Returns a list with one `Factors` a layer, A = L^T (p, rank, in) and B = R^T (p, out, rank).
@@ -90,12 +93,12 @@ class PublishedHypernet(Module):
         angle = step.unsqueeze(-1) * self.frequencies
         v = torch.cat([c, angle.cos(), angle.sin()], dim=-1)
         g = (step / config.trajectory).unsqueeze(-1)
-        written = []
-        for n, layer in enumerate(config.layers):
+        layers = []
+        for n in range(len(config.layers)):
             a = self.alpha_base[n] + g * self.alpha[n]
             left = a * (getattr(self, f"L_const_{n}") + g * self.left[n](v))
             right = g * self.right[n](v)
-            A = left.view(-1, layer.inputs, config.rank).transpose(1, 2)
-            B = right.view(-1, config.rank, layer.outputs).transpose(1, 2)
-            written.append(Factors(A, B))
-        return written
+            A = rearrange(left, "p (in_ rank) -> p rank in_", rank=config.rank)
+            B = rearrange(right, "p (rank out) -> p out rank", rank=config.rank)
+            layers.append(Factors(A, B))
+        return layers

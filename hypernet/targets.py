@@ -1,19 +1,19 @@
-"""Which layers of a model H writes to: the entry of ``families`` that fits, and the layers it names."""
+"""The layers of a model that H changes: the entry of ``families`` that fits, and the layers it names."""
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
-from .families import FAMILIES
+from .families import FAMILIES, Family
 
 PREFIX = "diffusion_model."
-_SAMPLED_ROWS = 64
 
 
 @dataclass(frozen=True)
 class TargetLayer:
     """One linear layer, or some output rows of a fused one, that receives a low-rank delta.
 
-    `name` is relative to the diffusion network. H writes to `outputs` rows from `start` on, of the
+    `name` is relative to the diffusion network. H changes `outputs` rows from `start` on, of the
     layer's `features` output rows; `inputs` are the features of its input.
     """
 
@@ -23,13 +23,13 @@ class TargetLayer:
     start: int = 0
     features: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.features:
             object.__setattr__(self, "features", self.outputs)
 
     @property
-    def rows(self):
-        """The output rows that H writes to, as a slice."""
+    def rows(self) -> slice:
+        """The output rows that H changes, as a slice."""
         return slice(self.start, self.start + self.outputs)
 
 
@@ -37,11 +37,11 @@ class UnsupportedModelError(ValueError):
     """The model is of no family that H knows how to steer."""
 
 
-def _ancestors(thing):
+def _ancestors(thing: object) -> set[str]:
     return {cls.__name__ for cls in type(thing).__mro__}
 
 
-def family_by_key(key):
+def family_by_key(key: str) -> Family:
     """Return the `Family` called `key`; raises `UnsupportedModelError` for one this version lacks."""
     for family in FAMILIES:
         if family.key == key:
@@ -49,12 +49,12 @@ def family_by_key(key):
     raise UnsupportedModelError(f"Model family '{key}' is not one that this version of UnHype knows: {supported()}.")
 
 
-def supported():
+def supported() -> str:
     """Name the supported families in words, for messages."""
     return ", ".join(family.title for family in FAMILIES)
 
 
-def recognise(base_model):
+def recognise(base_model: Any) -> Family:
     """Tell the `Family` of a ComfyUI base model (the `.model` of a MODEL).
 
     Raises `UnsupportedModelError`, which names the model's class and lists what is supported.
@@ -70,7 +70,7 @@ def recognise(base_model):
     )
 
 
-def target_layers(base_model, family):
+def target_layers(base_model: Any, family: Family) -> tuple[TargetLayer, ...]:
     """List the `TargetLayer`s of `family` in a base model, in the order of its modules.
 
     Sizes are read from `in_features` and `out_features`: a quantised or lazily loaded layer is no
@@ -90,21 +90,3 @@ def target_layers(base_model, family):
             "It was probably rebuilt by another node; connect the model before that node."
         )
     return tuple(layers)
-
-
-def weight_spread(model, layers):
-    """The standard deviation of each target layer's weights: a fingerprint that survives a change of dtype.
-
-    model: ModelPatcher. Some of the rows that H writes to stand for all of them. Where a LoRA is merged
-    into the shared weights at the moment, perhaps by another branch of the graph, the host's backup of
-    them counts. Returns a list of floats, empty where weights can't be read (quantised or paged out).
-    """
-    spread = []
-    for layer in layers:
-        holder = model.backup.get(f"{PREFIX}{layer.name}.weight")
-        weight = getattr(holder or model.model.diffusion_model.get_submodule(layer.name), "weight", None)
-        if weight is None or weight.is_meta or not weight.is_floating_point() or weight.element_size() < 2:
-            return []
-        rows = weight.detach()[layer.rows][:: max(1, layer.outputs // _SAMPLED_ROWS)]
-        spread.append(round(rows.float().std().item(), 6))
-    return spread

@@ -1,9 +1,12 @@
 """Apply Concept Erasure."""
 
+from typing import Any
+
 from comfy_api.latest import io
 
+from ..hypernet.deltas import POLICIES
+from ..hypernet.eraser import Eraser
 from ..hypernet.patch import apply_erasure
-from ..hypernet.writer import POLICIES
 from .schema import CATEGORY, Hypernet, advanced, only_links, schema
 
 
@@ -11,7 +14,7 @@ class ApplyErasure(io.ComfyNode):
     """MODEL and UNHYPE to a MODEL that can't draw the erased concepts."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="UnHypeApplyErasure",
             display_name="Apply Concept Erasure",
@@ -53,6 +56,8 @@ class ApplyErasure(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, unhype, strength, keep_others_exact, unknown_prompts=POLICIES[0]):
+    def execute(
+        cls, model: Any, unhype: Eraser, strength: float, keep_others_exact: bool, unknown_prompts: str = POLICIES[0]
+    ) -> io.NodeOutput:
         only_links("Apply Concept Erasure", model=model, unhype=unhype)
         return io.NodeOutput(apply_erasure(model, unhype, strength, keep_others_exact, unknown_prompts))

@@ -1,9 +1,12 @@
 """Hypernet to LoRA."""
 
+from typing import Any
+
 from comfy_api.latest import io
 
+from ..hypernet.eraser import Eraser
 from ..hypernet.lora import to_lora
-from ..training.frozen import encode
+from ..training.encode import encode
 from .schema import CATEGORY, Hypernet, only_links, schema
 
 
@@ -11,7 +14,7 @@ class HypernetToLora(io.ComfyNode):
     """UNHYPE and one prompt to a plain LoRA."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="UnHypeHypernetToLora",
             display_name="Hypernet to LoRA",
@@ -39,6 +42,6 @@ class HypernetToLora(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, unhype, clip, text, strength):
+    def execute(cls, unhype: Eraser, clip: Any, text: str, strength: float) -> io.NodeOutput:
         only_links("Hypernet to LoRA", unhype=unhype, clip=clip)
         return io.NodeOutput(to_lora(unhype, encode(clip, text, unhype.record.embedding).c, text, strength))

@@ -17,19 +17,19 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9\u00b9\u00b2\u00b3]) *(\.|$
 _MAX_BYTES = 180
 
 
-def register_model_folder():
+def register_model_folder() -> None:
     """Tell ComfyUI about `models/unhype`, beside any that extra_model_paths.yaml names."""
     folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
     # A new model folder starts without extensions, which ComfyUI takes for "list every file".
     folder_paths.folder_names_and_paths[FOLDER][1].update({".safetensors", ".sft"})
 
 
-def hypernet_names():
+def hypernet_names() -> list[str]:
     """The hypernet files that Load UnHype Hypernet offers, or `NO_HYPERNET`."""
     return folder_paths.get_filename_list(FOLDER) or [NO_HYPERNET]
 
 
-def hypernet_path(name):
+def hypernet_path(name: str) -> Path:
     """The path of a listed hypernet; raises FileNotFoundError for anything outside the folders, or for no file."""
     if name == NO_HYPERNET:
         raise FileNotFoundError(
@@ -39,19 +39,19 @@ def hypernet_path(name):
     return Path(folder_paths.get_full_path_or_raise(FOLDER, name))
 
 
-def _published_files():
+def _published_files() -> dict[str, Path]:
     """Files of the paper's authors in the folders of hypernets: name in the list to path."""
     folders = [Path(folder) for folder in folder_paths.get_folder_paths(FOLDER)]
     found = [(path.relative_to(folder).as_posix(), path) for folder in folders for path in folder.rglob("*.pth")]
     return dict(reversed(found))  # of equal names the first folder's counts, as in ComfyUI's own lists
 
 
-def published_names():
+def published_names() -> list[str]:
     """The files that Import UnHype Weights offers, or `NO_PUBLISHED`."""
     return sorted(_published_files()) or [NO_PUBLISHED]
 
 
-def published_path(name):
+def published_path(name: str) -> Path:
     """The path of a listed file; raises FileNotFoundError for any other, and for none."""
     if name == NO_PUBLISHED:
         raise FileNotFoundError(
@@ -65,17 +65,17 @@ def published_path(name):
     return path
 
 
-def training_folder():
+def training_folder() -> Path:
     """Where Train Erasure writes hypernets."""
     return Path(folder_paths.get_folder_paths(FOLDER)[0])
 
 
-def checkpoint_folder():
+def checkpoint_folder() -> Path:
     """Where a training run keeps its checkpoints."""
     return Path(folder_paths.get_output_directory()) / FOLDER / "checkpoints"
 
 
-def safe_name(name):
+def safe_name(name: str) -> str:
     """A file name from what the user typed: no folders, no characters that some system refuses."""
     # Composed first: an accent that is a character of its own is no letter.
     letters = _REFUSED.sub("_", unicodedata.normalize("NFC", name).strip().removesuffix(".safetensors"))

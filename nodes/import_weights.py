@@ -13,7 +13,7 @@ class ImportWeights(io.ComfyNode):
     """A .pth file of the paper's authors to an UNHYPE, and to a file that Load UnHype Hypernet takes."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="UnHypeImportWeights",
             display_name="Import UnHype Weights",
@@ -43,18 +43,18 @@ class ImportWeights(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, weights, erases):
+    def fingerprint_inputs(cls, weights: str, erases: str) -> str:
         state = published_path(weights).stat()
         return f"{state.st_mtime_ns} {state.st_size} {erases}"
 
     @classmethod
-    def execute(cls, weights, erases):
+    def execute(cls, weights: str, erases: str) -> io.NodeOutput:
         try:
             concepts = parse_concepts(erases) if erases.strip() else ()
         except PromptError as error:
             raise PromptError(f"Import UnHype Weights, 'erases': {error}") from error
         path = published_path(weights)
-        trained = import_weights(path, concepts)
+        eraser = import_weights(path, concepts)
         there_is_a_new_file(cls.hidden.unique_id)
-        words = f"Saved as {path.with_suffix('.safetensors').name}.\nErases:\n{trained.record.summary()}"
-        return io.NodeOutput(trained, ui=ui.PreviewText(words))
+        words = f"Saved as {path.with_suffix('.safetensors').name}.\nErases:\n{eraser.record.summary()}"
+        return io.NodeOutput(eraser, ui=ui.PreviewText(words))

@@ -2,8 +2,10 @@
 
 from comfy_api.latest import io
 
-from ..hypernet.verdict import in_words, verdicts
-from .bars import bar_picture
+from ..evaluation.bars import bar_picture
+from ..evaluation.detection import detect, report_text
+from ..hypernet.embedding import Conditioning
+from ..hypernet.eraser import Eraser
 from .schema import CATEGORY, Hypernet, only_links, schema
 from .shown import shown
 
@@ -12,7 +14,7 @@ class InspectPrompt(io.ComfyNode):
     """UNHYPE and CONDITIONING to words and a picture of what the eraser makes of it."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="UnHypeInspectPrompt",
             display_name="Inspect Prompt",
@@ -32,9 +34,9 @@ class InspectPrompt(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, unhype, conditioning):
+    def execute(cls, unhype: Eraser, conditioning: Conditioning) -> io.NodeOutput:
         only_links("Inspect Prompt", unhype=unhype, conditioning=conditioning)
-        found = verdicts(unhype, conditioning)
-        text = in_words(unhype, found)
+        found = detect(unhype, conditioning)
+        text = report_text(found)
         image, display = shown(cls, bar_picture(found), text)
         return io.NodeOutput(text, image, ui=display)

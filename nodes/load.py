@@ -11,7 +11,7 @@ class LoadHypernet(io.ComfyNode):
     """A file from models/unhype to an UNHYPE."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="UnHypeLoadHypernet",
             display_name="Load UnHype Hypernet",
@@ -34,12 +34,12 @@ class LoadHypernet(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, hypernet):
+    def fingerprint_inputs(cls, hypernet: str) -> str:
         state = hypernet_path(hypernet).stat()
         return f"{state.st_mtime_ns} {state.st_size}"
 
     @classmethod
-    def execute(cls, hypernet):
-        trained = load(hypernet_path(hypernet))
-        summary = trained.record.summary()
-        return io.NodeOutput(trained, summary, ui=ui.PreviewText(f"Erases:\n{summary}"))
+    def execute(cls, hypernet: str) -> io.NodeOutput:
+        eraser = load(hypernet_path(hypernet))
+        summary = eraser.record.summary()
+        return io.NodeOutput(eraser, summary, ui=ui.PreviewText(f"Erases:\n{summary}"))

@@ -1,28 +1,32 @@
 """Erasure Report."""
 
+from typing import Any
+
 import comfy.samplers
 from comfy_api.latest import io
 
-from ..hypernet.patch import KEY
-from ..training.compare import compare, own_prompts, prompts_of
-from ..training.drawing import Drawing
+from ..evaluation.cards import tally
+from ..evaluation.compare import compare, own_prompts, prompts_of
+from ..evaluation.decoding import decoder
+from ..evaluation.report_page import report_page, report_text
+from ..evaluation.similarity import picture_encoder
+from ..hypernet.eraser import Eraser
+from ..hypernet.patch import is_erased
 from ..training.prompts import PromptError
-from .cards import card_blocks, pairs_in_words, tally
-from .decoding import decoder
-from .judge import judge
-from .page import ERASED, FAINT, SMALL, TITLE, page, words
+from ..training.sampling import Drawing
 from .progress import DrawingProgress, show_page
 from .schema import CATEGORY, Hypernet, only_links, schema
 from .shown import shown
 
 _DEFAULT = Drawing()
+_ERASED_BEFORE = "The model already has an eraser on it: 'before' is with that one."
 
 
 class ErasureReport(io.ComfyNode):
     """MODEL, CLIP, VAE, UNHYPE and prompts to a page of pictures before and after."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="UnHypeErasureReport",
             display_name="Erasure Report",
@@ -40,25 +44,28 @@ class ErasureReport(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, clip, vae, unhype, prompts, clip_vision=None, **drawing):
-        judges = {"clip_vision": clip_vision}
-        only_links("Erasure Report", judges, model=model, clip=clip, vae=vae, unhype=unhype)
-        drawing = Drawing(**drawing)
+    def execute(
+        cls, model: Any, clip: Any, vae: Any, unhype: Eraser, prompts: str, clip_vision: Any = None, **settings: Any
+    ) -> io.NodeOutput:
+        only_links("Erasure Report", {"clip_vision": clip_vision}, model=model, clip=clip, vae=vae, unhype=unhype)
+        drawing = Drawing(**settings)
         try:
             texts = prompts_of(prompts) or own_prompts(unhype.record)
         except PromptError as error:
             raise PromptError(f"Erasure Report, 'prompts': {error}") from error
         progress = DrawingProgress(cls.hidden.unique_id)
-        pairs = compare(model, clip, unhype, texts, drawing, decoder(model, vae), progress, judge(clip_vision))
-        warning = _warning(model)
-        sheet = _page(unhype, pairs, drawing, warning)
+        pairs = compare(
+            model, clip, unhype, texts, drawing, decoder(model, vae), progress, picture_encoder(clip_vision)
+        )
+        warnings = [_ERASED_BEFORE] if is_erased(model) else []
+        sheet = report_page(unhype, pairs, drawing, warnings)
         show_page(cls.hidden.unique_id, sheet, tally(pairs))
-        text = "\n".join([_title(unhype), f"Erases: {_erases(unhype)}", *warning, pairs_in_words(pairs)])
+        text = report_text(unhype, pairs, warnings)
         image, display = shown(cls, sheet, text)
         return io.NodeOutput(image, text, ui=display)
 
 
-def _inputs():
+def _inputs() -> list[Any]:
     return [
         io.Model.Input("model", tooltip="The model without the eraser; don't put Apply Concept Erasure in front."),
         io.Clip.Input("clip", tooltip="The CLIP that belongs to the model."),
@@ -113,36 +120,3 @@ def _inputs():
             "concept turns into than like before. The report does without. Draws one picture more for each.",
         ),
     ]
-
-
-def _title(unhype):
-    return f"Erasure report: {unhype.name}"
-
-
-def _erases(unhype):
-    return ", ".join(unhype.record.changes())
-
-
-def _warning(model):
-    """A line about a model that is no longer the one without an eraser, if it is not."""
-    keys = {str(key) for wrappers in model.wrappers.values() for key in wrappers}
-    if not any(key.startswith(KEY) for key in keys):
-        return []
-    return ["The model already has an eraser on it: 'before' is with that one."]
-
-
-def _page(unhype, pairs, drawing, warning):
-    settings = (
-        f"{drawing.steps} steps, CFG {drawing.cfg:g}, {drawing.sampler}, {drawing.scheduler}, seed {drawing.seed}, "
-        f"{drawing.width} x {drawing.height}"
-    )
-    return page(
-        [
-            words(_title(unhype), TITLE, lines=2),
-            words(f"Erases {_erases(unhype)}", lines=3),
-            words(tally(pairs)),
-            *(words(line, color=ERASED) for line in warning),
-            words(settings, SMALL, FAINT),
-            *card_blocks(pairs),
-        ]
-    )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from typing import Any
 
 from comfy_api.latest import io
 
@@ -9,20 +10,20 @@ Hypernet = io.Custom("UNHYPE")
 CATEGORY = "UnHype"
 
 
-def schema(**fields):
+def schema(**fields: Any) -> io.Schema:
     """An `io.Schema` from the fields that this host's Schema has (search aliases came late)."""
     known = {field.name for field in dataclasses.fields(io.Schema)}
     return io.Schema(**{name: value for name, value in fields.items() if name in known})
 
 
-def advanced(input_type, *args, **options):
+def advanced(input_type: Any, *args: Any, **options: Any) -> Any:
     """An input that newer hosts fold away under 'advanced' and older ones show like any other."""
     if "advanced" in inspect.signature(input_type.__init__).parameters:
         options["advanced"] = True
     return input_type(*args, **options)
 
 
-def only_links(node, optional=None, **sockets):
+def only_links(node: str, optional: dict[str, Any] | None = None, **sockets: Any) -> None:
     """Raise ValueError for a socket to which a workflow written by hand gives a value instead of another node's output.
 
     ComfyUI itself looks only at the values of inputs that have a widget. optional: sockets by name that may be None.

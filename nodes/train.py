@@ -2,24 +2,27 @@
 
 import json
 import logging
+from typing import Any
 
 from comfy.cli_args import args
 from comfy_api.latest import io
 
-from ..training.compare import compare, own_prompts
-from ..training.drawing import Drawing
+from ..evaluation.cards import tally
+from ..evaluation.compare import Pair, compare, own_prompts
+from ..evaluation.decoding import Decode, decoder
+from ..evaluation.training_page import ended, in_words, training_page
+from ..hypernet.eraser import Eraser
 from ..training.frozen import out_of_memory_errors
+from ..training.plan import Request
 from ..training.presets import CUSTOM, PRESETS, with_preset
 from ..training.prompts import TEMPLATES, PromptError, parse_concepts
-from ..training.run import Request, train_erasure
+from ..training.run import train_erasure
+from ..training.sampling import Drawing
 from ..training.settings import OBJECTIVES, Settings
-from .cards import tally
-from .decoding import decoder
 from .folders import checkpoint_folder, safe_name, training_folder
 from .progress import DrawingProgress, Progress, show_page, there_is_a_new_file
 from .schema import CATEGORY, Hypernet, advanced, only_links, schema
 from .shown import shown
-from .train_page import ended, in_words, training_page
 
 log = logging.getLogger("unhype")
 
@@ -30,7 +33,7 @@ class TrainErasure(io.ComfyNode):
     """MODEL, CLIP and a list of concepts to an UNHYPE and its file."""
 
     @classmethod
-    def define_schema(cls):
+    def define_schema(cls) -> io.Schema:
         return schema(
             node_id="UnHypeTrainErasure",
             display_name="Train Erasure",
@@ -49,23 +52,34 @@ class TrainErasure(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, concepts, preset=CUSTOM):
+    def validate_inputs(cls, concepts: str | None, preset: str = CUSTOM) -> bool | str:
         if concepts is None:
             return True  # another node gives the list; training checks it
         try:
-            parse_concepts(with_preset(preset, None, concepts, "")[1])
+            parse_concepts(with_preset(preset, "", concepts, "")[1])
         except PromptError as error:
             return f"Train Erasure, 'concepts': {error}"
         return True
 
     @classmethod
     def execute(
-        cls, model, concepts, preserve, name, kind, clip=None, start_from=None, vae=None, preset=CUSTOM, **options
-    ):
+        cls,
+        model: Any,
+        concepts: str,
+        preserve: str,
+        name: str,
+        kind: str,
+        clip: Any = None,
+        start_from: Eraser | None = None,
+        vae: Any = None,
+        preset: str = CUSTOM,
+        **options: Any,
+    ) -> io.NodeOutput:
         sockets = {"model": model, "clip": clip, "start_from": start_from, "vae": vae}
-        # Training itself has a word to say of a missing CLIP.
+        # A missing CLIP is an error of training's own.
         only_links("Train Erasure", sockets)
         kind, concepts, preserve = with_preset(preset, kind, concepts, preserve)
+        decode = decoder(model, vae)
         request = Request(
             concepts=concepts,
             preserve=preserve,
@@ -78,7 +92,7 @@ class TrainErasure(io.ComfyNode):
             preview_every=options.pop("preview_every"),
             settings=Settings(kind=kind, **options),
             file_metadata=_workflow(cls.hidden),
-            decode=None if vae is None else decoder(model, vae),
+            decode=decode,
         )
         progress = Progress(cls.hidden.unique_id)
         try:
@@ -88,29 +102,30 @@ class TrainErasure(io.ComfyNode):
         finally:
             progress.close()
         there_is_a_new_file(cls.hidden.unique_id)
-        pairs = _thumbnails(model, clip, vae, outcome.trained, request, cls.hidden.unique_id)
+        pairs = _thumbnails(model, clip, decode, outcome.eraser, request, cls.hidden.unique_id)
         sheet = training_page(outcome, pairs)
         show_page(cls.hidden.unique_id, sheet, f"{ended(outcome)}\n{tally(pairs)}".strip())
         image, display = shown(cls, sheet, in_words(outcome))
-        return io.NodeOutput(outcome.trained, {"loss": outcome.losses}, image, ui=display)
+        return io.NodeOutput(outcome.eraser, {"loss": outcome.losses}, image, ui=display)
 
 
-def _thumbnails(model, clip, vae, trained, request, node_id):
-    """An erased and a kept prompt before and after, unless the user wants no previews; the file is safe by now."""
-    decode = decoder(model, vae)
+def _thumbnails(
+    model: Any, clip: Any, decode: Decode | None, eraser: Eraser, request: Request, node_id: str | None
+) -> list[Pair]:
+    """An erased and a retained prompt before and after, unless the user wants no previews; the file is safe by now."""
     if not request.preview_every or decode is None:
         return []
     own = request.settings
     drawing = Drawing(own.sampler_steps, own.guidance, width=own.width, height=own.height)
     progress = DrawingProgress(node_id)
     try:
-        return compare(model, clip, trained, own_prompts(trained.record, 1, 1), drawing, decode, progress)
+        return compare(model, clip, eraser, own_prompts(eraser.record, 1, 1), drawing, decode, progress)
     except out_of_memory_errors():
         log.warning("UnHype: no memory for the pictures of the report. Lower 'width' and 'height', or connect no VAE.")
         return []
 
 
-def _main_inputs():
+def _main_inputs() -> list[Any]:
     return [
         io.Model.Input("model", tooltip="The model to train on. It stays as it is."),
         io.Clip.Input("clip", optional=True, tooltip="The CLIP that belongs to the model."),
@@ -154,7 +169,7 @@ def _main_inputs():
     ]
 
 
-def _advanced_inputs():
+def _advanced_inputs() -> list[Any]:
     return [
         advanced(
             io.Int.Input,
@@ -273,7 +288,7 @@ def _advanced_inputs():
     ]
 
 
-def _optional_inputs():
+def _optional_inputs() -> list[Any]:
     """Sockets, and what came later: values are saved in the order of the widgets, so a new one goes last."""
     preset = io.Combo.Input(
         "preset",
@@ -300,7 +315,7 @@ def _optional_inputs():
     ]
 
 
-def _workflow(hidden):
+def _workflow(hidden: Any) -> dict[str, str]:
     """The graph that trained a file, so that the file dragged onto the canvas brings it back."""
     if args.disable_metadata:
         return {}

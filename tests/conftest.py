@@ -126,7 +126,7 @@ def ask(tmp_path):
     """Makes the request for a training run; words that are settings go into the settings."""
     from runs import TINY
 
-    from unhype.training.run import Request
+    from unhype.training.plan import Request
 
     def make(concepts="cat -> tree", preserve="", name="eraser", **changes):
         settings = {key: changes.pop(key) for key in list(changes) if hasattr(TINY, key)}

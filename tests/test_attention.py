@@ -15,7 +15,12 @@ from tiny import TinyClip, WordClip, seeded, tiny_model
 from unhype.hypernet.factors import Factors, delta_norm, lowrank_delta
 from unhype.hypernet.network import Hypernet, HypernetConfig
 from unhype.hypernet.targets import TargetLayer
-from unhype.training.attention import (
+from unhype.training.encode import encode
+from unhype.training.plan import Request
+from unhype.training.prompts import TEMPLATES, fill, retain_split
+from unhype.training.run import train_erasure
+from unhype.training.settings import Settings
+from unhype.training.tasks.attention import (
     AttentionTask,
     TokenPairs,
     align,
@@ -25,10 +30,6 @@ from unhype.training.attention import (
     token_ids,
     token_pairs,
 )
-from unhype.training.frozen import encode
-from unhype.training.prompts import TEMPLATES, fill, retain_split
-from unhype.training.run import Request, train_erasure
-from unhype.training.settings import Settings
 
 # Which token becomes which. 1 begins a prompt and 2 ends it; CLIP-L repeats the end, CLIP-G and others go on with 0.
 
@@ -240,7 +241,7 @@ def test_the_generator_decides_the_loss():
 
 @pytest.fixture(scope="module")
 def erased(tmp_path_factory):
-    """A tiny SD model and a hypernet trained on it."""
+    """A tiny SD model and a hypernet eraser on it."""
     model, folder = tiny_model(), tmp_path_factory.mktemp("attention")
     settings = replace(TINY, steps=300, basis=16, hidden=32, attention_batch=32, sentences=60, learning_rate=8e-3)
     request = Request("cat -> tree", "", folder, "eraser", folder, settings, preview_every=0, checkpoint_every=0)
@@ -250,12 +251,12 @@ def erased(tmp_path_factory):
 
 @pytest.mark.parametrize("template", TEMPLATES["object"][:6])
 def test_keys_and_values_of_an_erased_prompt_become_those_of_its_mapping(erased, template):
-    model, trained = erased
+    model, eraser = erased
     texts = fill(template, "cat"), fill(template, "tree")
     given = [encode(WordClip(), text) for text in texts]
     pairs = token_pairs(WordClip(), [texts], {prompt.text: prompt.conditioning[0][0][0] for prompt in given})
-    layers = trained.network(given[0].c.unsqueeze(0), 300)
-    for layer, factors in zip(trained.network.config.layers, layers, strict=True):
+    layers = eraser.hypernet(given[0].c.unsqueeze(0), 300)
+    for layer, factors in zip(eraser.hypernet.config.layers, layers, strict=True):
         module = model.model.diffusion_model.get_submodule(layer.name)
         before, wanted = module(pairs.erased), module(pairs.mapping)
         after = before + lowrank_delta(pairs.erased, factors)
@@ -263,10 +264,10 @@ def test_keys_and_values_of_an_erased_prompt_become_those_of_its_mapping(erased,
 
 
 def test_other_prompts_keep_theirs(erased):
-    _, trained = erased
+    _, eraser = erased
     held_out = retain_split("", (("cat", "tree"),)).held_out
     cats, others = (
-        delta_norm(trained.network(torch.stack([encode(WordClip(), text).c for text in texts]), 300)).median()
+        delta_norm(eraser.hypernet(torch.stack([encode(WordClip(), text).c for text in texts]), 300)).median()
         for texts in ([fill(template, "cat") for template in TEMPLATES["object"]], held_out)
     )
     assert others < 0.4 * cats

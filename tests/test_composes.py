@@ -17,7 +17,7 @@ import pytest
 import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from parts import GUIDER_PARTS, MODEL_PARTS, PROMPT_PARTS, Missing, run_node
-from tiny import LATENT, embedding, overridden, prompt, seeded, tiny_hypernet, tiny_model
+from tiny import LATENT, embedding, overridden, prompt, seeded, tiny_eraser, tiny_model
 
 from benchmarks.environment import ROOT
 from unhype.hypernet.patch import apply_erasure
@@ -57,7 +57,7 @@ def model(shared):
 
 @pytest.fixture(scope="module")
 def trained(shared):
-    return tiny_hypernet(shared[0])
+    return tiny_eraser(shared[0])
 
 
 @contextmanager
@@ -91,10 +91,10 @@ def _reads(context, conditioning):
 
 
 @contextmanager
-def by_hand(model, trained, conditionings):
+def by_hand(model, eraser, conditionings):
     """While open, the target layers of `model` add B A x to the rows that read one of the conditionings."""
-    network, layers, hooks, rows = model.model.diffusion_model, trained.network.config.layers, [], {}
-    written = [trained.network(embedding(conditioning).unsqueeze(0), 300) for conditioning in conditionings]
+    network, layers, hooks, rows = model.model.diffusion_model, eraser.hypernet.config.layers, [], {}
+    written = [eraser.hypernet(embedding(conditioning).unsqueeze(0), 300) for conditioning in conditionings]
 
     def note(block, args, kwargs):
         context = kwargs.get("context", args[1] if len(args) > 1 else None)
@@ -138,17 +138,17 @@ def expected():
 
 @pytest.mark.parametrize("order", ["erasure first", "erasure last"])
 @pytest.mark.parametrize("name", MODEL_PARTS)
-def test_a_model_part(model, trained, expected, name, order):
+def test_a_model_part(model, eraser, expected, name, order):
     part, settings, guider = MODEL_PARTS[name], SETTINGS.get(name, {}), GUIDER_PARTS["cfg"]
     if name not in expected:
         with available():
             changed = part(model)
             base = draw(guider(changed, A, NEGATIVE), **settings)
-        with by_hand(model, trained, POSITIVE):
+        with by_hand(model, eraser, POSITIVE):
             expected[name] = draw(guider(changed, A, NEGATIVE), **settings), base
         same = torch.equal(base, draw(guider(model, A, NEGATIVE), **settings))
         assert name in MAY_BE_SAME or not same, "what shows nothing here tests nothing"
-    erased = part(apply_erasure(model, trained)) if order == "erasure first" else apply_erasure(part(model), trained)
+    erased = part(apply_erasure(model, eraser)) if order == "erasure first" else apply_erasure(part(model), eraser)
     found = draw(guider(erased, A, NEGATIVE), **settings)
     check(found, *expected[name])
     assert torch.equal(draw(guider(erased, A, NEGATIVE), **settings), found), "queued twice"
@@ -158,14 +158,14 @@ PAIRS = [*((prompts, "cfg") for prompts in PROMPT_PARTS), *(("regional", guider)
 
 
 @pytest.mark.parametrize(("prompts", "guider"), dict.fromkeys(PAIRS))
-def test_a_guider_with_prompts(model, trained, prompts, guider):
+def test_a_guider_with_prompts(model, eraser, prompts, guider):
     with available():
         positive, negative = PROMPT_PARTS[prompts](A, NEGATIVE)
         plain = GUIDER_PARTS[guider](model, positive, negative)
     base = draw(plain)
-    with by_hand(model, trained, POSITIVE):
+    with by_hand(model, eraser, POSITIVE):
         expected = draw(plain)
-    found = draw(GUIDER_PARTS[guider](apply_erasure(model, trained), positive, negative))
+    found = draw(GUIDER_PARTS[guider](apply_erasure(model, eraser), positive, negative))
     check(found, expected, base)
 
 
@@ -186,15 +186,15 @@ LATENTS = {
 
 
 @pytest.mark.parametrize("name", LATENTS)
-def test_a_latent_or_sampler(model, trained, name):
+def test_a_latent_or_sampler(model, eraser, name):
     guider = GUIDER_PARTS["cfg"]
     base = draw(guider(model, A, NEGATIVE), **LATENTS[name])
-    with by_hand(model, trained, [A]):
+    with by_hand(model, eraser, [A]):
         expected = draw(guider(model, A, NEGATIVE), **LATENTS[name])
-    check(draw(guider(apply_erasure(model, trained), A, NEGATIVE), **LATENTS[name]), expected, base)
+    check(draw(guider(apply_erasure(model, eraser), A, NEGATIVE), **LATENTS[name]), expected, base)
 
 
-def test_a_second_pass_at_another_size_with_the_same_guider(model, trained):
+def test_a_second_pass_at_another_size_with_the_same_guider(model, eraser):
     def twice(guider):
         small = draw(guider, steps=2)
         large = torch.nn.functional.interpolate(small, scale_factor=2.0)
@@ -202,22 +202,22 @@ def test_a_second_pass_at_another_size_with_the_same_guider(model, trained):
 
     guider = GUIDER_PARTS["cfg"]
     base = twice(guider(model, A, NEGATIVE))
-    with by_hand(model, trained, [A]):
+    with by_hand(model, eraser, [A]):
         expected = twice(guider(model, A, NEGATIVE))
-    check(twice(guider(apply_erasure(model, trained), A, NEGATIVE)), expected, base)
+    check(twice(guider(apply_erasure(model, eraser), A, NEGATIVE)), expected, base)
 
 
-def test_two_branches_with_hypernets_of_their_own(model, trained):
+def test_two_branches_with_hypernets_of_their_own(model, eraser):
     """One graph, one loaded model, two samplers that take turns."""
-    other, guider = tiny_hypernet(model, seed=7), GUIDER_PARTS["cfg"]
-    base, branches = draw(guider(model, A, NEGATIVE)), [trained, other, trained]
+    other, guider = tiny_eraser(model, seed=7), GUIDER_PARTS["cfg"]
+    base, branches = draw(guider(model, A, NEGATIVE)), [eraser, other, eraser]
     found = [draw(guider(apply_erasure(model, hypernet), A, NEGATIVE)) for hypernet in branches]
     for hypernet, picture in zip(branches, found, strict=True):
         with by_hand(model, hypernet, [A]):
             check(picture, draw(guider(model, A, NEGATIVE)), base)
 
 
-def test_parts_stacked_on_both_sides(model, trained):
+def test_parts_stacked_on_both_sides(model, eraser):
     def stack(model, *names):
         for name in names:
             model = MODEL_PARTS[name](model)
@@ -231,15 +231,15 @@ def test_parts_stacked_on_both_sides(model, trained):
     positive, negative = PROMPT_PARTS["regional"](*PROMPT_PARTS["control net"](A, NEGATIVE))
     plain = stack(model, *below, *above)
     base = draw(guider(plain, positive, negative))
-    with by_hand(model, trained, POSITIVE):
+    with by_hand(model, eraser, POSITIVE):
         expected = draw(guider(plain, positive, negative))
-    erased = stack(apply_erasure(stack(model, *below), trained), *above)
+    erased = stack(apply_erasure(stack(model, *below), eraser), *above)
     check(draw(guider(erased, positive, negative)), expected, base)
 
 
-def test_a_merge_takes_the_weights_of_its_second_model_only(model, trained):
+def test_a_merge_takes_the_weights_of_its_second_model_only(model, eraser):
     """No patch survives there, so the help of Apply Concept Erasure says where to connect."""
-    erased, other, guider = apply_erasure(model, trained), tiny_model(seed=9), GUIDER_PARTS["cfg"]
+    erased, other, guider = apply_erasure(model, eraser), tiny_model(seed=9), GUIDER_PARTS["cfg"]
 
     def merged_into_other(second):
         inputs = {"model1": other, "model2": second, "ratio": 0.5}
@@ -277,18 +277,18 @@ def quantised_model():
 @pytest.mark.parametrize(
     "make", [lambda: tiny_model(dtype=torch.float8_e4m3fn), quantised_model], ids=["fp8 storage", "mixed precision"]
 )
-def test_weights_of_eight_bits(trained, make):
+def test_weights_of_eight_bits(eraser, make):
     with available():
         model = make()
     guider = GUIDER_PARTS["cfg"]
     base = draw(guider(model, A, NEGATIVE))
-    with by_hand(model, trained, [A]):
+    with by_hand(model, eraser, [A]):
         expected = draw(guider(model, A, NEGATIVE))
-    check(draw(guider(apply_erasure(model, trained), A, NEGATIVE)), expected, base)
+    check(draw(guider(apply_erasure(model, eraser), A, NEGATIVE)), expected, base)
     assert torch.equal(draw(guider(model, A, NEGATIVE)), base)
 
 
-def test_a_compiled_block_is_compiled_once_for_all_prompts(model, trained):
+def test_a_compiled_block_is_compiled_once_for_all_prompts(model, eraser):
     torch._dynamo.reset()  # what other tests compiled decides what is compiled anew
     graphs = []
 
@@ -302,9 +302,9 @@ def test_a_compiled_block_is_compiled_once_for_all_prompts(model, trained):
         set_torch_compile_wrapper(model=clone, backend=backend, keys=keys)
         return clone
 
-    plain, guider = apply_erasure(model, trained), GUIDER_PARTS["cfg"]
+    plain, guider = apply_erasure(model, eraser), GUIDER_PARTS["cfg"]
     expected = {name: draw(guider(plain, positive, NEGATIVE)) for name, positive in (("A", A), ("B", B))}
-    for both in (compiled(apply_erasure(model, trained)), apply_erasure(compiled(model), trained)):
+    for both in (compiled(apply_erasure(model, eraser)), apply_erasure(compiled(model), eraser)):
         assert torch.equal(draw(guider(both, A, NEGATIVE)), expected["A"])
         before = len(graphs)
         assert before > 0

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import seeded
 
-from unhype.hypernet.deadzone import Switch, calibrate, is_silent
+from unhype.hypernet.detector import Detector, calibrate, is_silent
 
 
 def test_the_threshold_lies_between_benign_and_erased_nearer_to_the_benign():
@@ -47,7 +47,7 @@ def test_a_score_at_the_threshold_counts():
     assert is_silent(torch.tensor([0.9, 1.0, 1.1]), 1.0).tolist() == [True, False, False]
 
 
-SWITCH = Switch(torch.tensor([[1.0, 2.0], [0.0, -1.0]]), torch.tensor([0.5, 0.0]))
+SWITCH = Detector(torch.tensor([[1.0, 2.0], [0.0, -1.0]]), torch.tensor([0.5, 0.0]))
 
 
 def test_a_switch_scores_every_concept_and_answers_with_the_most_present_one():
@@ -70,22 +70,22 @@ PLAIN = torch.tensor([[2.0, 1.5], [0.0, -4.0]])  # scores 5.5 and 4
 
 def test_a_weak_wording_is_raised_half_way_to_the_name():
     """(1, 1) scores 3.5, its name 5.5: one is missing, along (1, 2) / 5."""
-    found = SWITCH.raised(torch.tensor([[1.0, 1.0]]), PLAIN)
+    found = SWITCH.steer(torch.tensor([[1.0, 1.0]]), PLAIN)
     torch.testing.assert_close(found, torch.tensor([[1.2, 1.4]]))
     assert SWITCH(found).item() == pytest.approx(4.5)
 
 
 def test_each_prompt_is_raised_towards_its_own_concept():
-    found = SWITCH.raised(torch.tensor([[1.0, 1.0], [0.0, -2.0]]), PLAIN)
+    found = SWITCH.steer(torch.tensor([[1.0, 1.0], [0.0, -2.0]]), PLAIN)
     torch.testing.assert_close(found, torch.tensor([[1.2, 1.4], [0.0, -3.0]]))
 
 
 @pytest.mark.parametrize("c", [[0.0, 0.0], [0.0, 0.2], [3.0, 3.0], [0.0, -9.0]])
 def test_what_is_silent_or_says_it_as_clearly_as_the_name_stays_as_it_is(c):
     c = torch.tensor([c])
-    assert torch.equal(SWITCH.raised(c, PLAIN), c)
+    assert torch.equal(SWITCH.steer(c, PLAIN), c)
 
 
 def test_a_concept_without_a_direction_raises_nothing():
     c = torch.tensor([[1.0, 1.0]])
-    assert torch.equal(Switch(torch.zeros(1, 2), torch.tensor([2.0])).raised(c, PLAIN[:1]), c)
+    assert torch.equal(Detector(torch.zeros(1, 2), torch.tensor([2.0])).steer(c, PLAIN[:1]), c)

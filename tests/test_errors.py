@@ -6,7 +6,8 @@ from runs import Reports, go, out_of_memory, same_weights
 from tiny import TOKENS, TinyClip
 
 from unhype.training import attention, checkpoint, run
-from unhype.training.frozen import FrozenModel, MissingEmbeddingError
+from unhype.training.encode import MissingEmbeddingError
+from unhype.training.frozen import FrozenModel
 from unhype.training.loop import TrainingError
 from unhype.training.prompts import PromptError
 from unhype.training.run import train_erasure
@@ -47,10 +48,10 @@ def test_a_full_disk_costs_the_checkpoint_not_the_run(model, ask, monkeypatch, c
     def full(tensors, path, metadata):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_aside", full)
+    monkeypatch.setattr(checkpoint, "written_aside", full)
     outcome = go(model, ask(name="full", checkpoint_every=2))
     assert outcome.reason == "finished"
-    assert same_weights(outcome.trained, whole)
+    assert same_weights(outcome.eraser, whole)
     assert "could not write the checkpoint" in caplog.text
     assert "No space left on device" in caplog.text
 

@@ -1,4 +1,4 @@
-"""Every family on a tiny instance of the host's own class: recognised, erased, trained, saved, loaded, exported."""
+"""Every family on a tiny instance of the host's own class: recognised, erased, eraser, saved, loaded, exported."""
 
 import hashlib
 import math
@@ -22,24 +22,27 @@ from tiny import (
     replay,
     sample,
     seeded,
-    tiny_hypernet,
+    tiny_eraser,
     tiny_model,
 )
 
 import nodes
-from unhype.hypernet.embedding import driving_embedding
+from unhype.evaluation.detection import detect
+from unhype.hypernet.embedding import driving_embeddings
 from unhype.hypernet.factors import delta_norm
 from unhype.hypernet.families import FAMILIES, POOLED, TOKENS
-from unhype.hypernet.files import HypernetFileError, load
+from unhype.hypernet.files import load
 from unhype.hypernet.lora import to_lora
 from unhype.hypernet.network import Hypernet
 from unhype.hypernet.patch import apply_erasure
+from unhype.hypernet.record import HypernetFileError
 from unhype.hypernet.targets import PREFIX, UnsupportedModelError, family_by_key, recognise, target_layers
 from unhype.hypernet.tokens import with_embedding
-from unhype.hypernet.verdict import verdicts
 from unhype.training import blocks
-from unhype.training.frozen import FrozenModel, MissingEmbeddingError, differentiable, encode
-from unhype.training.run import Request, train_erasure
+from unhype.training.encode import MissingEmbeddingError, encode
+from unhype.training.frozen import FrozenModel, differentiable
+from unhype.training.plan import Request
+from unhype.training.run import train_erasure
 
 pytestmark = pytest.mark.usefixtures("as_a_node_runs")
 
@@ -67,7 +70,7 @@ def trained(name, model):
 
 
 def hypernet(name, model, **options):
-    return tiny_hypernet(model, width=INSTANCES[name].pooled or CONTEXT, **options)
+    return tiny_eraser(model, width=INSTANCES[name].pooled or CONTEXT, **options)
 
 
 def driven_by(name, conditioning):
@@ -84,10 +87,10 @@ def reads(call, conditioning):
     return torch.tensor([torch.equal(row[-cross.shape[0] :], cross) for row in call.context])
 
 
-def with_offset_patches(model, trained, *conditionings_of):
+def with_offset_patches(model, eraser, *conditionings_of):
     """The model under the host's own patches for slices of weights, with what H writes for a prompt."""
     clone = model.clone()
-    for hypernet, c in conditionings_of or ((trained, None),):
+    for hypernet, c in conditionings_of or ((eraser, None),):
         for layer, factors in zip(hypernet.network.config.layers, hypernet.network(c.unsqueeze(0), 300), strict=True):
             key = (f"{PREFIX}{layer.name}.weight", (0, layer.start, layer.outputs))
             clone.add_patches({key: ("diff", (factors.B[0] @ factors.A[0],))})
@@ -174,17 +177,17 @@ def test_models_of_other_kinds_are_refused_with_a_list_of_what_is_supported():
 
 
 @pytest.mark.parametrize("pictures", [1, 2])
-def test_rows_follow_the_hosts_own_patch_and_unconditional_rows_are_the_base(name, model, trained, pictures):
+def test_rows_follow_the_hosts_own_patch_and_unconditional_rows_are_the_base(name, model, eraser, pictures):
     a, b, negative = (prompt(name, seed) for seed in (1, 2, 3))
     before = sample(model, a + b, negative)
-    calls = run(model, apply_erasure(model, trained), a + b, negative, pictures=pictures)
+    calls = run(model, apply_erasure(model, eraser), a + b, negative, pictures=pictures)
     assert calls
     for call in calls:
         base = replay(model, call)
         for conditioning in (a, b):
             rows = reads(call, conditioning)
             assert rows.sum() == pictures
-            patched = with_offset_patches(model, None, (trained, driven_by(name, conditioning)))
+            patched = with_offset_patches(model, None, (eraser, driven_by(name, conditioning)))
             assert closely(call.output[rows], replay(patched, call)[rows], base[rows])
         rows = reads(call, negative)
         assert rows.sum() == pictures
@@ -192,35 +195,35 @@ def test_rows_follow_the_hosts_own_patch_and_unconditional_rows_are_the_base(nam
     assert torch.equal(sample(model, a + b, negative), before)
 
 
-def test_without_guidance_the_delta_is_on_for_the_whole_sampling(name, model, trained):
+def test_without_guidance_the_delta_is_on_for_the_whole_sampling(name, model, eraser):
     a, negative = prompt(name, 1), prompt(name, 3)
-    calls = run(model, apply_erasure(model, trained), a, negative, cfg=1.0, steps=2)
+    calls = run(model, apply_erasure(model, eraser), a, negative, cfg=1.0, steps=2)
     assert [reads(call, a).tolist() for call in calls] == [[True, True]] * 2
-    patched = with_offset_patches(model, None, (trained, driven_by(name, a)))
+    patched = with_offset_patches(model, None, (eraser, driven_by(name, a)))
     for call in calls:
         assert closely(call.output, replay(patched, call), replay(model, call))
 
 
-def test_the_exported_lora_loads_and_does_the_same(name, model, trained):
+def test_the_exported_lora_loads_and_does_the_same(name, model, eraser):
     a, negative = prompt(name, 1), prompt(name, 3)
-    lora = to_lora(trained, driven_by(name, a), "a cat")
-    (call,) = run(model, apply_erasure(model, trained), a, negative, steps=1)
+    lora = to_lora(eraser, driven_by(name, a), "a cat")
+    (call,) = run(model, apply_erasure(model, eraser), a, negative, steps=1)
     rows, base = reads(call, a), replay(model, call)
     with_lora = merged(model, lora)
-    assert len(with_lora.patches) == len(trained.network.config.layers), "core's loader knows every key"
+    assert len(with_lora.patches) == len(eraser.hypernet.config.layers), "core's loader knows every key"
     assert closely(call.output[rows], replay(with_lora, call)[rows], base[rows])
 
 
 @pytest.mark.parametrize("name", ["flux", "lumina2"], indirect=True)
 @pytest.mark.parametrize("second", ["another", "the same"])
-def test_several_hypernets_add_up(name, model, trained, second):
+def test_several_hypernets_add_up(name, model, eraser, second):
     a, negative = prompt(name, 1), prompt(name, 3)
     other = hypernet(name, model, seed=7) if second == "another" else trained
-    (call,) = run(model, apply_erasure(apply_erasure(model, trained), other), a, negative, steps=1)
+    (call,) = run(model, apply_erasure(apply_erasure(model, eraser), other), a, negative, steps=1)
     rows, base, c = reads(call, a), replay(model, call), driven_by(name, a)
-    both = with_offset_patches(model, None, (trained, c), (other, c))
+    both = with_offset_patches(model, None, (eraser, c), (other, c))
     assert closely(call.output[rows], replay(both, call)[rows], base[rows])
-    once = with_offset_patches(model, None, (trained, c))
+    once = with_offset_patches(model, None, (eraser, c))
     assert not closely(call.output[rows], replay(once, call)[rows], base[rows])
 
 
@@ -228,10 +231,10 @@ def test_several_hypernets_add_up(name, model, trained, second):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_a_base_of_lower_precision_is_patched_alike(name, dtype):
     model = instance(name, dtype=dtype)
-    trained, a, negative = hypernet(name, model), prompt(name, 1), prompt(name, 3)
-    (call,) = run(model, apply_erasure(model, trained), a, negative, steps=1)
+    eraser, a, negative = hypernet(name, model), prompt(name, 1), prompt(name, 3)
+    (call,) = run(model, apply_erasure(model, eraser), a, negative, steps=1)
     rows, base = reads(call, a), replay(model, call)
-    patched = with_offset_patches(model, None, (trained, driven_by(name, a)))
+    patched = with_offset_patches(model, None, (eraser, driven_by(name, a)))
     effect = (replay(patched, call) - base)[rows].abs().max()
     # The merged weights are rounded to the storage type, the dynamic delta is not.
     assert (call.output - replay(patched, call))[rows].abs().max() < 0.1 * effect
@@ -240,31 +243,31 @@ def test_a_base_of_lower_precision_is_patched_alike(name, dtype):
 
 def test_a_hypernet_of_another_family_is_refused_by_name():
     flux, sd = instance("flux"), tiny_model("sd15")
-    message = r"trained for Flux\.1, but the model is Stable Diffusion 1\.x. Connect a Flux\.1 model"
+    message = r"eraser for Flux\.1, but the model is Stable Diffusion 1\.x. Connect a Flux\.1 model"
     with pytest.raises(HypernetFileError, match=message):
         apply_erasure(sd, hypernet("flux", flux))
-    with pytest.raises(HypernetFileError, match=r"trained for Flux\.1, but the model is Chroma"):
+    with pytest.raises(HypernetFileError, match=r"eraser for Flux\.1, but the model is Chroma"):
         apply_erasure(instance("chroma"), hypernet("flux", flux))
 
 
 def test_a_hypernet_for_other_rows_of_a_layer_is_refused(tmp_path):
     flux = instance("flux")
-    trained = hypernet("flux", flux)
-    layers = trained.network.config.layers
+    eraser = hypernet("flux", flux)
+    layers = eraser.hypernet.config.layers
     keys = tuple(replace(layer, start=32) if "qkv" in layer.name else layer for layer in layers)
-    network = Hypernet(replace(trained.network.config, layers=keys))
+    network = Hypernet(replace(eraser.hypernet.config, layers=keys))
     message = r"is 32 to 32 \(rows 64 to 96 of 96\) in the model and 32 to 32 \(rows 32 to 64 of 96\) in the hypernet"
     with pytest.raises(HypernetFileError, match=message):
-        apply_erasure(flux, replace(trained, network=network))
+        apply_erasure(flux, replace(eraser, network=network))
 
 
 # What drives H
 
 
-def test_a_prompt_without_its_embedding_runs_the_base(name, model, trained):
+def test_a_prompt_without_its_embedding_runs_the_base(name, model, eraser):
     a, negative = prompt(name, 1), prompt(name, 3)
     silent = nodes.ConditioningZeroOut().zero_out(a)[0]
-    assert torch.equal(sample(apply_erasure(model, trained), silent, negative), sample(model, silent, negative))
+    assert torch.equal(sample(apply_erasure(model, eraser), silent, negative), sample(model, silent, negative))
 
 
 def tokens(states, **others):
@@ -297,14 +300,14 @@ def test_joined_prompts_count_with_all_their_tokens():
 
 
 def test_a_prompt_of_zeros_has_no_embedding():
-    assert driving_embedding(with_embedding({"cross_attn": torch.zeros(1, 6, CONTEXT)}, TOKENS)) is None
+    assert driving_embeddings(with_embedding({"cross_attn": torch.zeros(1, 6, CONTEXT)}, TOKENS)) is None
 
 
-def test_a_verdict_and_the_sampler_judge_the_same_embedding(name, model, trained):
+def test_a_verdict_and_the_sampler_judge_the_same_embedding(name, model, eraser):
     a = prompt(name, 1)
-    loud = replace(trained, record=replace(trained.record, dead_zone=1e-6))
-    (verdict,) = verdicts(loud, a)
-    size = delta_norm(trained.network(driven_by(name, a)[None], 300)).item()
+    loud = replace(eraser, record=replace(eraser.record, dead_zone=1e-6))
+    (verdict,) = detect(loud, a)
+    size = delta_norm(eraser.hypernet(driven_by(name, a)[None], 300)).item()
     assert verdict.erased
     assert verdict.size == pytest.approx(size / 1e-6, rel=1e-4)
 
@@ -362,7 +365,7 @@ def test_a_family_is_trained_saved_loaded_applied_and_exported(name, model, tmp_
     assert loaded.network.config.layers == target_layers(model.model, recognise(model.model))
     assert any(bool(weight.any()) for weight in loaded.network.right.parameters()), "a step was made"
     cat, negative = FamilyClip(name).encode_from_tokens_scheduled("cat"), prompt(name, 3)
-    erased = sample(apply_erasure(model, loaded, dead_zone=False), cat, negative)
+    erased = sample(apply_erasure(model, loaded, gate=False), cat, negative)
     assert not torch.equal(erased, sample(model, cat, negative))
     loud = replace(loaded, record=replace(loaded.record, dead_zone=0.0), switch=None)
     c = encode(FamilyClip(name), "cat", loaded.record.embedding).c
@@ -374,7 +377,7 @@ def test_a_family_is_trained_saved_loaded_applied_and_exported(name, model, tmp_
 def test_a_base_of_lower_precision_is_trained_on(name, dtype, tmp_path):
     outcome = train_erasure(instance(name, dtype=dtype), FamilyClip(name), request(tmp_path), lambda *_, **__: None)
     assert all(math.isfinite(loss) for loss in outcome.losses)
-    assert any(bool(weight.any()) for weight in outcome.trained.network.right.parameters())
+    assert any(bool(weight.any()) for weight in outcome.eraser.hypernet.right.parameters())
 
 
 @pytest.mark.parametrize("name", ["flux", "qwen_image"], indirect=True)
@@ -393,10 +396,10 @@ def draw(frozen, name, texts):
     return z, sigma, torch.stack([each.c for each in prompts]), [frozen.model_conds(each, z, 3.5) for each in prompts]
 
 
-def gradients(model, name, trained, checkpointing):
+def gradients(model, name, eraser, checkpointing):
     """Gradients of the mean squared prediction on H's parameters, and the times that the last block ran."""
-    network = Hypernet(trained.network.config)
-    network.load_state_dict({key: weight.clone() for key, weight in trained.network.state_dict().items()})
+    network = Hypernet(eraser.hypernet.config)
+    network.load_state_dict({key: weight.clone() for key, weight in eraser.hypernet.state_dict().items()})
     frozen = FrozenModel(model, checkpointing)
     frozen.load()
     z, sigma, c, conds = draw(frozen, name, ["cat", "tree", "a dog"])
@@ -416,10 +419,10 @@ def gradients(model, name, trained, checkpointing):
     return found, len(ran)
 
 
-def test_checkpointed_gradients_equal_plain_ones(name, model, trained):
+def test_checkpointed_gradients_equal_plain_ones(name, model, eraser):
     with torch.inference_mode(False), torch.enable_grad():
-        plain, once = gradients(model, name, trained, False)
-        rerun, twice = gradients(model, name, trained, True)
+        plain, once = gradients(model, name, eraser, False)
+        rerun, twice = gradients(model, name, eraser, True)
     assert twice == 2 * once, "with checkpointing a block runs again for backward"
     assert max(gradient.abs().max() for gradient in plain) > 1e-4
     for one, other in zip(plain, rerun, strict=True):
@@ -427,14 +430,14 @@ def test_checkpointed_gradients_equal_plain_ones(name, model, trained):
 
 
 @pytest.mark.parametrize("name", ["flux"], indirect=True)
-def test_gradients_are_those_of_small_steps(name, model, trained):
+def test_gradients_are_those_of_small_steps(name, model, eraser):
     """Against differences, which know nothing of saved tensors that were written over."""
     with torch.inference_mode(False), torch.enable_grad():
         frozen = FrozenModel(model, True)
         frozen.load()
         z, sigma, c, conds = draw(frozen, name, ["cat", "tree"])
-        network = Hypernet(trained.network.config)
-        network.load_state_dict({key: weight.clone() for key, weight in trained.network.state_dict().items()})
+        network = Hypernet(eraser.hypernet.config)
+        network.load_state_dict({key: weight.clone() for key, weight in eraser.hypernet.state_dict().items()})
         written = [factors._replace(B=factors.B.detach()) for factors in network(c, 300)]
 
         def loss(change):
@@ -454,13 +457,13 @@ def test_gradients_are_those_of_small_steps(name, model, trained):
 def test_both_kinds_of_copies_are_needed(missing, monkeypatch):
     """Proof that the comparison above can fail: without either copy it raises, or the gradients are others."""
     model = instance("flux")
-    trained = hypernet("flux", model)
+    eraser = hypernet("flux", model)
     with torch.inference_mode(False), torch.enable_grad():
-        right, _ = gradients(model, "flux", trained, True)
+        right, _ = gradients(model, "flux", eraser, True)
         without = {"_norms_that_copy": lambda blocks: [], "_on_copies": lambda forward, *a, **k: forward(*a, **k)}
         monkeypatch.setattr(blocks, missing, without[missing])
         try:
-            wrong, _ = gradients(model, "flux", trained, True)
+            wrong, _ = gradients(model, "flux", eraser, True)
         except RuntimeError as error:
             assert "inplace operation" in str(error)
             return
@@ -478,12 +481,12 @@ def test_a_prediction_is_the_velocity_that_the_network_gives(name, model):
     torch.testing.assert_close(found, velocity, rtol=1e-3, atol=1e-3)
 
 
-def test_prompts_of_other_lengths_are_predicted_as_if_alone(name, model, trained):
+def test_prompts_of_other_lengths_are_predicted_as_if_alone(name, model, eraser):
     frozen = FrozenModel(model)
     frozen.load()
     texts = ["cat", "tree", "a dog", "a house", "rain"]
     z, sigma, c, conds = draw(frozen, name, texts)
-    layers = trained.network(c, 300)
+    layers = eraser.hypernet(c, 300)
     together = frozen.predict(z, sigma, conds, layers)
     for row in range(len(texts)):
         own = [type(factors)(factors.A[row : row + 1], factors.B[row : row + 1]) for factors in layers]

@@ -12,14 +12,16 @@ import pytest
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from tiny import FAMILIES, POOLED, embedding, prompt, seeded, tiny_hypernet, tiny_model
+from tiny import FAMILIES, POOLED, embedding, prompt, seeded, tiny_eraser, tiny_model
 
 from unhype.hypernet import files
-from unhype.hypernet.deadzone import Switch
+from unhype.hypernet.detector import Detector
+from unhype.hypernet.eraser import Eraser
 from unhype.hypernet.factors import delta_norm
-from unhype.hypernet.files import HypernetFileError, Record, TrainedHypernet, load, save, write_aside
+from unhype.hypernet.files import load, save, written_aside
 from unhype.hypernet.lora import to_lora
 from unhype.hypernet.patch import apply_erasure
+from unhype.hypernet.record import HypernetFileError, Record
 from unhype.hypernet.targets import UnsupportedModelError
 
 CONCEPTS = (("cat", "tree"), ("Caf\u00e9 \u732b", ""))
@@ -32,14 +34,14 @@ def models():
 
 @pytest.fixture(scope="module")
 def trained(models):
-    made = tiny_hypernet(models["sd15"], dead_zone=0.25, concepts=CONCEPTS)
+    made = tiny_eraser(models["sd15"], dead_zone=0.25, concepts=CONCEPTS)
     record = Record("sd15", CONCEPTS, 0.25, made.record.base, {"steps": 3, "losses": [1.5, 0.5]})
-    return TrainedHypernet(made.network, record, "mine")
+    return Eraser(made.network, record, "mine")
 
 
 @pytest.fixture
-def path(trained, tmp_path):
-    save(trained, tmp_path / "mine.safetensors")
+def path(eraser, tmp_path):
+    save(eraser, tmp_path / "mine.safetensors")
     return tmp_path / "mine.safetensors"
 
 
@@ -73,7 +75,7 @@ def refusal(path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_saved_hypernet_comes_back_bit_for_bit(models, family, tmp_path):
-    before = tiny_hypernet(models[family], dead_zone=0.125, concepts=CONCEPTS)
+    before = tiny_eraser(models[family], dead_zone=0.125, concepts=CONCEPTS)
     save(before, tmp_path / "eraser.safetensors")
     after = load(tmp_path / "eraser.safetensors")
     assert after.record == before.record
@@ -88,7 +90,7 @@ def test_a_saved_hypernet_comes_back_bit_for_bit(models, family, tmp_path):
 
 
 def test_weights_are_stored_in_half_precision(models, tmp_path):
-    before = tiny_hypernet(models["sd15"])
+    before = tiny_eraser(models["sd15"])
     with torch.no_grad():
         before.network.trunk.weight.add_(1e-5)
     save(before, tmp_path / "eraser.safetensors")
@@ -121,7 +123,7 @@ def test_the_record_says_what_is_erased_in_words(path):
     [("sd15", "stable-diffusion-v1-5"), ("sd20", "stable-diffusion-v2-1"), ("sdxl", "stable-diffusion-xl-v1-base")],
 )
 def test_the_model_library_finds_its_keys(models, family, architecture, tmp_path):
-    save(tiny_hypernet(models[family], concepts=CONCEPTS), tmp_path / "eraser.safetensors")
+    save(tiny_eraser(models[family], concepts=CONCEPTS), tmp_path / "eraser.safetensors")
     found = metadata_of(tmp_path / "eraser.safetensors")
     assert found["modelspec.architecture"] == f"{architecture}/unhype"
     assert found["modelspec.title"] == "UnHype: cat, Caf\u00e9 \u732b"
@@ -138,16 +140,16 @@ def test_our_own_keys_are_readable_json(path):
     assert json.loads(found["unhype.record"])["training"]["losses"] == [1.5, 0.5]
 
 
-def test_the_workflow_rides_along(trained, tmp_path):
-    save(trained, tmp_path / "with.safetensors", {"workflow": "{}", "prompt": '{"1": {}}'})
+def test_the_workflow_rides_along(eraser, tmp_path):
+    save(eraser, tmp_path / "with.safetensors", {"workflow": "{}", "prompt": '{"1": {}}'})
     found = metadata_of(tmp_path / "with.safetensors")
     assert (found["workflow"], found["prompt"]) == ("{}", '{"1": {}}')
-    assert load(tmp_path / "with.safetensors").record == trained.record
+    assert load(tmp_path / "with.safetensors").record == eraser.record
 
 
 def test_a_hundred_concepts_make_no_endless_title(models, tmp_path):
     concepts = tuple((f"a rather long name of concept {number}", "tree") for number in range(500))
-    save(tiny_hypernet(models["sd15"], concepts=concepts), tmp_path / "many.safetensors")
+    save(tiny_eraser(models["sd15"], concepts=concepts), tmp_path / "many.safetensors")
     assert len(metadata_of(tmp_path / "many.safetensors")["modelspec.title"]) <= 200
     assert load(tmp_path / "many.safetensors").record.concepts == concepts
 
@@ -198,8 +200,8 @@ def test_a_missing_file_is_named(tmp_path):
     assert refusal(tmp_path / "gone.safetensors") == f"There is no file '{tmp_path / 'gone.safetensors'}'."
 
 
-def test_a_lora_is_told_from_a_hypernet(trained, tmp_path):
-    save_file(to_lora(trained, embedding(prompt(1)), "a cat"), tmp_path / "lora.safetensors", {"ss_tag": "x"})
+def test_a_lora_is_told_from_a_hypernet(eraser, tmp_path):
+    save_file(to_lora(eraser, embedding(prompt(1)), "a cat"), tmp_path / "lora.safetensors", {"ss_tag": "x"})
     message = refusal(tmp_path / "lora.safetensors")
     assert "'lora.safetensors' is a safetensors file but no UnHype hypernet (a LoRA or a checkpoint perhaps)" in message
     assert message.endswith("Pick a file that Train Erasure wrote.")
@@ -349,10 +351,10 @@ def test_weights_that_are_no_numbers_are_refused(path, value):
 
 
 @pytest.fixture
-def switched(trained):
+def switched(eraser):
     """A hypernet with a switch of two concepts."""
-    switch = Switch(torch.randn(2, POOLED, generator=seeded(7)), torch.tensor([-0.5, 0.25])).half().float()
-    return replace(trained, switch=switch)
+    switch = Detector(torch.randn(2, POOLED, generator=seeded(7)), torch.tensor([-0.5, 0.25])).half().float()
+    return replace(eraser, switch=switch)
 
 
 def test_a_switch_comes_back_bit_for_bit(switched, tmp_path):
@@ -430,7 +432,7 @@ def test_strange_values_anywhere_in_the_description_raise_nothing_else(path, mod
 
 def test_random_damage_raises_nothing_else(models, tmp_path):
     """Bytes changed, removed and added, most of them in the header, where they can do something."""
-    small = tiny_hypernet(models["sd15"], concepts=CONCEPTS, rank=1)
+    small = tiny_eraser(models["sd15"], concepts=CONCEPTS, rank=1)
     path = tmp_path / "small.safetensors"
     save(small, path)
     whole, dice = path.read_bytes(), random.Random(0)
@@ -475,15 +477,15 @@ def partly_written(error):
     [OSError(28, "No space left on device"), SafetensorError("Error while serializing: I/O error: os error 28")],
     ids=["OSError", "SafetensorError"],
 )
-def test_a_full_disk_leaves_the_old_file_and_no_litter(trained, old_file, monkeypatch, error):
+def test_a_full_disk_leaves_the_old_file_and_no_litter(eraser, old_file, monkeypatch, error):
     monkeypatch.setattr(files, "save_file", partly_written(error))
     with pytest.raises(OSError, match=r"No space left|Could not write .*kept\.safetensors: .*os error 28"):
-        save(trained, old_file)
+        save(eraser, old_file)
     assert old_file.read_bytes() == b"the file from before"
     assert list(old_file.parent.iterdir()) == [old_file]
 
 
-def test_a_file_that_cannot_be_replaced_stays(trained, old_file, monkeypatch):
+def test_a_file_that_cannot_be_replaced_stays(eraser, old_file, monkeypatch):
     """As on Windows while another program has it open."""
 
     def refuse(self, target):
@@ -491,34 +493,34 @@ def test_a_file_that_cannot_be_replaced_stays(trained, old_file, monkeypatch):
 
     monkeypatch.setattr(Path, "replace", refuse)
     with pytest.raises(PermissionError):
-        save(trained, old_file)
+        save(eraser, old_file)
     assert old_file.read_bytes() == b"the file from before"
     assert list(old_file.parent.iterdir()) == [old_file]
 
 
-def test_an_interrupt_while_writing_leaves_the_old_file_and_no_litter(trained, old_file, monkeypatch):
+def test_an_interrupt_while_writing_leaves_the_old_file_and_no_litter(eraser, old_file, monkeypatch):
     monkeypatch.setattr(files, "save_file", partly_written(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
-        save(trained, old_file)
+        save(eraser, old_file)
     assert list(old_file.parent.iterdir()) == [old_file]
 
 
-def test_a_folder_in_the_way_is_an_os_error(trained, tmp_path):
+def test_a_folder_in_the_way_is_an_os_error(eraser, tmp_path):
     (tmp_path / "folder.safetensors" / "inside").mkdir(parents=True)
     with pytest.raises(OSError):
-        save(trained, tmp_path / "folder.safetensors")
+        save(eraser, tmp_path / "folder.safetensors")
     assert [entry.name for entry in tmp_path.iterdir()] == ["folder.safetensors"]
 
 
-def test_saving_replaces_and_makes_its_folder(trained, tmp_path):
+def test_saving_replaces_and_makes_its_folder(eraser, tmp_path):
     path = tmp_path / "new" / "folder" / "eraser.safetensors"
-    save(trained, path)
-    save(trained, path)
-    assert load(path).record == trained.record
+    save(eraser, path)
+    save(eraser, path)
+    assert load(path).record == eraser.record
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_tensors_of_any_layout_are_written(tmp_path):
     transposed = torch.arange(6.0).view(2, 3).T.requires_grad_()
-    write_aside({"t": transposed}, tmp_path / "t.safetensors", {})
+    written_aside({"t": transposed}, tmp_path / "t.safetensors", {})
     assert torch.equal(load_file(tmp_path / "t.safetensors")["t"], transposed.detach())

@@ -15,13 +15,14 @@ from tiny import (
     replay,
     sample,
     seeded,
-    tiny_hypernet,
+    tiny_eraser,
     tiny_model,
 )
 
 from unhype.hypernet.lora import to_lora
 from unhype.hypernet.network import Hypernet
-from unhype.training.frozen import EncodedPrompt, FrozenModel, encode
+from unhype.training.encode import EncodedPrompt, encode
+from unhype.training.frozen import FrozenModel
 
 pytestmark = pytest.mark.usefixtures("as_a_node_runs")
 
@@ -42,13 +43,13 @@ def test_the_users_model_is_not_touched(model, ask):
 def test_a_model_that_is_in_use_is_trained_alike(model, ask):
     fresh = go(model, ask(name="fresh")).trained
     sample(model, prompt(1), prompt(2))
-    assert same_weights(go(model, ask(name="used")).trained, fresh)
+    assert same_weights(go(model, ask(name="used")).eraser, fresh)
 
 
 @pytest.fixture
 def styled(model):
     """The model with a LoRA loaded."""
-    return merged(model, to_lora(tiny_hypernet(model, seed=5), embedding(prompt(9)), "style"))
+    return merged(model, to_lora(tiny_eraser(model, seed=5), embedding(prompt(9)), "style"))
 
 
 def test_the_users_loras_are_trained_on(model, styled):
@@ -68,7 +69,7 @@ def test_a_model_with_another_lora_is_another_training(model, styled, ask):
     first = go(styled, ask())
     assert first.reason == "finished"
     assert first.path != plain.path
-    assert not same_weights(first.trained, plain.trained)
+    assert not same_weights(first.eraser, plain.eraser)
     assert go(styled, ask()).reason == "already trained"
 
 
@@ -77,7 +78,7 @@ def test_a_lora_merged_by_another_branch_changes_nothing(model, styled, ask):
     sample(styled, prompt(1), prompt(2))
     assert go(model, ask()).reason == "already trained"
     sample(styled, prompt(1), prompt(2))
-    assert same_weights(go(model, ask(name="beside")).trained, alone.trained)
+    assert same_weights(go(model, ask(name="beside")).eraser, alone.eraser)
 
 
 # What it predicts
@@ -86,10 +87,10 @@ def test_a_lora_merged_by_another_branch_changes_nothing(model, styled, ask):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_checkpointed_gradients_equal_plain_ones(family):
     model = tiny_model(family)
-    trained = tiny_hypernet(model)
+    eraser = tiny_eraser(model)
     with torch.inference_mode(False), torch.enable_grad():
-        network = Hypernet(trained.network.config)
-        network.load_state_dict({name: weight.clone() for name, weight in trained.network.state_dict().items()})
+        network = Hypernet(eraser.hypernet.config)
+        network.load_state_dict({name: weight.clone() for name, weight in eraser.hypernet.state_dict().items()})
         z, sigma = torch.randn(2, 4, 8, 8, generator=seeded(1)), torch.tensor([3.0, 0.5])
         c = torch.stack([embedding(prompt(seed)).clone() for seed in (1, 2)])
         gradients, calls = [], []

@@ -16,10 +16,11 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from tiny import tiny_hypernet, tiny_model
+from tiny import tiny_eraser, tiny_model
 
-from unhype.hypernet.files import HypernetFileError, load, save
+from unhype.hypernet.files import load, save
 from unhype.hypernet.patch import apply_erasure
+from unhype.hypernet.record import HypernetFileError
 from unhype.hypernet.targets import UnsupportedModelError
 from unhype.training.checkpoint import load_checkpoint, save_checkpoint
 from unhype.training.loop import new_state
@@ -199,7 +200,7 @@ def damaged(data, dice):
 
 
 def outcomes(data, path, count, seed, attempt, seconds=10):
-    """How often each outcome came; fails with the damage that took long or raised something else."""
+    """How often each outcome came; fails with the damage that took long or steer something else."""
     found = Counter()
     for number in range(count):
         dice = random.Random(f"{seed} {number}")
@@ -233,7 +234,7 @@ def peak():
 def test_every_damaged_hypernet_is_refused_by_name(request, capsys, model, tmp_path, peak):
     count, seed = request.config.getoption("files"), request.config.getoption("seed")
     path = tmp_path / "hostile.safetensors"
-    save(tiny_hypernet(model, rank=1), path)
+    save(tiny_eraser(model, rank=1), path)
 
     def attempt(path):
         try:
@@ -250,9 +251,9 @@ def test_every_damaged_hypernet_is_refused_by_name(request, capsys, model, tmp_p
     assert list(tmp_path.iterdir()) == [path]
 
 
-def one_step(trained):
+def one_step(eraser):
     """The state of a training after one step."""
-    state = new_state(trained.network.requires_grad_(), Settings(), torch.Generator().manual_seed(0))
+    state = new_state(eraser.hypernet.requires_grad_(), Settings(), torch.Generator().manual_seed(0))
     sum(weight.sum() for weight in state.hypernet.parameters()).backward()
     state.optimiser.step()
     state.random = state.generator.get_state()
@@ -263,8 +264,8 @@ def test_every_damaged_checkpoint_is_taken_or_left(request, model, tmp_path, pea
     count, seed = request.config.getoption("files") // 3, request.config.getoption("seed")
     path = tmp_path / "hostile.checkpoint.safetensors"
 
-    save_checkpoint(one_step(tiny_hypernet(model, rank=1)), path, "recipe")
-    fresh = one_step(tiny_hypernet(model, rank=1))
+    save_checkpoint(one_step(tiny_eraser(model, rank=1)), path, "recipe")
+    fresh = one_step(tiny_eraser(model, rank=1))
     found = outcomes(path.read_bytes(), path, count, seed, lambda path: load_checkpoint(fresh, path, "recipe"))
     assert found[False] > count / 2
 
@@ -310,17 +311,17 @@ def folder():
 @pytest.mark.parametrize("trouble", ["full", "read-only"])
 @pytest.mark.parametrize("kind", ["hypernet", "checkpoint"])
 def test_an_old_file_stays_whole_when_a_new_one_cannot_be_written(model, folder, kind, trouble):
-    path, hypernet = folder / "kept.safetensors", tiny_hypernet(model)
+    path, hypernet = folder / "kept.safetensors", tiny_eraser(model)
 
-    def write(trained):
+    def write(eraser):
         if kind == "hypernet":
-            save(trained, path)
+            save(eraser, path)
         else:
-            save_checkpoint(one_step(trained), path, "recipe")
+            save_checkpoint(one_step(eraser), path, "recipe")
 
     write(hypernet)
     before = path.read_bytes()
     with no_room() if trouble == "full" else read_only(folder), pytest.raises(OSError, match=r"kept\.safetensors"):
-        write(tiny_hypernet(model, seed=3))
+        write(tiny_eraser(model, seed=3))
     assert path.read_bytes() == before
     assert list(folder.iterdir()) == [path]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from graphs import training_prompt
-from tiny import tiny_hypernet, tiny_model
+from tiny import tiny_eraser, tiny_model
 
 from benchmarks.server import PromptError
 from unhype.hypernet.files import load, save
@@ -20,7 +20,7 @@ def hypernet(server):
     folder.mkdir(exist_ok=True)
     paths = [folder / "mine.safetensors", folder.parent / "outside.safetensors"]
     for path in paths:
-        save(tiny_hypernet(tiny_model(), width=768), path)
+        save(tiny_eraser(tiny_model(), width=768), path)
     yield paths[0].name
     for path in paths:
         path.unlink()

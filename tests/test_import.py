@@ -10,12 +10,15 @@ from safetensors import safe_open
 from tiny import POOLED, noted_calls, replay, sample, seeded, tiny_model
 
 from unhype.hypernet.conversion import import_weights
-from unhype.hypernet.files import HypernetFileError, load
+from unhype.hypernet.files import load
 from unhype.hypernet.lora import to_lora
-from unhype.hypernet.patch import apply_erasure, patched_layers
+from unhype.hypernet.patch import apply_erasure
+from unhype.hypernet.record import HypernetFileError
+from unhype.hypernet.rows import patched_layers
 from unhype.hypernet.targets import PREFIX, recognise, target_layers
 from unhype.training.loop import TrainingError
-from unhype.training.run import Request, train_erasure
+from unhype.training.plan import Request
+from unhype.training.run import train_erasure
 
 S, OCTAVES, HIDDEN = 300, 16, 5
 # Their names of Flux.1's layers, which are diffusers', beside the host's, and whether the layer is fused there.
@@ -114,17 +117,17 @@ def write(path, state, config=None):
 @torch.inference_mode()
 def test_every_layer_does_what_their_equation_says(backend, model, rank, tmp_path):
     state, config = their_file(backend, rank, model, seeded(rank))
-    trained = import_weights(write(tmp_path / "theirs.pth", state, config))
+    eraser = import_weights(write(tmp_path / "theirs.pth", state, config))
     network, c = model.model.diffusion_model, embedding()
     names = dict((ours, theirs) for theirs, ours, _ in FLUX) if backend == "flux" else {}
-    layers = trained.network(c[None], S)
+    layers = eraser.hypernet(c[None], S)
     rows = torch.tensor([1])
     assert len(layers) == len(target_layers(model.model, recognise(model.model)))
-    for layer in trained.network.config.layers:
+    for layer in eraser.hypernet.config.layers:
         module = network.get_submodule(layer.name)
         x = torch.randn(2, 3, layer.inputs, generator=seeded(2))
         base = module(x)
-        with patched_layers(network, trained.network.config.layers, rows, layers, 2):
+        with patched_layers(network, eraser.hypernet.config.layers, rows, layers, 2):
             found = module(x)
         update = their_update(state, names.get(layer.name, layer.name), c, x[1], rank)
         assert update.abs().max() > 0.01
@@ -141,8 +144,8 @@ def test_every_layer_does_what_their_equation_says(backend, model, rank, tmp_pat
 @pytest.mark.parametrize("step", [0, 37, 150, 300])
 def test_strength_is_the_place_on_their_trajectory(backend, model, step, tmp_path):
     state, config = their_file(backend, 2, model, seeded(3))
-    trained = import_weights(write(tmp_path / "theirs.pth", state, config))
-    name, factors = trained.network.config.layers[0], trained.network(embedding()[None], step)[0]
+    eraser = import_weights(write(tmp_path / "theirs.pth", state, config))
+    name, factors = eraser.hypernet.config.layers[0], eraser.hypernet(embedding()[None], step)[0]
     theirs = next(t for t, ours, _ in FLUX if ours == name.name) if backend == "flux" else name.name
     x = torch.eye(name.inputs)
     expected = their_update(state, theirs, embedding(), x, 2, step)
@@ -156,23 +159,23 @@ def test_strength_is_the_place_on_their_trajectory(backend, model, step, tmp_pat
 def test_an_imported_file_erases_and_exports(backend, model, tmp_path):
     state, config = their_file(backend, 4, model, seeded(5))
     import_weights(write(tmp_path / "theirs.pth", state, config), (("cat", "tree"),))
-    trained = load(tmp_path / "theirs.safetensors")
+    eraser = load(tmp_path / "theirs.safetensors")
     name = "flux" if backend == "flux" else "sd3"  # prompts with a pooled vector
     a, negative = prompt(name, 1), prompt(name, 3)
-    with noted_calls(apply_erasure(model, trained)) as (clone, calls):
+    with noted_calls(apply_erasure(model, eraser)) as (clone, calls):
         sample(clone, a, negative, steps=1)
     (call,) = calls
     rows, base = call.reads(a), replay(model, call)
     patched = model.clone()
     c = a[0][1]["pooled_output"][0]
     names = dict((ours, theirs) for theirs, ours, _ in FLUX) if backend == "flux" else {}
-    for layer in trained.network.config.layers:
+    for layer in eraser.hypernet.config.layers:
         delta = their_update(state, names.get(layer.name, layer.name), c, torch.eye(layer.inputs), 4).T
         patched.add_patches({(f"{PREFIX}{layer.name}.weight", (0, layer.start, layer.outputs)): ("diff", (delta,))})
     expected, effect = replay(patched, call)[rows], (replay(patched, call) - base)[rows].abs().max()
     assert (call.output[rows] - expected).abs().max() <= 1e-4 * effect + 1e-6 * expected.abs().max()
     assert torch.equal(call.output[~rows], base[~rows])
-    assert len(to_lora(trained, c, "a cat")) == 3 * len(trained.network.config.layers)
+    assert len(to_lora(eraser, c, "a cat")) == 3 * len(eraser.hypernet.config.layers)
 
 
 # Key variants
@@ -196,8 +199,8 @@ def test_every_way_of_saving_the_same_gives_the_same(backend, model, prefix, wra
 def test_half_precision_is_read(backend, model, tmp_path):
     state, config = their_file(backend, 2, model, seeded(4))
     half = {key: value if "freqs" in key else value.half() for key, value in state.items()}
-    trained = import_weights(write(tmp_path / "half.pth", half, config))
-    assert {weight.dtype for weight in trained.network.state_dict().values()} == {torch.float32}
+    eraser = import_weights(write(tmp_path / "half.pth", half, config))
+    assert {weight.dtype for weight in eraser.hypernet.state_dict().values()} == {torch.float32}
 
 
 # The file that is made
@@ -206,18 +209,18 @@ def test_half_precision_is_read(backend, model, tmp_path):
 @BACKENDS
 def test_the_base_weights_are_left_out_and_the_rest_is_kept(backend, model, tmp_path):
     state, config = their_file(backend, 2, model, seeded(4))
-    trained = import_weights(write(tmp_path / "theirs.pth", state, config), (("cat", "tree"), ("dog", "")))
+    eraser = import_weights(write(tmp_path / "theirs.pth", state, config), (("cat", "tree"), ("dog", "")))
     with safe_open(tmp_path / "theirs.safetensors", "pt") as file:
         numbers = sum(file.get_tensor(key).numel() for key in file.keys())  # noqa: SIM118 - no dict
     heads = sum(v.numel() for k, v in state.items() if "head" in k or "xL_const" in k or k.endswith(("alpha", "_b")))
     assert numbers == heads + OCTAVES
     loaded = load(tmp_path / "theirs.safetensors")
-    assert loaded.record == trained.record
+    assert loaded.record == eraser.record
     assert loaded.record.family == ("flux" if backend == "flux" else "sd15")
     assert loaded.record.concepts == (("cat", "tree"), ("dog", ""))
     assert loaded.record.dead_zone == 0
-    assert loaded.network.config == trained.network.config
-    for one, two in zip(loaded.network(embedding()[None], S), trained.network(embedding()[None], S), strict=True):
+    assert loaded.network.config == eraser.hypernet.config
+    for one, two in zip(loaded.network(embedding()[None], S), eraser.hypernet(embedding()[None], S), strict=True):
         assert torch.equal(one.A, two.A)
         assert torch.equal(one.B, two.B)
 
@@ -275,7 +278,7 @@ def rename(state, config):
 
 
 REFUSED = [
-    (drop("xL_const_flat"), "lacks the random constant that it was trained with"),
+    (drop("xL_const_flat"), "lacks the random constant that it was eraser with"),
     (drop("hyper_lora"), "holds no hypernet of the UnHype authors"),
     (drop("right_head.2.bias"), r"lacks \['right_head\.2\.bias'\]"),
     (settings(embedding_model="nv_embed"), r"another text encoder \(nv_embed\)"),
@@ -329,7 +332,7 @@ def test_a_damaged_file_is_refused(tmp_path, length):
 
 
 def test_an_imported_hypernet_is_not_trained_further(tmp_path):
-    trained = import_weights(sd_file(tmp_path))
-    request = Request("dog -> tree", "", tmp_path, "more", tmp_path, start_from=replace(trained, name="theirs"))
+    eraser = import_weights(sd_file(tmp_path))
+    request = Request("dog -> tree", "", tmp_path, "more", tmp_path, start_from=replace(eraser, name="theirs"))
     with pytest.raises(TrainingError, match="'theirs' was imported from the paper's authors"):
         train_erasure(tiny_model(), object(), request, lambda *_, **__: None)

@@ -17,7 +17,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from hypothesis import strategies as st
 from parts import GUIDER_PARTS, MODEL_PARTS, PROMPT_PARTS, Missing
-from tiny import LATENT, overridden, prompt, seeded, tiny_hypernet, tiny_model
+from tiny import LATENT, overridden, prompt, seeded, tiny_eraser, tiny_model
 
 from unhype.hypernet.patch import apply_erasure
 
@@ -82,7 +82,7 @@ class Bench:
     def __init__(self):
         self.model = tiny_model()
         # The second has a dead zone into which some prompts fall.
-        self.hypernets = [tiny_hypernet(self.model), tiny_hypernet(self.model, seed=7, dead_zone=2.0)]
+        self.hypernets = [tiny_eraser(self.model), tiny_eraser(self.model, seed=7, dead_zone=2.0)]
         self.prompts = (POSITIVE, NEGATIVE)
         self.picture = self.draw(self.guider(self.model, "cfg"))
         self.weights = self._copies()

@@ -7,7 +7,7 @@ import comfy.sd
 import pytest
 from graphs import SIDE, training_prompt
 from safetensors.torch import load_file
-from tiny import tiny_hypernet, tiny_model
+from tiny import tiny_eraser, tiny_model
 
 from benchmarks.server import PromptError
 from unhype.hypernet.files import load, save
@@ -21,9 +21,9 @@ def hypernets(server, checkpoint):
     others = set(folder.iterdir())
     model = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_vae=False, output_clip=False)[0]
     # Without a dead zone, so that any prompt is erased.
-    save(tiny_hypernet(model, width=768), folder / "fits.safetensors")
-    save(tiny_hypernet(tiny_model("sdxl")), folder / "other_family.safetensors")
-    save(tiny_hypernet(tiny_model("sd15")), folder / "other_size.safetensors")
+    save(tiny_eraser(model, width=768), folder / "fits.safetensors")
+    save(tiny_eraser(tiny_model("sdxl")), folder / "other_family.safetensors")
+    save(tiny_eraser(tiny_model("sd15")), folder / "other_size.safetensors")
     yield folder
     for path in set(folder.glob("*.safetensors")) - others:
         path.unlink()
@@ -177,8 +177,8 @@ def test_a_damaged_hypernet_is_named_until_it_is_replaced(server, hypernets, len
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("other_family", "was trained for Stable Diffusion XL, but the model is Stable Diffusion 1.x"),
-        ("other_size", "It was trained on a model of another size"),
+        ("other_family", "was eraser for Stable Diffusion XL, but the model is Stable Diffusion 1.x"),
+        ("other_size", "It was eraser on a model of another size"),
     ],
 )
 def test_a_hypernet_for_another_model_is_refused_in_words(server, hypernets, checkpoint, name, words):

@@ -13,10 +13,10 @@ from unhype.hypernet.files import load
 from unhype.hypernet.lora import to_lora
 from unhype.hypernet.patch import apply_erasure
 from unhype.training import loop, material
-from unhype.training.cache import build_cache
 from unhype.training.frozen import FrozenModel
-from unhype.training.loop import Material, leaking, learning_rate, train, train_step
+from unhype.training.loop import Material, learning_rate, stops_early, train, train_step
 from unhype.training.settings import OBJECTIVES, Settings
+from unhype.training.tasks.samples import build_cache
 
 pytestmark = pytest.mark.usefixtures("as_a_node_runs")
 
@@ -50,13 +50,13 @@ def test_the_erased_prompt_gives_what_its_mapping_gives(model, ask, monkeypatch)
         return made[0][0]
 
     monkeypatch.setattr(material, "build_cache", build_and_note)
-    trained = go(model, ask(objective="direct", gamma=0.0, checkpointing=False, **LEARNING)).trained
+    eraser = go(model, ask(objective="direct", gamma=0.0, checkpointing=False, **LEARNING)).trained
     ((cache, phrases, encoded, conds),) = made
     assert len(cache) == 8
     frozen = FrozenModel(model)
     frozen.load()
     prompts = [phrases[int(index)].prompt for index in cache.phrase]
-    layers = trained.network(torch.stack([encoded[text].c for text in prompts]), 300)
+    layers = eraser.hypernet(torch.stack([encoded[text].c for text in prompts]), 300)
     erased = frozen.predict(cache.z, cache.sigma, [conds[text] for text in prompts], layers)
     assert (erased - cache.e_m).square().mean() < 0.5 * (cache.e_p - cache.e_m).square().mean()
 
@@ -68,10 +68,10 @@ def test_every_family_is_trained_saved_applied_and_exported(ask, family, objecti
     outcome = go(model, ask(steps=1, objective=objective))
     loaded = load(outcome.path)
     assert loaded.record.family == family
-    assert same_weights(loaded, outcome.trained)
+    assert same_weights(loaded, outcome.eraser)
     assert loaded.record.training["settings"]["objective"] == objective
     cat = TinyClip().encode_from_tokens_scheduled("cat")
-    erased = apply_erasure(model, loaded, dead_zone=False)
+    erased = apply_erasure(model, loaded, gate=False)
     assert not torch.equal(sample(erased, cat, prompt(3)), sample(model, cat, prompt(3)))
     exported = to_lora(replace(loaded, record=replace(loaded.record, dead_zone=0.0)), embedding(cat), "cat")
     assert {weight.dtype for weight in exported.values()} == {torch.float32}
@@ -82,7 +82,7 @@ def test_every_family_is_trained_saved_applied_and_exported(ask, family, objecti
 def test_a_model_of_lower_precision_is_trained_on(ask, dtype, objective):
     outcome = go(tiny_model(dtype=dtype), ask(steps=2, objective=objective))
     assert all(loss < 100 for loss in outcome.losses)
-    assert {weight.dtype for weight in outcome.trained.network.parameters()} == {torch.float32}
+    assert {weight.dtype for weight in outcome.eraser.hypernet.parameters()} == {torch.float32}
 
 
 def test_the_attention_objective_runs_the_model_not_once(model, ask, monkeypatch):
@@ -101,7 +101,7 @@ def test_a_seed_decides_every_weight(model, ask, objective):
     again = go(tiny_model(), ask(name="again", objective=objective, resume=False)).trained
     assert same_weights(again, first)
     assert torch.equal(again.switch.weight, first.switch.weight)
-    assert not same_weights(go(model, ask(name="other", objective=objective, seed=1)).trained, first)
+    assert not same_weights(go(model, ask(name="other", objective=objective, seed=1)).eraser, first)
 
 
 def test_two_people_with_the_same_base_and_seed_get_the_same_file(model, ask):
@@ -132,7 +132,7 @@ def test_a_global_seed_has_no_say_and_is_left_alone(model, ask):
     first = go(model, ask(name="first")).trained
     torch.manual_seed(2)
     before = torch.get_rng_state()
-    assert same_weights(go(model, ask(name="again")).trained, first)
+    assert same_weights(go(model, ask(name="again")).eraser, first)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -189,13 +189,13 @@ def test_each_step_is_made_at_its_own_learning_rate(monkeypatch):
     ],
 )
 def test_leaking_is_a_lasting_rise_of_what_unseen_prompts_get(values, expected):
-    assert leaking(list(enumerate(values))) is expected
+    assert stops_early(list(enumerate(values))) is expected
 
 
 def test_a_leak_ends_the_run_and_is_recorded(model, ask, monkeypatch):
     drift = iter([0.2, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5])
     monkeypatch.setattr("unhype.training.loop.measure_drift", lambda *_: next(drift))
     outcome = go(model, ask(watch_every=1))
-    assert outcome.reason == outcome.trained.record.training["stopped"] == "leak"
-    assert outcome.trained.record.training["steps"] == 4
+    assert outcome.reason == outcome.eraser.record.training["stopped"] == "leak"
+    assert outcome.eraser.record.training["steps"] == 4
     assert outcome.path.is_file()

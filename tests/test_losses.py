@@ -9,16 +9,9 @@ from tiny import seeded
 from unhype.hypernet.factors import Factors, lowrank_delta
 from unhype.hypernet.network import Hypernet, HypernetConfig
 from unhype.hypernet.targets import TargetLayer
-from unhype.training.losses import (
-    flatten,
-    matching_loss,
-    retention_loss,
-    steered_target,
-    target_along,
-    task_loss,
-)
-from unhype.training.objectives import OBJECTIVE, TaskBatch, draw_steps, paper, released
+from unhype.training.losses import flatten, matching_loss, retention_loss, steered_target, target_along, task_loss
 from unhype.training.settings import OBJECTIVES, Settings
+from unhype.training.tasks.matching import OBJECTIVE, TaskBatch, draw_steps, paper, released
 
 
 def test_the_target_is_pushed_away_from_the_erased_prediction():

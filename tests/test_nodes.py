@@ -9,7 +9,7 @@ import folder_paths
 import pytest
 import torch
 from comfy_api.latest import io
-from tiny import tiny_hypernet, tiny_model
+from tiny import tiny_eraser, tiny_model
 
 from benchmarks.environment import ROOT
 from unhype.hypernet.files import save
@@ -25,8 +25,8 @@ from unhype.nodes.folders import (
     training_folder,
 )
 from unhype.training.loop import TrainingError
+from unhype.training.plan import Request
 from unhype.training.prompts import PromptError
-from unhype.training.run import Request
 from unhype.training.settings import Settings
 
 IDS = (
@@ -215,8 +215,8 @@ def test_a_typed_name_becomes_a_plain_file_name(typed, name):
 def test_a_long_name_leaves_room_for_number_suffix_and_unfinished_mark(letter, tmp_path):
     name = safe_name(letter * 1000)
     assert set(name) == {letter}
-    trained = tiny_hypernet(tiny_model())
-    save(trained, tmp_path / f"{name}_1000.safetensors")
+    eraser = tiny_eraser(tiny_model())
+    save(eraser, tmp_path / f"{name}_1000.safetensors")
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -298,8 +298,8 @@ def test_an_authors_file_is_imported_by_the_node(nodes, folder):
     torch.save({"state_dict": state, "config": config}, folder / "theirs.pth")
     node = nodes["UnHypeImportWeights"].PREPARE_CLASS_CLONE({"hidden_inputs": {}})
     first = node.fingerprint_inputs("theirs.pth", "")
-    (trained,) = node.execute("theirs.pth", "airplane -> sky").result
-    assert trained.record.concepts == (("airplane", "sky"),)
+    (eraser,) = node.execute("theirs.pth", "airplane -> sky").result
+    assert eraser.record.concepts == (("airplane", "sky"),)
     assert hypernet_path("theirs.safetensors").is_file()
     assert node.fingerprint_inputs("theirs.pth", "airplane -> sky") != first
     with pytest.raises(PromptError, match=r"Import UnHype Weights, 'erases': .* not of the form"):

@@ -6,11 +6,11 @@ from runs import TINY, go, same_weights
 from safetensors import safe_open
 from tiny import TinyClip, WordClip, prompt, sample, seeded
 
-from unhype.hypernet.deadzone import is_silent
+from unhype.evaluation.training_page import in_words
+from unhype.hypernet.detector import is_silent
 from unhype.hypernet.files import load
 from unhype.hypernet.patch import apply_erasure
-from unhype.nodes.train_page import in_words
-from unhype.training.frozen import encode
+from unhype.training.encode import encode
 from unhype.training.prompts import TEMPLATES, fill, retain_split
 
 pytestmark = pytest.mark.usefixtures("as_a_node_runs")
@@ -22,7 +22,7 @@ def test_the_file_holds_the_run(model, ask):
     with safe_open(str(outcome.path), framework="pt") as file:
         assert file.metadata()["workflow"] == "{}"
     loaded = load(outcome.path)
-    assert loaded.record == outcome.trained.record
+    assert loaded.record == outcome.eraser.record
     assert loaded.record.concepts == (("cat", "tree"),)
     training = loaded.record.training
     assert training["steps"] == 6
@@ -40,7 +40,7 @@ def test_the_same_request_is_not_trained_twice(model, ask):
     again = go(model, ask(), clip=NoClip())
     assert again.reason == "already trained"
     assert again.path == first.path
-    assert same_weights(again.trained, first.trained)
+    assert same_weights(again.eraser, first.eraser)
     assert again.losses == [round(loss, 6) for loss in first.losses]
 
 
@@ -54,7 +54,7 @@ def test_another_request_of_the_same_name_gets_a_number(model, ask):
         "eraser_3.safetensors",
     ]
     assert go(model, ask(seed=1)).path == second.path
-    assert load(first.path).record == first.trained.record
+    assert load(first.path).record == first.eraser.record
 
 
 @pytest.mark.parametrize("content", [b"somebody's own", b""])
@@ -71,20 +71,20 @@ def test_a_foreign_file_of_that_name_is_left_alone(model, ask, content):
 
 
 def test_every_wording_of_what_is_erased_is_outside_the_dead_zone(model, ask):
-    trained = go(model, ask(), clip=WordClip()).trained
+    eraser = go(model, ask(), clip=WordClip()).trained
     wordings = [template.replace("{a}", "a cat").replace("{}", "cat") for template in TEMPLATES["object"]]
     c = torch.stack([encode(WordClip(), wording).c for wording in wordings])
-    assert trained.record.dead_zone == 1
-    assert not is_silent(trained.presence(c, trained.network(c, 300)), trained.record.dead_zone).any()
+    assert eraser.record.dead_zone == 1
+    assert not is_silent(eraser.presence(c, eraser.hypernet(c, 300)), eraser.record.dead_zone).any()
 
 
 def test_prompts_that_mean_something_else_are_inside_the_dead_zone(model, ask):
-    trained = go(model, ask(), clip=WordClip()).trained
+    eraser = go(model, ask(), clip=WordClip()).trained
     held_out = retain_split("", (("cat", "tree"),)).held_out
     c = torch.stack([encode(WordClip(), text).c for text in held_out])
-    silent = is_silent(trained.presence(c, trained.network(c, 300)), 1.0).float().mean().item()
+    silent = is_silent(eraser.presence(c, eraser.hypernet(c, 300)), 1.0).float().mean().item()
     assert silent > 0.9
-    assert trained.record.training["held_out_silent"] <= round(silent, 4), "all that speaks for a prompt counts there"
+    assert eraser.record.training["held_out_silent"] <= round(silent, 4), "all that speaks for a prompt counts there"
 
 
 class KinClip(WordClip):
@@ -102,7 +102,7 @@ def test_a_relative_to_preserve_is_drawn_bit_for_bit_and_the_concept_is_erased(m
     clip = KinClip()
     learning = {"steps": 100, "hidden": 32, "attention_batch": 32, "learning_rate": 8e-3}
     without, preserving = (
-        go(model, ask(preserve=text, name=f"p{text}", **learning), clip=clip).trained for text in ("", "tiger")
+        go(model, ask(preserve=text, name=f"p{text}", **learning), clip=clip).eraser for text in ("", "tiger")
     )
 
     def drawn(patcher, name):
@@ -120,5 +120,5 @@ def test_a_relative_to_preserve_is_drawn_bit_for_bit_and_the_concept_is_erased(m
 def test_what_cannot_be_told_from_the_concept_is_named_at_the_end(model, ask):
     """For this encoder 'the cat' is one of the concept's own wordings."""
     outcome = go(model, ask(preserve="the cat\na stone bridge over a quiet river"), clip=WordClip())
-    assert outcome.trained.record.training["preserve_heard"] == ["the cat"]
+    assert outcome.eraser.record.training["preserve_heard"] == ["the cat"]
     assert "Too near to what is erased to be kept: 'the cat'." in in_words(outcome)

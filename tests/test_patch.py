@@ -21,17 +21,19 @@ from tiny import (
     replay,
     sample,
     seeded,
-    tiny_hypernet,
+    tiny_eraser,
     tiny_model,
 )
 
 import nodes
-from unhype.hypernet.deadzone import Switch
+from unhype.hypernet.detector import Detector
+from unhype.hypernet.eraser import Eraser
 from unhype.hypernet.factors import Factors, delta_norm
-from unhype.hypernet.files import HypernetFileError, Record, TrainedHypernet
-from unhype.hypernet.lora import SilentPromptError, factors_of, to_lora
+from unhype.hypernet.lora import BelowThresholdError, factors_of, to_lora
 from unhype.hypernet.network import Hypernet, HypernetConfig
-from unhype.hypernet.patch import apply_erasure, patched_layers
+from unhype.hypernet.patch import apply_erasure
+from unhype.hypernet.record import HypernetFileError, Record
+from unhype.hypernet.rows import patched_layers
 from unhype.hypernet.targets import TargetLayer, UnsupportedModelError, family_by_key, recognise, target_layers
 
 A, B, NEGATIVE = prompt(1), prompt(2), prompt(3)
@@ -58,21 +60,21 @@ def model(models):
 
 @pytest.fixture(scope="module")
 def trained(models):
-    return tiny_hypernet(models["sd15"])
+    return tiny_eraser(models["sd15"])
 
 
-def lora_of(trained, layers):
+def lora_of(eraser, layers):
     """The LoRA of some factors, written out by hand."""
     lora = {}
-    for layer, factors in zip(trained.network.config.layers, layers, strict=True):
+    for layer, factors in zip(eraser.hypernet.config.layers, layers, strict=True):
         lora[f"diffusion_model.{layer.name}.lora_down.weight"] = factors.A[0]
         lora[f"diffusion_model.{layer.name}.lora_up.weight"] = factors.B[0]
     return lora
 
 
-def full_delta(trained, conditioning, scale=1.0, step=300):
-    layers = trained.network(embedding(conditioning).unsqueeze(0), step)
-    return lora_of(trained, [factors._replace(B=factors.B * scale) for factors in layers])
+def full_delta(eraser, conditioning, scale=1.0, step=300):
+    layers = eraser.hypernet(embedding(conditioning).unsqueeze(0), step)
+    return lora_of(eraser, [factors._replace(B=factors.B * scale) for factors in layers])
 
 
 def closely(found, expected, base):
@@ -98,9 +100,9 @@ def check(model, calls, loras):
         assert torch.equal(call.output[others], base[others])
 
 
-def run(model, trained, positive, negative=NEGATIVE, strength=1.0, dead_zone=True, **options):
+def run(model, eraser, positive, negative=NEGATIVE, strength=1.0, gate=True, **options):
     """Sample with the erasure on; returns the calls of the network."""
-    with noted_calls(apply_erasure(model, trained, strength, dead_zone)) as (clone, calls):
+    with noted_calls(apply_erasure(model, eraser, strength, dead_zone)) as (clone, calls):
         sample(clone, positive, negative, **options)
     return calls
 
@@ -115,15 +117,15 @@ def prompts_seen(calls, *conditionings):
 @pytest.mark.parametrize("pictures", [1, 2, 3])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_two_positives_and_a_negative_in_one_batch_each_get_their_own(models, family, pictures):
-    model, trained = models[family], tiny_hypernet(models[family])
-    calls = run(model, trained, A + B, pictures=pictures, cfg=7.0)
+    model, eraser = models[family], tiny_eraser(models[family])
+    calls = run(model, eraser, A + B, pictures=pictures, cfg=7.0)
     assert prompts_seen(calls, A, B, NEGATIVE) == [[pictures] * 3] * 3, "all in one call"
-    check(model, calls, [(A, full_delta(trained, A)), (B, full_delta(trained, B))])
+    check(model, calls, [(A, full_delta(eraser, A)), (B, full_delta(eraser, B))])
 
 
-def test_the_deltas_of_two_prompts_differ(model, trained):
-    (call,) = run(model, trained, A, steps=1)
-    wrong = replay(merged(model, full_delta(trained, B)), call)
+def test_the_deltas_of_two_prompts_differ(model, eraser):
+    (call,) = run(model, eraser, A, steps=1)
+    wrong = replay(merged(model, full_delta(eraser, B)), call)
     assert (call.output - wrong)[call.reads(A)].abs().max() > 0.1
 
 
@@ -131,58 +133,58 @@ def test_the_deltas_of_two_prompts_differ(model, trained):
 def test_the_base_branch_gives_the_same_picture_before_and_after(models, family):
     model = models[family]
     before = sample(model, A + B, NEGATIVE)
-    erased = sample(apply_erasure(model, tiny_hypernet(model)), A + B, NEGATIVE)
+    erased = sample(apply_erasure(model, tiny_eraser(model)), A + B, NEGATIVE)
     assert not torch.equal(erased, before)
     assert torch.equal(sample(model, A + B, NEGATIVE), before)
 
 
-def test_without_guidance_only_the_positive_runs(model, trained):
-    calls = run(model, trained, A, cfg=1.0)
+def test_without_guidance_only_the_positive_runs(model, eraser):
+    calls = run(model, eraser, A, cfg=1.0)
     assert prompts_seen(calls, A, NEGATIVE) == [[2, 0]] * 3
-    check(model, calls, [(A, full_delta(trained, A))])
+    check(model, calls, [(A, full_delta(eraser, A))])
 
 
-def test_a_negative_prompt_runs_the_base_even_if_it_names_what_is_erased(model, trained):
+def test_a_negative_prompt_runs_the_base_even_if_it_names_what_is_erased(model, eraser):
     negative = [[NEGATIVE[0][0], dict(A[0][1])]]
-    calls = run(model, trained, A, negative)
+    calls = run(model, eraser, A, negative)
     assert prompts_seen(calls, A, NEGATIVE) == [[2, 2]] * 3
-    check(model, calls, [(A, full_delta(trained, A))])
+    check(model, calls, [(A, full_delta(eraser, A))])
 
 
-def test_regional_prompts_get_their_own_delta_and_their_negative_copies_none(model, trained):
+def test_regional_prompts_get_their_own_delta_and_their_negative_copies_none(model, eraser):
     left = nodes.ConditioningSetArea().append(A, 32, 64, 0, 0, 1.0)[0]
     right = nodes.ConditioningSetArea().append(B, 32, 64, 32, 0, 1.0)[0]
-    calls = run(model, trained, left + right, steps=2)
+    calls = run(model, eraser, left + right, steps=2)
     halves = [call for call in calls if call.x.shape[3] == 4]
     # ComfyUI copies each regional positive, its pooled embedding included, to stand for the negative there.
     assert prompts_seen(halves, A, B, NEGATIVE) == [[2, 2, 4]] * 2
-    check(model, calls, [(A, full_delta(trained, A)), (B, full_delta(trained, B))])
+    check(model, calls, [(A, full_delta(eraser, A)), (B, full_delta(eraser, B))])
 
 
-def test_prompts_that_take_turns_get_their_delta_in_their_turn(model, trained):
+def test_prompts_that_take_turns_get_their_delta_in_their_turn(model, eraser):
     early = nodes.ConditioningSetTimestepRange().set_range(A, 0.0, 0.5)[0]
     late = nodes.ConditioningSetTimestepRange().set_range(B, 0.5, 1.0)[0]
-    calls = run(model, trained, early + late, steps=6)
+    calls = run(model, eraser, early + late, steps=6)
     seen = prompts_seen(calls, A, B)
     assert [2, 0] in seen
     assert [0, 2] in seen
-    check(model, calls, [(A, full_delta(trained, A)), (B, full_delta(trained, B))])
+    check(model, calls, [(A, full_delta(eraser, A)), (B, full_delta(eraser, B))])
 
 
-def test_combined_prompts_of_several_lengths_get_their_own(model, trained):
+def test_combined_prompts_of_several_lengths_get_their_own(model, eraser):
     long = prompt(4, tokens=24)
-    calls = run(model, trained, nodes.ConditioningCombine().combine(A, long)[0], steps=2)
-    check(model, calls, [(A, full_delta(trained, A)), (long, full_delta(trained, long))])
+    calls = run(model, eraser, nodes.ConditioningCombine().combine(A, long)[0], steps=2)
+    check(model, calls, [(A, full_delta(eraser, A)), (long, full_delta(eraser, long))])
 
 
-def test_a_concatenated_prompt_follows_its_first_part(model, trained):
+def test_a_concatenated_prompt_follows_its_first_part(model, eraser):
     both = nodes.ConditioningConcat().concat(A, B)[0]
-    calls = run(model, trained, both, steps=2)
+    calls = run(model, eraser, both, steps=2)
     assert prompts_seen(calls, both, NEGATIVE) == [[2, 2]] * 2
-    check(model, calls, [(both, full_delta(trained, A))])
+    check(model, calls, [(both, full_delta(eraser, A))])
 
 
-def test_a_prompt_that_a_node_encodes_while_sampling_gets_its_delta(model, trained):
+def test_a_prompt_that_a_node_encodes_while_sampling_gets_its_delta(model, eraser):
     """As core's legacy Perp-Neg does inside its cfg function."""
 
     def more_guidance(args):
@@ -198,14 +200,14 @@ def test_a_prompt_that_a_node_encodes_while_sampling_gets_its_delta(model, train
         )
         return args["cond"] + other
 
-    with noted_calls(apply_erasure(model, trained)) as (clone, calls):
+    with noted_calls(apply_erasure(model, eraser)) as (clone, calls):
         clone.set_model_sampler_cfg_function(more_guidance)
         sample(clone, A, NEGATIVE)
     assert sum(int(call.reads(B).sum()) for call in calls) == 6
-    check(model, calls, [(A, full_delta(trained, A)), (B, full_delta(trained, B))])
+    check(model, calls, [(A, full_delta(eraser, A)), (B, full_delta(eraser, B))])
 
 
-def test_tiling_nodes_that_repeat_the_batch_keep_rows_and_prompts_together(model, trained):
+def test_tiling_nodes_that_repeat_the_batch_keep_rows_and_prompts_together(model, eraser):
     def in_two_tiles(apply, arguments):
         x, t, c = arguments["input"], arguments["timestep"], dict(arguments["c"])
         repeated = {name: torch.cat([value, value]) if torch.is_tensor(value) else value for name, value in c.items()}
@@ -213,20 +215,20 @@ def test_tiling_nodes_that_repeat_the_batch_keep_rows_and_prompts_together(model
         tiles = apply(torch.cat([top, bottom]), torch.cat([t, t]), **repeated)
         return torch.cat(tiles.chunk(2), dim=2)
 
-    with noted_calls(apply_erasure(model, trained)) as (clone, calls):
+    with noted_calls(apply_erasure(model, eraser)) as (clone, calls):
         clone.set_model_unet_function_wrapper(in_two_tiles)
         sample(clone, A + B, NEGATIVE)
     assert prompts_seen(calls, A, B, NEGATIVE) == [[4, 4, 4]] * 3
-    check(model, calls, [(A, full_delta(trained, A)), (B, full_delta(trained, B))])
+    check(model, calls, [(A, full_delta(eraser, A)), (B, full_delta(eraser, B))])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_weights_of_lower_precision_are_patched_alike(dtype):
     model = tiny_model(dtype=dtype)
-    trained = tiny_hypernet(model)
-    (call,) = run(model, trained, A, steps=1)
+    eraser = tiny_eraser(model)
+    (call,) = run(model, eraser, A, steps=1)
     base, rows = replay(model, call), call.reads(A)
-    expected = replay(merged(model, full_delta(trained, A)), call)[rows]
+    expected = replay(merged(model, full_delta(eraser, A)), call)[rows]
     effect = (expected - base[rows]).abs().max()
     # The merged weights are rounded to the storage type, the dynamic delta is not.
     assert (call.output[rows] - expected).abs().max() < 0.05 * effect
@@ -237,65 +239,65 @@ def test_weights_of_lower_precision_are_patched_alike(dtype):
 
 
 @pytest.mark.parametrize("pooled", ["zeroed", "missing", "none"])
-def test_a_prompt_without_an_embedding_runs_the_base_and_says_so(model, trained, caplog, pooled):
+def test_a_prompt_without_an_embedding_runs_the_base_and_says_so(model, eraser, caplog, pooled):
     silent = {
         "zeroed": [[A[0][0], {"pooled_output": torch.zeros(1, POOLED)}]],
         "missing": [[A[0][0], {}]],
         "none": [[A[0][0], {"pooled_output": None}]],
     }[pooled]
     with caplog.at_level(logging.INFO):
-        found = sample(apply_erasure(model, trained), silent, NEGATIVE)
+        found = sample(apply_erasure(model, eraser), silent, NEGATIVE)
     assert torch.equal(found, sample(model, silent, NEGATIVE))
     assert caplog.text.count("carries no embedding that hypernet 'tiny' can read; it runs the model unchanged") == 1
 
 
-def test_a_zeroed_prompt_beside_another_leaves_that_one_erased(model, trained):
+def test_a_zeroed_prompt_beside_another_leaves_that_one_erased(model, eraser):
     nothing = nodes.ConditioningZeroOut().zero_out(B)[0]
-    calls = run(model, trained, A + nothing)
+    calls = run(model, eraser, A + nothing)
     assert prompts_seen(calls, A, nothing) == [[2, 2]] * 3
-    check(model, calls, [(A, full_delta(trained, A))])
+    check(model, calls, [(A, full_delta(eraser, A))])
 
 
 # Strength
 
 
-def test_strength_zero_is_the_model_itself(model, trained):
-    off = apply_erasure(model, trained, 0.0)
+def test_strength_zero_is_the_model_itself(model, eraser):
+    off = apply_erasure(model, eraser, 0.0)
     assert torch.equal(sample(off, A, NEGATIVE), sample(model, A, NEGATIVE))
     assert off is not model
     assert off.wrappers == model.wrappers
     assert off.callbacks == model.callbacks
 
 
-def test_strength_one_half_is_the_middle_of_the_trajectory(model, trained):
-    calls = run(model, trained, A, strength=0.5)
-    check(model, calls, [(A, full_delta(trained, A, step=150))])
+def test_strength_one_half_is_the_middle_of_the_trajectory(model, eraser):
+    calls = run(model, eraser, A, strength=0.5)
+    check(model, calls, [(A, full_delta(eraser, A, step=150))])
 
 
-def test_strength_two_doubles_the_delta(model, trained):
-    calls = run(model, trained, A, strength=2.0)
-    check(model, calls, [(A, full_delta(trained, A, scale=2.0))])
+def test_strength_two_doubles_the_delta(model, eraser):
+    calls = run(model, eraser, A, strength=2.0)
+    check(model, calls, [(A, full_delta(eraser, A, scale=2.0))])
 
 
 @pytest.mark.parametrize(("strength", "step", "scale"), [(0.25, 75, 1), (1.0, 300, 1), (1.5, 300, 1.5), (3.0, 300, 3)])
-def test_strength_moves_along_the_trajectory_and_then_scales(trained, strength, step, scale):
+def test_strength_moves_along_the_trajectory_and_then_scales(eraser, strength, step, scale):
     c = torch.stack([embedding(A), embedding(B)])
-    layers, norms = factors_of(trained, c, strength)
-    for found, expected in zip(layers, trained.network(c, step), strict=True):
+    layers, norms = factors_of(eraser, c, strength)
+    for found, expected in zip(layers, eraser.hypernet(c, step), strict=True):
         torch.testing.assert_close(found.A, expected.A)
         torch.testing.assert_close(found.B, expected.B * scale)
-    torch.testing.assert_close(norms, delta_norm(trained.network(c, 300)))
+    torch.testing.assert_close(norms, delta_norm(eraser.hypernet(c, 300)))
 
 
-def test_h_answers_a_weak_wording_as_if_it_said_more(trained):
+def test_h_answers_a_weak_wording_as_if_it_said_more(eraser):
     """And how present the concept is stays what the prompt itself says."""
     c = embedding(A).unsqueeze(0)
-    given = replace(trained, switch=Switch(c, 2 - c.square().sum(1)), concept_c=2 * c)
+    given = replace(eraser, switch=Detector(c, 2 - c.square().sum(1)), concept_embeddings=2 * c)
     layers, presence = factors_of(given, c, 1.0)
     assert presence.item() == pytest.approx(2, abs=1e-4)
-    weak, strong = trained.network(c, 300), trained.network(1.5 * c, 300)
-    for found, plain, raised in zip(layers, weak, strong, strict=True):
-        torch.testing.assert_close(found.B, raised.B)
+    weak, strong = eraser.hypernet(c, 300), eraser.hypernet(1.5 * c, 300)
+    for found, plain, steer in zip(layers, weak, strong, strict=True):
+        torch.testing.assert_close(found.B, steer.B)
         assert not torch.allclose(found.B, plain.B)
 
 
@@ -303,15 +305,15 @@ def test_h_answers_a_weak_wording_as_if_it_said_more(trained):
 
 
 @pytest.fixture
-def choosy(trained):
+def choosy(eraser):
     """The hypernet with a dead zone into which the weaker of the prompts A and B falls; (it, weaker, stronger)."""
     size = {
-        name: delta_norm(trained.network(embedding(conditioning).unsqueeze(0), 300)).item()
+        name: delta_norm(eraser.hypernet(embedding(conditioning).unsqueeze(0), 300)).item()
         for name, conditioning in (("A", A), ("B", B))
     }
     weaker, stronger = (A, B) if size["A"] < size["B"] else (B, A)
-    record = Record("sd15", (("cat", "tree"),), sum(size.values()) / 2, trained.record.base)
-    return TrainedHypernet(trained.network, record, "choosy"), weaker, stronger
+    record = Record("sd15", (("cat", "tree"),), sum(size.values()) / 2, eraser.record.base)
+    return Eraser(eraser.hypernet, record, "choosy"), weaker, stronger
 
 
 @pytest.mark.parametrize("strength", [0.3, 1.0, 3.0])
@@ -330,15 +332,15 @@ def test_a_prompt_in_the_dead_zone_shares_a_batch_with_an_erased_one(model, choo
 
 def test_without_the_dead_zone_every_prompt_is_steered(model, choosy):
     hypernet, weaker, _ = choosy
-    calls = run(model, hypernet, weaker, dead_zone=False)
+    calls = run(model, hypernet, weaker, gate=False)
     check(model, calls, [(weaker, full_delta(hypernet, weaker))])
 
 
 # Nothing stays behind
 
 
-def test_nothing_stays_on_the_modules(model, trained):
-    erased = apply_erasure(model, trained)
+def test_nothing_stays_on_the_modules(model, eraser):
+    erased = apply_erasure(model, eraser)
     assert overridden(model) == []
     sample(erased, A, NEGATIVE)
     assert overridden(model) == []
@@ -379,9 +381,9 @@ def fail():
     ],
     ids=["exception", "interrupt"],
 )
-def test_nothing_stays_after_the_network_was_left_in_its_middle(model, trained, action, error):
+def test_nothing_stays_after_the_network_was_left_in_its_middle(model, eraser, action, error):
     before = sample(model, A, NEGATIVE)
-    clone, seen = stop_in_the_middle_block(apply_erasure(model, trained), action)
+    clone, seen = stop_in_the_middle_block(apply_erasure(model, eraser), action)
     with pytest.raises(error):
         sample(clone, A, NEGATIVE)
     assert len(seen[0]) == 14, "the deltas were on when it happened"
@@ -389,8 +391,8 @@ def test_nothing_stays_after_the_network_was_left_in_its_middle(model, trained, 
     assert torch.equal(sample(model, A, NEGATIVE), before)
 
 
-def test_no_factors_are_kept_when_a_sampling_has_ended_or_failed(model, trained):
-    erased = apply_erasure(model, trained)
+def test_no_factors_are_kept_when_a_sampling_has_ended_or_failed(model, eraser):
+    erased = apply_erasure(model, eraser)
     (wrapper,) = erased.wrappers[WrappersMP.OUTER_SAMPLE]["unhype"]
     clone, _ = stop_in_the_middle_block(erased, fail)
     with pytest.raises(RuntimeError):
@@ -400,7 +402,7 @@ def test_no_factors_are_kept_when_a_sampling_has_ended_or_failed(model, trained)
     assert len(wrapper.__self__.writer._written) == 0
 
 
-def test_the_parent_model_and_the_prompts_are_not_written_to(model, trained):
+def test_the_parent_model_and_the_prompts_are_not_written_to(model, eraser):
     def parts():
         wrappers = {kind: dict(keyed) for kind, keyed in model.wrappers.items()}
         callbacks = {kind: dict(keyed) for kind, keyed in model.callbacks.items()}
@@ -408,26 +410,26 @@ def test_the_parent_model_and_the_prompts_are_not_written_to(model, trained):
         return wrappers, callbacks, options, dict(model.patches), dict(model.object_patches), dict(model.attachments)
 
     before = parts()
-    sample(apply_erasure(model, trained), A + B, NEGATIVE)
+    sample(apply_erasure(model, eraser), A + B, NEGATIVE)
     assert parts() == before
     for conditioning in (A, B, NEGATIVE):
         assert list(conditioning[0][1]) == ["pooled_output"]
 
 
-def test_sampling_twice_gives_the_same_picture(model, trained):
-    erased = apply_erasure(model, trained)
+def test_sampling_twice_gives_the_same_picture(model, eraser):
+    erased = apply_erasure(model, eraser)
     first = sample(erased, A, NEGATIVE)
     sample(erased, B, NEGATIVE)
     assert torch.equal(sample(erased, A, NEGATIVE), first)
-    assert torch.equal(sample(apply_erasure(model, trained), A, NEGATIVE), first)
+    assert torch.equal(sample(apply_erasure(model, eraser), A, NEGATIVE), first)
 
 
 # Beside other nodes
 
 
-def test_two_erasures_on_one_model_add_up(model, trained):
-    second = tiny_hypernet(model, seed=7)
-    twice = apply_erasure(apply_erasure(model, trained), second)
+def test_two_erasures_on_one_model_add_up(model, eraser):
+    second = tiny_eraser(model, seed=7)
+    twice = apply_erasure(apply_erasure(model, eraser), second)
     with noted_calls(twice) as (clone, calls):
         sample(clone, A + B, NEGATIVE)
     assert overridden(model) == []
@@ -435,18 +437,18 @@ def test_two_erasures_on_one_model_add_up(model, trained):
         base = replay(model, call)
         for conditioning in (A, B):
             rows = call.reads(conditioning)
-            both = merged(merged(model, full_delta(trained, conditioning)), full_delta(second, conditioning))
+            both = merged(merged(model, full_delta(eraser, conditioning)), full_delta(second, conditioning))
             assert closely(call.output[rows], replay(both, call)[rows], base[rows])
         assert torch.equal(call.output[call.reads(NEGATIVE)], base[call.reads(NEGATIVE)])
 
 
-def test_an_erasure_on_top_of_a_lora_keeps_the_lora(model, trained):
-    styled = merged(model, full_delta(tiny_hypernet(model, seed=8), B))
-    calls = run(styled, trained, A)
-    check(styled, calls, [(A, full_delta(trained, A))])
+def test_an_erasure_on_top_of_a_lora_keeps_the_lora(model, eraser):
+    styled = merged(model, full_delta(tiny_eraser(model, seed=8), B))
+    calls = run(styled, eraser, A)
+    check(styled, calls, [(A, full_delta(eraser, A))])
 
 
-def test_another_nodes_override_is_called_and_kept(model, trained):
+def test_another_nodes_override_is_called_and_kept(model, eraser):
     module = model.model.diffusion_model.get_submodule("middle_block.1.transformer_blocks.0.attn2.to_k")
     calls, original = [], module.forward
 
@@ -456,12 +458,12 @@ def test_another_nodes_override_is_called_and_kept(model, trained):
 
     module.forward = counting
     try:
-        with_override = run(model, trained, A)
+        with_override = run(model, eraser, A)
         assert calls == [4] * 3
         assert module.__dict__["forward"] is counting
     finally:
         del module.__dict__["forward"]
-    check(model, with_override, [(A, full_delta(trained, A))])
+    check(model, with_override, [(A, full_delta(eraser, A))])
 
 
 class OneLayer(torch.nn.Module):
@@ -542,16 +544,16 @@ def test_overrides_go_when_they_cannot_all_be_put_on():
 @pytest.mark.parametrize("strength", [0.4, 1.0, 2.0])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_exported_lora_equals_the_dynamic_path(models, family, strength):
-    model, trained = models[family], tiny_hypernet(models[family])
-    lora = to_lora(trained, embedding(A), "a cat", strength)
-    assert len(lora) == 3 * len(trained.network.config.layers)
-    calls = run(model, trained, A, strength=strength)
+    model, eraser = models[family], tiny_eraser(models[family])
+    lora = to_lora(eraser, embedding(A), "a cat", strength)
+    assert len(lora) == 3 * len(eraser.hypernet.config.layers)
+    calls = run(model, eraser, A, strength=strength)
     check(model, calls, [(A, lora)])
 
 
 def test_a_prompt_in_the_dead_zone_makes_no_lora(choosy):
     hypernet, weaker, stronger = choosy
-    with pytest.raises(SilentPromptError, match=r"'a boat' means nothing that hypernet 'choosy' erases \(cat\)"):
+    with pytest.raises(BelowThresholdError, match=r"'a boat' means nothing that hypernet 'choosy' erases \(cat\)"):
         to_lora(hypernet, embedding(weaker), "a boat")
     assert to_lora(hypernet, embedding(stronger), "a cat")
 
@@ -560,43 +562,43 @@ def test_a_prompt_in_the_dead_zone_makes_no_lora(choosy):
 
 
 def test_a_hypernet_of_another_family_is_refused(models):
-    trained = tiny_hypernet(models["sdxl"])
+    eraser = tiny_eraser(models["sdxl"])
     with pytest.raises(
-        HypernetFileError, match=r"trained for Stable Diffusion XL, but the model is Stable Diffusion 1\.x"
+        HypernetFileError, match=r"eraser for Stable Diffusion XL, but the model is Stable Diffusion 1\.x"
     ):
-        apply_erasure(models["sd15"], trained)
+        apply_erasure(models["sd15"], eraser)
 
 
 def test_a_hypernet_for_a_model_of_another_size_is_refused(model):
-    trained = tiny_hypernet(tiny_model(context=16))
+    eraser = tiny_eraser(tiny_model(context=16))
     with pytest.raises(HypernetFileError, match=r"layer 'input_blocks\.1\.1.*' is 32 to 32 in the model and 16 to 32"):
-        apply_erasure(model, trained)
+        apply_erasure(model, eraser)
 
 
-def test_a_hypernet_for_layers_that_the_model_lacks_is_refused(model, trained):
-    layers = trained.network.config.layers
+def test_a_hypernet_for_layers_that_the_model_lacks_is_refused(model, eraser):
+    layers = eraser.hypernet.config.layers
     strange = type(layers[0])("input_blocks.9.1.transformer_blocks.0.attn2.to_k", CONTEXT, 32)
     network = Hypernet(HypernetConfig(POOLED, (strange,), hidden=4))
     with pytest.raises(HypernetFileError, match=r"layer 'input_blocks\.9.*' is missing in the model"):
-        apply_erasure(model, TrainedHypernet(network, trained.record, "strange"))
+        apply_erasure(model, Eraser(network, eraser.record, "strange"))
 
 
 def test_refusal_holds_at_strength_zero_too(models):
     with pytest.raises(HypernetFileError):
-        apply_erasure(models["sd15"], tiny_hypernet(models["sdxl"]), 0.0)
+        apply_erasure(models["sd15"], tiny_eraser(models["sdxl"]), 0.0)
 
 
 def test_a_relative_of_the_trained_model_is_taken_with_a_note(model, caplog):
-    other = tiny_hypernet(tiny_model(seed=9))
+    other = tiny_eraser(tiny_model(seed=9))
     with caplog.at_level(logging.INFO):
         apply_erasure(model, other)
-    assert "was trained on another Stable Diffusion 1.x model" in caplog.text
+    assert "was eraser on another Stable Diffusion 1.x model" in caplog.text
 
 
-def test_the_trained_model_itself_gets_no_note_even_with_a_lora_merged_into_it(model, trained, caplog):
-    sample(merged(model, full_delta(trained, A)), A, NEGATIVE)
+def test_the_trained_model_itself_gets_no_note_even_with_a_lora_merged_into_it(model, eraser, caplog):
+    sample(merged(model, full_delta(eraser, A)), A, NEGATIVE)
     with caplog.at_level(logging.INFO):
-        apply_erasure(model, trained)
+        apply_erasure(model, eraser)
     assert "another" not in caplog.text
 
 

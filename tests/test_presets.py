@@ -11,9 +11,10 @@ from runs import TINY
 from tiny import WordClip, tiny_model
 
 from benchmarks.environment import ROOT
+from unhype.training.plan import Request
 from unhype.training.presets import CUSTOM, PRESETS, with_preset
-from unhype.training.prompts import TEMPLATES, parse_concepts, phrasings, preserved, retain_split
-from unhype.training.run import Request, train_erasure
+from unhype.training.prompts import TEMPLATES, parse_concepts, phrasings, retain_split
+from unhype.training.run import train_erasure
 
 NAMES = list(PRESETS)
 
@@ -53,12 +54,12 @@ def test_it_trains_and_the_switch_is_set(name, tmp_path):
     settings = replace(TINY, kind=preset.kind, steps=3)
     request = Request(preset.concepts, preset.preserve, tmp_path, "preset", tmp_path, settings, preview_every=0)
     with torch.inference_mode():
-        trained = train_erasure(tiny_model(), WordClip(), request, lambda *_, **__: None).trained
+        eraser = train_erasure(tiny_model(), WordClip(), request, lambda *_, **__: None).trained
     concepts = parse_concepts(preset.concepts)
-    assert trained.record.concepts == concepts
-    assert trained.record.training["preserve"] == preserved(preset.preserve)
-    assert trained.record.training["held_out_silent"] > 0.8
-    present = trained.switch(trained.concept_c)
+    assert eraser.record.concepts == concepts
+    assert eraser.record.training["preserve"] == preserved(preset.preserve)
+    assert eraser.record.training["held_out_silent"] > 0.8
+    present = eraser.detector(eraser.concept_embeddings)
     assert present.shape == (len(concepts),)
     assert (present >= 1).all()
 

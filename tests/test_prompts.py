@@ -295,7 +295,7 @@ def test_what_the_user_asks_to_keep_is_trained_on_and_so_not_held_out(own_list):
     split = retain_split(concept, CAT, path=own_list)
     assert f"a {concept}" in split.train
     assert not set(split.train) & set(split.held_out)
-    assert line in split.held_out, "only the very prompts that are trained on go"
+    assert line in split.held_out, "only the very prompts that are eraser on go"
 
 
 @pytest.mark.parametrize("line", ["cat", "CAT", "  Cat  "])

@@ -5,14 +5,15 @@ import torch
 from runs import DIFFUSION, TINY, Reports, go
 from tiny import CONTEXT, POOLED, TinyClip, seeded, tiny_model
 
-from unhype.hypernet.deadzone import is_silent
-from unhype.hypernet.embedding import Reader, chunk_features
+from unhype.hypernet.detector import is_silent
 from unhype.hypernet.files import load
-from unhype.training.frozen import encode, skipping_last_layer
+from unhype.hypernet.regressor import PooledRegressor, chunk_features
+from unhype.training.encode import encode, encode_prompts, skipping_last_layer
 from unhype.training.loop import Material
+from unhype.training.plan import Request
 from unhype.training.prompts import TEMPLATES, fill, retain_split, sentences
-from unhype.training.reader import RANK, compressed, encode_prompts, explained, fit_layer, ridge, whole_maps
-from unhype.training.run import Request, train_erasure
+from unhype.training.regressor_fit import RANK, compressed, fit_layer, full_rank_maps, ridge
+from unhype.training.run import train_erasure
 
 pytestmark = pytest.mark.usefixtures("as_a_node_runs")
 
@@ -77,7 +78,7 @@ def test_each_encoder_is_read_for_itself():
     (f, c), (unseen, meant) = drawn(60), drawn(20, seed=1)
     weight, bias, share = fit_layer(torch.cat([f, f * 3], 1), torch.cat([unseen, unseen * 3], 1), c, meant, (6, 6))
     assert share > 0.99
-    reader = Reader((6, 6), *whole_maps(weight.unsqueeze(0), 2), bias.unsqueeze(0), torch.zeros(1, 25))
+    reader = PooledRegressor((6, 6), *full_rank_maps(weight.unsqueeze(0), 2), bias.unsqueeze(0), torch.zeros(1, 25))
     one, other = reader(torch.cat([unseen, torch.zeros_like(unseen)], 1))
     assert explained(one, meant) > 0.99
     assert explained(other, meant) < 0.01
@@ -86,7 +87,9 @@ def test_each_encoder_is_read_for_itself():
 def test_a_smaller_reader_keeps_what_c_is_read_for():
     """What the given rows make of c survives a rank that c itself would not."""
     features, weight = torch.randn(200, 24, generator=seeded(1)), torch.randn(1, 8, 24, generator=seeded(2))
-    whole = Reader((6, 6), *whole_maps(weight, 2), torch.randn(1, 2, 8, generator=seeded(3)), torch.zeros(1, 25))
+    whole = PooledRegressor(
+        (6, 6), *full_rank_maps(weight, 2), torch.randn(1, 2, 8, generator=seeded(3)), torch.zeros(1, 25)
+    )
     rows = torch.randn(2, 8, generator=seeded(4))
     small = compressed(whole, [features], rows, rank=2)
     assert small.up.shape == (1, 2, 8, 2)
@@ -139,28 +142,30 @@ def train(tmp_path):
 
 def test_training_sees_and_calibrates_on_pooled_vectors_and_on_what_is_read(train, monkeypatch):
     outcome, material = train(SpeakingClip(), monkeypatch, DIFFUSION)
-    trained = outcome.trained
-    train, held_out = trained.record.training["retain_prompts"]
+    eraser = outcome.trained
+    train, held_out = eraser.record.training["retain_prompts"]
     views = 3
     assert len(material.retain_c) == views * train
     assert len(material.held_out_c) == views * held_out
     assert len(material.phrase_c) == len(material.phrase_conds) == views * len(TEMPLATES["object"])
     assert {int(phrase) // len(TEMPLATES["object"]) for phrase in material.cache.phrase} > {0}
-    assert trained.record.training["reader_explains"] > 0.5
-    loudest = trained.switch(material.held_out_c).view(views, held_out).amax(0)
-    silent = is_silent(loudest, trained.record.dead_zone).float().mean().item()
-    assert trained.record.training["held_out_silent"] == pytest.approx(silent, abs=1e-3)
+    assert eraser.record.training["reader_explains"] > 0.5
+    loudest = eraser.detector(material.held_out_c).view(views, held_out).amax(0)
+    silent = is_silent(loudest, eraser.record.dead_zone).float().mean().item()
+    assert eraser.record.training["held_out_silent"] == pytest.approx(silent, abs=1e-3)
 
 
 def test_the_file_holds_the_reader_and_the_mean_wording_of_each_concept(train, monkeypatch):
     outcome, _ = train(SpeakingClip(), monkeypatch)
     loaded = load(outcome.path)
     wordings = [encode(SpeakingClip(), fill(template, "cat")).c for template in TEMPLATES["object"]]
-    torch.testing.assert_close(loaded.concept_c, torch.stack(wordings).mean(0, keepdim=True), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        loaded.concept_embeddings, torch.stack(wordings).mean(0, keepdim=True), rtol=1e-3, atol=1e-3
+    )
     assert loaded.record.reading == {"tokens": 8, "widths": [CONTEXT], "layers": 2, "rank": min(RANK, POOLED)}
     tokens = encode(SpeakingClip(), "a photo of a cat").conditioning[0][0][0]
     (read,) = loaded.reader.views(tokens)
-    (same,) = outcome.trained.reader.views(tokens)
+    (same,) = outcome.eraser.regressor.views(tokens)
     assert torch.equal(read, same)
 
 

@@ -11,15 +11,15 @@ import pytest
 import torch
 from graphs import nodes_of
 from PIL import Image
-from tiny import TinyClip, overridden, prompt, seeded, tiny_hypernet, tiny_model
+from tiny import TinyClip, overridden, prompt, seeded, tiny_eraser, tiny_model
 
 from benchmarks.server import PromptError
+from unhype.evaluation.cards import change_in_words, in_groups, pairs_in_words
+from unhype.evaluation.compare import Pair, compare, own_prompts, prompts_of
+from unhype.evaluation.decoding import decoder
+from unhype.evaluation.detection import detect
 from unhype.hypernet.patch import apply_erasure
-from unhype.hypernet.verdict import verdicts
-from unhype.nodes.cards import change_in_words, in_groups, pairs_in_words
-from unhype.nodes.decoding import decoder
-from unhype.training.compare import Pair, compare, own_prompts, prompts_of
-from unhype.training.drawing import Drawing, draw
+from unhype.training.sampling import Drawing, draw
 
 DRAWING = Drawing(steps=3, cfg=3.0, width=64, height=64)
 TEXTS = ["a cat", "a dog", "a house", "a river", "a cup", "a pear"]
@@ -32,11 +32,11 @@ pytestmark = pytest.mark.usefixtures("as_a_node_runs")
 def drawn():
     """A model, an eraser whose dead zone holds half of the texts, and their pairs."""
     model, clip = tiny_model(), TinyClip()
-    trained = tiny_hypernet(model, size=0.5, dead_zone=1.0)
+    eraser = tiny_eraser(model, size=0.5, dead_zone=1.0)
     with torch.inference_mode():
-        sizes = sorted(verdicts(trained, clip.encode_from_tokens_scheduled(text))[0].size for text in TEXTS)
-        trained = replace(trained, record=replace(trained.record, dead_zone=(sizes[2] + sizes[3]) / 2))
-        return model, trained, compare(model, clip, trained, TEXTS, DRAWING, decoder(model, None), lambda *_: None)
+        sizes = sorted(detect(eraser, clip.encode_from_tokens_scheduled(text))[0].size for text in TEXTS)
+        eraser = replace(eraser, record=replace(eraser.record, dead_zone=(sizes[2] + sizes[3]) / 2))
+        return model, eraser, compare(model, clip, eraser, TEXTS, DRAWING, decoder(model, None), lambda *_: None)
 
 
 def test_what_the_switch_keeps_is_identical_and_what_it_erases_changes(drawn):
@@ -73,14 +73,14 @@ def test_pictures_are_those_of_ksampler(sampler, scheduler):
 
 
 def test_progress_counts_through_all_pictures_and_an_interrupt_leaves_nothing(drawn):
-    model, trained, pairs = drawn
+    model, eraser, pairs = drawn
     seen, shown = [], []
 
     def note(done, total, pair=None):
         seen.append((done, total))
         shown.extend([] if pair is None else [pair])
 
-    compare(model, TinyClip(), trained, TEXTS[:2], DRAWING, decoder(model, None), note)
+    compare(model, TinyClip(), eraser, TEXTS[:2], DRAWING, decoder(model, None), note)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert seen[-1] == (12, 12)
     assert [pair.text for pair in shown] == TEXTS[:2]
@@ -90,9 +90,9 @@ def test_progress_counts_through_all_pictures_and_an_interrupt_leaves_nothing(dr
             raise comfy.model_management.InterruptProcessingException
 
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        compare(model, TinyClip(), trained, TEXTS[:2], DRAWING, decoder(model, None), stop)
+        compare(model, TinyClip(), eraser, TEXTS[:2], DRAWING, decoder(model, None), stop)
     assert overridden(model) == []
-    again = compare(model, TinyClip(), trained, TEXTS[:1], DRAWING, decoder(model, None), lambda *_: None)
+    again = compare(model, TinyClip(), eraser, TEXTS[:1], DRAWING, decoder(model, None), lambda *_: None)
     assert torch.equal(again[0].before, pairs[0].before)
     assert torch.equal(again[0].after, pairs[0].after)
 
@@ -107,15 +107,15 @@ def test_a_list_is_read_line_by_line_and_a_list_without_end_is_refused():
 
 
 def test_own_prompts_are_of_the_concepts_the_preserve_list_and_everyday_life():
-    trained = tiny_hypernet(tiny_model(), concepts=[(f"thing{n}", "tree") for n in range(9)] + [("smoke", "")])
-    trained.record.training.update({"settings": {"kind": "style"}, "preserve": ["Claude Monet", "a vase on a table"]})
-    shown = own_prompts(trained.record)
+    eraser = tiny_eraser(tiny_model(), concepts=[(f"thing{n}", "tree") for n in range(9)] + [("smoke", "")])
+    eraser.record.training.update({"settings": {"kind": "style"}, "preserve": ["Claude Monet", "a vase on a table"]})
+    shown = own_prompts(eraser.record)
     assert shown[:4] == [f"a painting in the style of thing{n}" for n in range(4)]
     assert shown[4:6] == ["a painting in the style of Claude Monet", "a vase on a table"]
     assert len(shown) == len(set(shown)) == 8
     assert not any("smoke" in text for text in shown)
-    # A file that was not trained here says neither.
-    assert own_prompts(tiny_hypernet(tiny_model()).record, 1, 1)[0] == "a photo of a cat"
+    # A file that was not eraser here says neither.
+    assert own_prompts(tiny_eraser(tiny_model()).record, 1, 1)[0] == "a photo of a cat"
 
 
 def test_the_words_say_what_was_measured():
@@ -232,7 +232,7 @@ def test_an_interrupt_ends_the_report_and_the_next_one_is_the_same(server, graph
 
 
 def test_the_eraser_of_another_model_is_refused_as_by_apply():
-    model, other = tiny_model(), tiny_hypernet(tiny_model("sdxl"))
+    model, other = tiny_model(), tiny_eraser(tiny_model("sdxl"))
     with pytest.raises(ValueError) as by_apply:
         apply_erasure(model, other)
     with pytest.raises(ValueError) as by_report:

@@ -31,8 +31,8 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(model, ask, error
     resumed = go(model, broken, report)
     assert report.steps == [5, 6]
     assert resumed.losses == whole.losses
-    assert same_weights(resumed.trained, whole.trained)
-    assert torch.equal(resumed.trained.switch.weight, whole.trained.switch.weight)
+    assert same_weights(resumed.eraser, whole.eraser)
+    assert torch.equal(resumed.eraser.detector.weight, whole.eraser.detector.weight)
     assert checkpoints(broken) == []
 
 
@@ -56,7 +56,7 @@ def test_an_interrupt_in_the_middle_of_a_step_loses_that_step_only(model, ask, m
     report = Reports()
     resumed = go(model, ask(name="broken", objective="direct"), report)
     assert report.steps == [4, 5, 6]
-    assert same_weights(resumed.trained, whole.trained)
+    assert same_weights(resumed.eraser, whole.eraser)
 
 
 def test_an_interrupt_after_the_last_step_loses_none(model, ask):
@@ -72,7 +72,7 @@ def test_an_interrupt_after_the_last_step_loses_none(model, ask):
     report = Reports()
     resumed = go(model, ask(name="broken"), report)
     assert report.steps == []
-    assert same_weights(resumed.trained, whole.trained)
+    assert same_weights(resumed.eraser, whole.eraser)
     assert checkpoints(ask(name="broken")) == []
 
 
@@ -119,7 +119,8 @@ load_pack()
 import torch
 import runs
 from tiny import TinyClip, tiny_model
-from unhype.training.run import Request, train_erasure
+from unhype.training.plan import Request
+from unhype.training.run import train_erasure
 from pathlib import Path
 torch.set_num_threads({threads})
 def report(stage, done, total, picture=None, history=None, note=None):
@@ -144,7 +145,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(model, ask, tmp_path):
     report = Reports()
     resumed = go(model, ask(name="killed", checkpoint_every=3), report)
     assert report.steps == [4, 5, 6]
-    assert same_weights(resumed.trained, whole.trained)
+    assert same_weights(resumed.eraser, whole.eraser)
 
 
 def test_logs_say_where_a_run_goes_on(model, ask, caplog):

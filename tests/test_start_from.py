@@ -3,9 +3,10 @@
 import pytest
 import torch
 from runs import go
-from tiny import POOLED, tiny_hypernet, tiny_model
+from tiny import POOLED, tiny_eraser, tiny_model
 
-from unhype.hypernet.files import HypernetFileError, load
+from unhype.hypernet.files import load
+from unhype.hypernet.record import HypernetFileError
 from unhype.training.loop import TrainingError
 
 pytestmark = pytest.mark.usefixtures("as_a_node_runs")
@@ -29,19 +30,19 @@ def test_going_on_keeps_the_size_of_the_network(model, ask):
 
 
 def test_going_on_from_another_hypernet_is_another_run(model, ask):
-    start, other = (go(model, ask(name=f"start{seed}", seed=seed)).trained for seed in (0, 1))
+    start, other = (go(model, ask(name=f"start{seed}", seed=seed)).eraser for seed in (0, 1))
     first = go(model, ask("dog", name="more", start_from=start))
     assert go(model, ask("dog", name="more", start_from=start)).reason == "already trained"
     assert go(model, ask("dog", name="more", start_from=other)).path != first.path
 
 
 def test_going_on_with_another_clip_is_refused(model, ask):
-    start = tiny_hypernet(model, width=POOLED + 1)
-    with pytest.raises(TrainingError, match="was trained with another CLIP"):
+    start = tiny_eraser(model, width=POOLED + 1)
+    with pytest.raises(TrainingError, match="was eraser with another CLIP"):
         go(model, ask("dog", start_from=start))
 
 
 def test_going_on_with_another_family_is_refused(model, ask):
-    start = tiny_hypernet(tiny_model("sdxl"))
-    with pytest.raises(HypernetFileError, match=r"was trained for Stable Diffusion XL, but the model is"):
+    start = tiny_eraser(tiny_model("sdxl"))
+    with pytest.raises(HypernetFileError, match=r"was eraser for Stable Diffusion XL, but the model is"):
         go(model, ask("dog", start_from=start))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import seeded
 
-from unhype.training.switch import fit_switch, widest_margin
+from unhype.training.detector_fit import fit_detector, widest_margin
 
 BENIGN = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
 NONE = torch.zeros(0, 2)
@@ -73,7 +73,7 @@ def test_few_unseen_benign_prompts_are_taken_for_an_erased_one(concepts):
     """Of all concepts together a hundredth, and what is not known from no more than so many held-out prompts."""
     count, shares = 399, []
     for seed in range(20):
-        switch = fit_switch(*world(concepts, count, seed))
+        switch = fit_detector(*world(concepts, count, seed))
         unseen = torch.randn(2000, 8, generator=seeded(1000 + seed))
         shares.append((switch(unseen) >= 1).float().mean().item())
     assert 0 < sum(shares) / len(shares) <= 0.01 + concepts / (count + 1)
@@ -81,7 +81,7 @@ def test_few_unseen_benign_prompts_are_taken_for_an_erased_one(concepts):
 
 def test_every_wording_of_every_concept_is_heard_and_by_its_own_score():
     wordings, sentences, benign, held_out = world(concepts=3)
-    switch = fit_switch(wordings, sentences, benign, held_out)
+    switch = fit_detector(wordings, sentences, benign, held_out)
     for number, own in enumerate(wordings):
         scores = switch.scores(own)
         assert bool((scores[:, number] >= 1).all())
@@ -90,8 +90,8 @@ def test_every_wording_of_every_concept_is_heard_and_by_its_own_score():
 
 def test_with_more_concepts_each_gets_fewer_of_the_false_alarms():
     wordings, sentences, benign, held_out = world(concepts=2, distance=10.0)
-    alone = fit_switch(wordings[:1], sentences[:1], benign, held_out)
-    shared = fit_switch(wordings, sentences, benign, held_out)
+    alone = fit_detector(wordings[:1], sentences[:1], benign, held_out)
+    shared = fit_detector(wordings, sentences, benign, held_out)
     assert shared.weight[0].norm() < alone.weight[0].norm()
     torch.testing.assert_close(shared.weight[0] / shared.weight[0].norm(), alone.weight[0] / alone.weight[0].norm())
 
@@ -99,24 +99,24 @@ def test_with_more_concepts_each_gets_fewer_of_the_false_alarms():
 def test_a_held_out_prompt_counts_by_the_loudest_of_its_views():
     wordings, sentences, benign, quiet = world(distance=12.0)
     loud = quiet * 1.1
-    by_views = fit_switch(wordings, sentences, benign, torch.cat([quiet, loud]), held_out_views=2)
-    loudest = fit_switch(wordings, sentences, benign, loud)
-    mixed = fit_switch(wordings, sentences, benign, torch.cat([quiet, loud]))
+    by_views = fit_detector(wordings, sentences, benign, torch.cat([quiet, loud]), held_out_views=2)
+    loudest = fit_detector(wordings, sentences, benign, loud)
+    mixed = fit_detector(wordings, sentences, benign, torch.cat([quiet, loud]))
     torch.testing.assert_close(by_views.weight, loudest.weight)
     assert not torch.allclose(mixed.weight, loudest.weight)
 
 
 def test_what_cannot_be_told_apart_still_makes_a_switch_of_numbers():
     wordings, sentences, benign, held_out = world(distance=0.0)
-    switch = fit_switch(wordings, sentences, benign, held_out)
+    switch = fit_detector(wordings, sentences, benign, held_out)
     assert bool(torch.isfinite(switch.half()(torch.cat([*wordings, held_out]))).all())
 
 
 def test_what_the_user_wants_kept_stays_silent_and_every_wording_heard():
     wordings, sentences, benign, held_out = world()
     kept = 0.7 * wordings[0][:5]
-    without = fit_switch(wordings, sentences, benign, held_out)
-    switch = fit_switch(wordings, sentences, benign, held_out, kept=kept)
+    without = fit_detector(wordings, sentences, benign, held_out)
+    switch = fit_detector(wordings, sentences, benign, held_out, kept=kept)
     assert bool((without(kept) >= 1).any())
     assert bool((switch.half()(kept) < 1).all())
     assert bool((switch(wordings[0]) >= 1).all())
@@ -124,10 +124,10 @@ def test_what_the_user_wants_kept_stays_silent_and_every_wording_heard():
 
 def test_what_the_user_wants_kept_never_silences_the_concept_itself():
     wordings, sentences, benign, held_out = world()
-    switch = fit_switch(wordings, sentences, benign, held_out, kept=wordings[0])
+    switch = fit_detector(wordings, sentences, benign, held_out, kept=wordings[0])
     assert bool((switch(wordings[0]) > 1.2).all())
 
 
 def test_nothing_kept_by_the_user_is_the_same_as_none():
     given = world()
-    torch.testing.assert_close(fit_switch(*given, kept=torch.zeros(0, 8)).weight, fit_switch(*given).weight)
+    torch.testing.assert_close(fit_detector(*given, kept=torch.zeros(0, 8)).weight, fit_detector(*given).weight)

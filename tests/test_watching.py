@@ -24,7 +24,7 @@ def test_progress_is_reported_from_the_start_and_step_by_step(model, ask, object
     losses, drift = report.histories[-1]
     assert losses == outcome.losses
     assert [step for step, _ in drift] == [2, 4, 6]
-    assert outcome.trained.record.training["drift_curve"] == [[step, round(value, 4)] for step, value in drift]
+    assert outcome.eraser.record.training["drift_curve"] == [[step, round(value, 4)] for step, value in drift]
 
 
 @pytest.mark.parametrize("objective", ["attention", "direct"])
@@ -72,7 +72,7 @@ def test_previews_are_drawn_and_change_nothing(ask, family):
     outcome = go(model, ask(name="with", preview_every=3), report)
     assert [(picture.mode, picture.size) for picture in report.pictures] == [("RGB", (328, 356))] * 2
     assert report.pictures[0].tobytes() != report.pictures[1].tobytes()
-    assert same_weights(outcome.trained, without)
+    assert same_weights(outcome.eraser, without)
 
 
 def test_a_latent_format_without_a_recipe_makes_no_preview(model):

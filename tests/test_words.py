@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.environment import ROOT
 from benchmarks.locales import FOLDER, SOURCE, english, flat, languages, read
-from unhype.hypernet.writer import POLICIES
+from unhype.hypernet.deltas import POLICIES
 from unhype.training.settings import OBJECTIVES
 
 ENGLISH = english()

@@ -15,9 +15,12 @@ import comfy.supported_models
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from unhype.hypernet.files import Record, TrainedHypernet
+from unhype.hypernet.base_model import base_model_of
+from unhype.hypernet.detector import Detector
+from unhype.hypernet.eraser import Eraser
 from unhype.hypernet.network import Hypernet, HypernetConfig
-from unhype.hypernet.targets import recognise, target_layers, weight_spread
+from unhype.hypernet.record import Record
+from unhype.hypernet.targets import recognise, target_layers
 from unhype.training.settings import Settings
 
 CPU = torch.device("cpu")
@@ -176,8 +179,8 @@ class WordClip(TinyClip):
         return [[cross.unsqueeze(0), {"pooled_output": pooled.unsqueeze(0)}]]
 
 
-def tiny_hypernet(model, seed=0, size=0.05, dead_zone=0.0, rank=2, width=POOLED, concepts=(("cat", "tree"),)):
-    """A hypernet for `model` with random weights everywhere, so that every prompt gets a delta."""
+def tiny_eraser(model, seed=0, size=0.05, rank=2, width=POOLED, concepts=(("cat", "tree"),), detector=None):
+    """An eraser for `model` with random weights everywhere; without a detector every prompt gets a delta."""
     family = recognise(model.model)
     layers = target_layers(model.model, family)
     generator = seeded(seed)
@@ -185,9 +188,15 @@ def tiny_hypernet(model, seed=0, size=0.05, dead_zone=0.0, rank=2, width=POOLED,
     with torch.no_grad():
         for weight in network.right.parameters():
             weight.copy_(torch.randn(weight.shape, generator=generator) * size)
-    base = {"weight_spread": weight_spread(model, layers)}
-    record = Record(family.key, tuple(concepts), dead_zone, base, embedding=family.embedding)
-    return TrainedHypernet(network.half().float().requires_grad_(False).eval(), record, "tiny")
+    record = Record(family.key, tuple(concepts), base_model_of(model, layers), embedding=family.embedding)
+    return Eraser(network.half().float().requires_grad_(False).eval(), record, "tiny", detector)
+
+
+def detector_of(above, below, score=2.0):
+    """A `Detector` of one concept that gives the embeddings `above` (width,) this score and those `below` zero."""
+    c = torch.stack([*above, *below])
+    wanted = torch.tensor([score] * len(above) + [0.0] * len(below))
+    return Detector((torch.linalg.pinv(c) @ wanted).unsqueeze(0), torch.zeros(1))
 
 
 def sample(model, positive, negative, cfg=3.0, pictures=2, steps=3, seed=5):

@@ -1,91 +1,138 @@
-"""A request worked out: every prompt of a run, what the run is known by, and where its file goes."""
+"""A request worked out: every prompt of a run, the recipe that identifies it, and the path of its file."""
 
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
-from ..hypernet.files import HypernetFileError, check_fits, load
+from torch import Tensor
+
+from ..hypernet.base_model import base_model_of
+from ..hypernet.eraser import Eraser
+from ..hypernet.families import Family
+from ..hypernet.files import SUFFIX, check_fits, load
 from ..hypernet.network import Hypernet
-from ..hypernet.targets import recognise, target_layers, weight_spread
-from .frozen import lora_fingerprint
+from ..hypernet.record import BaseModel
+from ..hypernet.targets import TargetLayer, recognise, target_layers
 from .loop import TrainingError
-from .prompts import parse_concepts, phrasings, retain_split, sentences
+from .prompts import Phrase, RetainSplit, parse_concepts, phrasings, retain_split, sentences
+from .settings import Settings
 
-# Part of every recipe: what else than settings and words decides a run. A new one makes old files train anew.
+# Part of every recipe: what else than settings and prompts decides a run. A new one makes old files train anew.
 _REVISION = "widest margin"
 
 log = logging.getLogger("unhype")
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A `run.Request` worked out: texts, splits and names, before any model is touched."""
+class Request:
+    """What the user asks for.
 
-    request: object
-    concepts: tuple
-    phrases: list
-    sentences: list
-    retain: object
+    concepts, preserve: the texts of the node. folder, name: where the file goes. checkpoints: folder for
+    checkpoints. start_from: an eraser to go on from. checkpoint_every, preview_every: steps, 0 for never.
+    file_metadata: further metadata, such as the workflow. decode: for the previews, latents (1, ...) to a
+    picture (h, w, 3) in [0, 1]; without it there are none.
+    """
+
+    concepts: str
+    preserve: str
+    folder: Path
+    name: str
+    checkpoints: Path
+    settings: Settings = field(default_factory=Settings)
+    start_from: Eraser | None = None
+    resume: bool = True
+    checkpoint_every: int = 50
+    preview_every: int = 50
+    file_metadata: dict[str, str] = field(default_factory=dict)
+    decode: Callable[[Tensor], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A `Request` worked out, before any model is touched: prompts, splits, recipe, family and target layers."""
+
+    request: Request
+    concepts: tuple[tuple[str, str], ...]
+    phrases: list[Phrase]
+    sentences: list[Phrase]
+    retain: RetainSplit
     recipe: str
-    base: dict
-    family: object
-    layers: tuple
+    base: BaseModel
+    family: Family
+    layers: tuple[TargetLayer, ...]
 
     @property
-    def kept(self):
-        """The prompt that previews show beside an erased one."""
+    def retained_example(self) -> str:
+        """The retained prompt that previews show beside an erased one."""
         return self.retain.held_out[0]
 
+    @property
+    def checkpoint(self) -> Path:
+        """Where the run keeps its checkpoint."""
+        return self.request.checkpoints / f"{self.recipe}.checkpoint.pt"
 
-def make_plan(model, request):
-    """Check the request against the model and work out every prompt; raises the errors meant for the user."""
+
+def make_plan(model: Any, request: Request) -> Plan:
+    """Check the request against the MODEL (ModelPatcher) and work out every prompt.
+
+    Raises the errors that are meant for the user: `PromptError`, `UnsupportedModelError`, `HypernetFileError`,
+    `TrainingError`.
+    """
     family = recognise(model.model)
     layers = target_layers(model.model, family)
     concepts = parse_concepts(request.concepts)
     start = request.start_from
     if start is not None:
-        check_fits(start, family, layers)
-        if not isinstance(start.network, Hypernet):
-            raise TrainingError(
-                f"Train Erasure: hypernet '{start.name}' was imported from the paper's authors. It can be applied, but "
-                "not trained further; leave 'start_from' empty."
-            )
-        named = {concept.lower() for concept, _ in concepts}
-        concepts = (*(pair for pair in start.record.concepts if pair[0].lower() not in named), *concepts)
+        concepts = _joined(start, concepts, family, layers)
     settings = request.settings
-    if settings.objective == "attention" and not family.reads_text:
+    if settings.objective == "attention" and not family.text_inputs:
         settings = replace(settings, objective="direct")
         request = replace(request, settings=settings)
         log.info(
-            "UnHype: %s reads prompts in other ways than the attention objective covers; training direct.", family.title
+            "UnHype: in %s text enters by other layers than the attention objective covers; training direct.",
+            family.title,
         )
     retain = retain_split(request.preserve, concepts, settings.kind)
-    named = sentences(concepts, settings.kind, retain.partners, settings.sentences)
-    base = {
-        "model": type(model.model).__name__,
-        "weight_spread": weight_spread(model, layers),
-        "loras": lora_fingerprint(model),
-    }
-    origin = None if start is None else [start.record.training, round(float(start.network.right.weight.sum()), 5)]
-    recipe = settings.recipe(_REVISION, concepts, retain.train, base, [layer.name for layer in layers], origin)
+    with_others = sentences(concepts, settings.kind, retain.distractors, settings.sentences)
+    base = base_model_of(model, layers)
+    origin = None
+    if start is not None:
+        weights = start.hypernet.state_dict()
+        origin = [asdict(start.record.training), round(float(weights["right.weight"].sum()), 5)]
+    recipe = settings.recipe(_REVISION, concepts, retain.train, asdict(base), [layer.name for layer in layers], origin)
     phrases = phrasings(concepts, settings.kind)
-    return Plan(request, concepts, phrases, named, retain, recipe, base, family, layers)
+    return Plan(request, concepts, phrases, with_others, retain, recipe, base, family, layers)
 
 
-def finished(plan):
-    """The path and hypernet of an earlier run of the same recipe and length, and a free path if there is none."""
-    request = plan.request
-    number = 1
-    while True:
-        path = request.folder / (
-            f"{request.name}.safetensors" if number == 1 else f"{request.name}_{number}.safetensors"
+def _joined(
+    start: Eraser, concepts: tuple[tuple[str, str], ...], family: Family, layers: tuple[TargetLayer, ...]
+) -> tuple[tuple[str, str], ...]:
+    """The concepts of the eraser to go on from, and the new ones, which replace those of the same name."""
+    check_fits(start, family, layers)
+    if not isinstance(start.hypernet, Hypernet):
+        raise TrainingError(
+            f"Train Erasure: hypernet '{start.name}' was imported from the paper's authors. It can be applied, but "
+            "not trained further; leave 'start_from' empty."
         )
+    named = {concept.lower() for concept, _ in concepts}
+    return (*(pair for pair in start.record.concepts if pair[0].lower() not in named), *concepts)
+
+
+def find_finished(plan: Plan) -> tuple[Path, Eraser | None]:
+    """The path and eraser of an earlier run of the same recipe and length, and a free path if there is none."""
+    request, number = plan.request, 1
+    while True:
+        path = request.folder / f"{request.name}{'' if number == 1 else f'_{number}'}{SUFFIX}"
         if not path.exists():
             return path, None
         try:
-            trained = load(path)
-        except (HypernetFileError, ValueError):
-            trained = None  # somebody else's file under that name: leave it alone
-        done = {} if trained is None else trained.record.training
-        if done.get("recipe") == plan.recipe and done.get("settings", {}).get("steps") == request.settings.steps:
-            return path, trained
+            eraser = load(path)
+        except ValueError:
+            eraser = None  # somebody else's file under that name: leave it alone
+        if eraser is not None:
+            done = eraser.record.training
+            if done.recipe == plan.recipe and done.settings.get("steps") == request.settings.steps:
+                return path, eraser
         number += 1

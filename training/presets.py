@@ -1,7 +1,7 @@
-"""Starting points for Train Erasure: lists that are worth using, by what people want to erase.
+"""Starting points for Train Erasure: lists to use as they are or to change.
 
-Each maps a concept to something that fits into the same place of a sentence, and keeps what is near to it.
-People and artists stand for those that a user puts in their place.
+Each maps a concept to something that fits into the same place of a sentence, and preserves near concepts.
+People and artists are examples for the user's own.
 """
 
 from typing import NamedTuple
@@ -73,7 +73,7 @@ PRESETS = {
 }
 
 
-def with_preset(preset, kind, concepts, preserve):
+def with_preset(preset: str, kind: str, concepts: str, preserve: str) -> tuple[str, str, str]:
     """The (kind, concepts, preserve) to train. What stands in the node counts; a preset only fills an empty list.
 
     Where `concepts` names nothing, the preset's list and kind are taken, and its preserve list if that is empty too.

@@ -1,19 +1,20 @@
-"""What to erase, how people phrase it, and what to leave alone.
+"""The prompts of a run: concepts to erase, their wordings, and the prompts to retain.
 
 Text in, text out: the concept list of the node, phrasing templates, and the retain prompts, split by
-concept into those for training and those held out to watch drift and to set the dead zone.
+concept into those for training and those held out, which measure the retention error and calibrate the detector.
 """
 
 import hashlib
 import itertools
 import re
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 RETAIN_FILE = Path(__file__).with_name("retain.txt")
 HELD_OUT_SHARE = 4
-_COMPANY = 120
+_BENIGN_PAIRS = 120
 _MAX_NAME = 300
 # All wordings of all concepts are encoded and kept in memory for the length of a run.
 _MAX_CONCEPTS = 2000
@@ -88,7 +89,7 @@ TEMPLATES = {
 }
 
 # The concept {c} among other things {o}; both come with their articles. Scoring uses other words.
-COMPANY = {
+WITH_OTHERS = {
     "object": (
         "{c} with {o}",
         "{o} with {c}",
@@ -127,7 +128,7 @@ class PromptError(ValueError):
 
 
 class Phrase(NamedTuple):
-    """One wording of one concept: the prompt to erase and the prompt it is to turn into."""
+    """One wording of one concept: the prompt to erase and its mapping prompt."""
 
     concept: int
     prompt: str
@@ -138,28 +139,28 @@ class Phrase(NamedTuple):
 class RetainSplit:
     """Prompts that must keep their pictures: for training, and held out of it.
 
-    partners: names that training knows; preserved: each line of the user's list and the prompts of `train` that it
-    stands for.
+    distractors: names of other objects for prompts of two; preserved: each line of the user's list and its
+    prompts, which are in `train`.
     """
 
     train: tuple[str, ...]
     held_out: tuple[str, ...]
-    partners: tuple[str, ...] = ()
+    distractors: tuple[str, ...] = ()
     preserved: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def content_lines(text):
+def content_lines(text: str) -> list[str]:
     """The lines of a list, blanks in a row as one; empty ones and those that start with # are left out."""
     lines = (" ".join(line.split()) for line in text.splitlines())
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def _names(text):
-    """The lines of a list of names, without characters that nobody sees."""
+def _names(text: str) -> list[str]:
+    """The lines of a list of names, without invisible characters."""
     return content_lines("\n".join(_CONTROL.sub(" ", line) for line in text.splitlines()))
 
 
-def parse_concepts(text):
+def parse_concepts(text: str) -> tuple[tuple[str, str], ...]:
     """Read lines of `concept -> mapping` (mapping optional, # starts a comment).
 
     Returns a tuple of pairs (concept, mapping); a missing mapping is "", the picture of an empty
@@ -192,12 +193,12 @@ def parse_concepts(text):
     return tuple(pairs)
 
 
-def preserved(text):
+def preserved_lines(text: str) -> list[str]:
     """The lines of the preserve list; lines that start with # are comments."""
     return _names(text)
 
 
-def with_article(name):
+def with_article(name: str) -> str:
     """'cat' to 'a cat', 'airplane' to 'an airplane'; names that bring an article keep it."""
     first = name.split(" ", 1)[0].lower()
     if first in ("a", "an", "the", "some", "two", "three", "several", "many"):
@@ -205,14 +206,14 @@ def with_article(name):
     return ("an " if name[0].lower() in "aeiou" else "a ") + name
 
 
-def fill(template, name):
+def fill(template: str, name: str) -> str:
     """Put a name into a phrasing template: {a} takes it with an article, {} as it is; '' stays ''."""
     if not name:
         return ""
     return template.replace("{a}", with_article(name)).replace("{}", name)
 
 
-def phrasings(concepts, kind):
+def phrasings(concepts: Sequence[tuple[str, str]], kind: str) -> list[Phrase]:
     """Every wording of every concept as a list of `Phrase`, `kind` one of the keys of TEMPLATES."""
     return [
         Phrase(index, fill(template, concept), fill(template, mapping))
@@ -221,49 +222,50 @@ def phrasings(concepts, kind):
     ]
 
 
-def _shuffled(items, salt):
+def _shuffled(items: Iterable[Any], salt: str) -> list[Any]:
     """The items in an order that looks random and depends on the words alone."""
     return sorted(items, key=lambda item: hashlib.sha256(f"{salt} {item}".encode()).digest())
 
 
-def sentences(concepts, kind, partners, count):
+def sentences(concepts: Sequence[tuple[str, str]], kind: str, distractors: Sequence[str], count: int) -> list[Phrase]:
     """Prompts that name a concept among other things, as a list of `Phrase`; about `count`, shared out evenly.
 
-    partners: names of other things. With one H for the whole prompt these teach it to leave them alone.
+    distractors: names of other objects. With one delta for the whole prompt, these prompts train H to leave
+    them alone.
     """
     each = max(4, count // len(concepts))
     found = []
     for index, (concept, mapping) in enumerate(concepts):
-        chosen = _shuffled(itertools.product(COMPANY[kind], partners), concept)[:each]
+        chosen = _shuffled(itertools.product(WITH_OTHERS[kind], distractors), concept)[:each]
         names = [with_article(name) if name and kind == "object" else name for name in (concept, mapping)]
-        for template, partner in chosen:
-            prompt, other = (
-                template.replace("{c}", name).replace("{o}", with_article(partner)) if name else with_article(partner)
-                for name in names
-            )
+        for template, distractor in chosen:
+            beside = with_article(distractor)
+            prompt, other = (template.replace("{c}", name).replace("{o}", beside) if name else beside for name in names)
             found.append(Phrase(index, prompt, other))
     return found
 
 
-def company(partners, count):
-    """`count` benign prompts that are built as `sentences` are, of two partners each."""
-    pairs = _shuffled(itertools.permutations(partners, 2), "company")[:count]
-    templates = COMPANY["object"]
+def object_pairs(distractors: Sequence[str], count: int) -> list[str]:
+    """`count` benign prompts that are built as `sentences` are, of two distractors each."""
+    pairs = _shuffled(itertools.permutations(distractors, 2), "company")[:count]
+    templates = WITH_OTHERS["object"]
     return [
         templates[n % len(templates)].replace("{c}", with_article(one)).replace("{o}", with_article(other))
         for n, (one, other) in enumerate(pairs)
     ]
 
 
-def _mentions(prompt, names):
+def _mentions(prompt: str, names: Collection[str]) -> bool:
     return any(re.search(rf"\b{re.escape(name)}(s|es)?\b", prompt, re.IGNORECASE) for name in names)
 
 
-def _is_held_out(group):
+def _is_held_out(group: str) -> bool:
     return hashlib.sha256(group.encode()).digest()[0] % HELD_OUT_SHARE == 0
 
 
-def retain_split(preserve, concepts, kind="object", path=RETAIN_FILE):
+def retain_split(
+    preserve: str, concepts: Sequence[tuple[str, str]], kind: str = "object", path: Path = RETAIN_FILE
+) -> RetainSplit:
     """The prompts to leave alone: the shipped list and the user's own, split by concept.
 
     `preserve`: text of the user's list, a concept or a whole prompt a line; up to three words count
@@ -272,23 +274,24 @@ def retain_split(preserve, concepts, kind="object", path=RETAIN_FILE):
     two things each, too. Raises `PromptError` when the user asks to keep what is to be erased.
     """
     erased = {concept.lower() for concept, _ in concepts}
-    groups = [tuple(part.strip() for part in line.split("|", 1)) for line in content_lines(path.read_text("utf-8"))]
+    lines = [line.partition("|") for line in content_lines(path.read_text("utf-8"))]
+    groups = [(group.strip(), prompt.strip()) for group, _, prompt in lines]
     # Thousands of names against hundreds of prompts: most names are nowhere in them.
     everything = "\n".join(prompt for _, prompt in groups).casefold()
     names = [concept for concept, _ in concepts if concept.casefold() in everything]
     kept = [(group, prompt) for group, prompt in groups if not _mentions(prompt, names)]
     train = [prompt for group, prompt in kept if not _is_held_out(group)]
     held_out = [prompt for group, prompt in kept if _is_held_out(group)]
-    own = {}
-    for line in preserved(preserve):
+    own: dict[str, tuple[str, ...]] = {}
+    for line in preserved_lines(preserve):
         if line.lower() in erased:
             raise PromptError(f"'{line}' is both in the list to erase and in the list to preserve.")
         concept = len(line.split()) <= 3
         own[line] = tuple(fill(template, line) for template in TEMPLATES[kind][:8]) if concept else (line,)
-    partners = {group for group, _ in kept if len(group.split()) <= 2 and not _mentions(group, names)}
-    unseen = sorted(group for group in partners if _is_held_out(group))
-    partners = sorted(partners.difference(unseen))
-    train = dict.fromkeys([*train, *itertools.chain(*own.values()), *company(partners, _COMPANY)])
-    held_out = dict.fromkeys([*held_out, *company(unseen, _COMPANY // 2)])
+    names_of_others = {group for group, _ in kept if len(group.split()) <= 2 and not _mentions(group, names)}
+    unseen = sorted(group for group in names_of_others if _is_held_out(group))
+    distractors = sorted(names_of_others.difference(unseen))
+    train = dict.fromkeys([*train, *itertools.chain(*own.values()), *object_pairs(distractors, _BENIGN_PAIRS)])
+    held_out = dict.fromkeys([*held_out, *object_pairs(unseen, _BENIGN_PAIRS // 2)])
     held_out = tuple(prompt for prompt in held_out if prompt not in train)
-    return RetainSplit(tuple(train), held_out, tuple(partners), own)
+    return RetainSplit(tuple(train), held_out, tuple(distractors), own)

@@ -1,8 +1,9 @@
-"""The knobs of a training run; the defaults are the ones measured on the lab model."""
+"""The settings of a training run; the defaults are the ones measured on the lab model."""
 
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 OBJECTIVES = ("attention", "direct", "paper", "released")
 _LENGTH = ("steps", "watch_every", "checkpointing")
@@ -15,8 +16,8 @@ class Settings:
     gamma: push away from the erased prediction; 1 in the paper, and pictures then look burnt at a high CFG.
     eta: step of the matching objective on the mean squared error (times the output's elements it is the eta
     of a summed loss, 100 to 1000 works).
-    rollouts: sampler runs that make noisy latents, `pictures` at a time; kept_steps: latents noted of
-    each run. batch counts (concept, timestep, step s) samples of the objectives that run diffusion
+    rollouts: sampler runs that make noisy latents, `pictures` at a time; kept_steps: latents of each run
+    that are used. batch counts (concept, timestep, step s) samples of the objectives that run diffusion
     steps, attention_batch (wording, step s) samples of the one that doesn't, half of them plain wordings.
     jitter: noise on c in training, as a share of its spread. sentences: prompts that name an erased
     concept among other things, shared out among the concepts.
@@ -45,11 +46,10 @@ class Settings:
     rollouts: int = 16
     pictures: int = 4
     kept_steps: int = 6
-    gradient_clip: float = 1.0
     checkpointing: bool = True
     watch_every: int = 10
 
-    def recipe(self, *parts):
+    def recipe(self, *parts: Any) -> str:
         """A hash of `parts` (JSON values) and of all settings that shape a single step.
 
         Runs of equal recipes go through the same weights, however long they are and however often

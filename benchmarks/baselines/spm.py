@@ -1,6 +1,6 @@
 """SPM: a gated rank-1 adapter a concept (Lyu et al. 2024, arXiv 2312.16145).
 
-Each adapter is trained by itself towards e* = e_m - eta (e_p - e_m), with latent anchoring: at the same latents its
+Each adapter is eraser by itself towards e* = e_m - eta (e_p - e_m), with latent anchoring: at the same latents its
 predictions on retain prompts, drawn the more often the less they resemble the concept, stay those of the frozen
 model. While sampling, adapter k is scaled by how much the prompt resembles its concept (facilitated transport).
 The paper takes the larger of the embeddings' cosine and the share of common tokens; a CONDITIONING has no tokens,

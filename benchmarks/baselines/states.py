@@ -6,7 +6,7 @@ its own word on as in CLIP; the edits therefore map all tokens of a prompt to th
 
 import torch
 
-from unhype.training.frozen import EncodedPrompt
+from unhype.training.encode import EncodedPrompt
 from unhype.training.prompts import phrasings
 
 from ..lab.text import TOKENS, encode_batch

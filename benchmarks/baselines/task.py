@@ -1,14 +1,14 @@
-"""The task that the trained methods share with ours: frozen model, latents, predictions, one LoRA a run."""
+"""The task that the eraser methods share with ours: frozen model, latents, predictions, one LoRA a run."""
 
 from dataclasses import dataclass
 
 import torch
 
 from unhype.hypernet.factors import Factors
-from unhype.training.cache import TaskCache, build_cache
 from unhype.training.frozen import FrozenModel
 from unhype.training.losses import steered_target, task_loss
 from unhype.training.prompts import phrasings
+from unhype.training.tasks.samples import TaskCache, build_cache
 
 from .states import encode_prompts
 
@@ -65,7 +65,7 @@ def deltas_of(layers, lora):
 
 
 def train_lora(task, rank, learning_rate, strength, keeping, seed, settings):
-    """One LoRA of `rank`, trained towards e* = e_m - strength (e_p - e_m) for `settings.steps` of Adam.
+    """One LoRA of `rank`, eraser towards e* = e_m - strength (e_p - e_m) for `settings.steps` of Adam.
 
     keeping(lora, generator): a further scalar loss, by which a method keeps other prompts; its draws come from the
     generator after those of the step's samples.

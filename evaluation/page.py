@@ -1,7 +1,12 @@
 """Pages of words and pictures as ComfyUI shows them on a node: blocks of one width, one under the other."""
 
+from collections.abc import Sequence
+
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+Color = tuple[int, int, int]
 
 WIDTH, MARGIN = 640, 12
 ERASED, KEPT, INK, FAINT, PAPER = (200, 60, 50), (70, 100, 135), (30, 30, 30), (120, 120, 120), (250, 250, 250)
@@ -9,14 +14,15 @@ ERASED, KEPT, INK, FAINT, PAPER = (200, 60, 50), (70, 100, 135), (30, 30, 30), (
 TITLE, TEXT, SMALL = 24, 18, 15
 
 
-def font(size):
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """The font that comes with Pillow."""
     return ImageFont.load_default(size=size)
 
 
-def wrapped(text, size, width, lines=None):
+def wrapped(text: str, size: int, width: int, lines: int | None = None) -> list[str]:
     """The lines of a text in `width` pixels; a word that is wider is broken, and after `lines` lines comes '...'."""
-    letters, found = font(size), []
+    letters = font(size)
+    found: list[str] = []
     for paragraph in text.splitlines():
         line = ""
         for word in paragraph.split():
@@ -38,7 +44,7 @@ def wrapped(text, size, width, lines=None):
     return [*found[: lines - 1], f"{last}..."]
 
 
-def words(text, size=TEXT, color=INK, lines=None):
+def words(text: str, size: int = TEXT, color: Color = INK, lines: int | None = None) -> Image.Image:
     """A block of text over the whole width."""
     shown = wrapped(text, size, WIDTH - 2 * MARGIN, lines)
     step = size * 4 // 3
@@ -49,7 +55,7 @@ def words(text, size=TEXT, color=INK, lines=None):
     return block
 
 
-def beside(pictures):
+def beside(pictures: Sequence[Image.Image]) -> Image.Image:
     """A block of pictures in a row from the left margin on."""
     block = Image.new("RGB", (WIDTH, max(picture.height for picture in pictures)), PAPER)
     left = MARGIN
@@ -59,7 +65,7 @@ def beside(pictures):
     return block
 
 
-def page(blocks):
+def page(blocks: Sequence[Image.Image]) -> Image.Image:
     """One picture (PIL) of the blocks, with a margin around."""
     sheet = Image.new("RGB", (WIDTH, sum(block.height for block in blocks) + 2 * MARGIN), PAPER)
     top = MARGIN
@@ -69,15 +75,23 @@ def page(blocks):
     return sheet
 
 
-def to_tensor(picture):
+def to_tensor(picture: Image.Image) -> Tensor:
     """A PIL picture as ComfyUI's IMAGE, (1, h, w, 3) fp32 in [0, 1]."""
     pixels = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
     return pixels.view(1, picture.height, picture.width, 3).float() / 255
 
 
-def to_picture(pixels, side):
+def to_picture(pixels: Tensor, side: int) -> Image.Image:
     """(h, w, 3) in [0, 1] as a PIL picture that fits into a square of `side` pixels."""
     picture = Image.fromarray(pixels.mul(255).round().clamp(0, 255).byte().cpu().numpy())
     scale = side / max(picture.size)
     size = [max(1, round(length * scale)) for length in picture.size]
     return picture.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
+
+
+def duration(seconds: float) -> str:
+    """'40 s', '3 min' or '2 h 5 min'."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,15 +1,36 @@
 """Prompts before and after an eraser as cards on a page, and the same in words."""
 
+from collections.abc import Sequence
+
 from PIL import Image, ImageDraw
 
-from .page import ERASED, FAINT, INK, KEPT, MARGIN, PAPER, SMALL, TEXT, WIDTH, beside, font, to_picture, words, wrapped
+from .compare import Pair
+from .page import (
+    ERASED,
+    FAINT,
+    INK,
+    KEPT,
+    MARGIN,
+    PAPER,
+    SMALL,
+    TEXT,
+    WIDTH,
+    Color,
+    beside,
+    font,
+    to_picture,
+    words,
+    wrapped,
+)
+
+Group = tuple[str, Color, list[Pair]]
 
 _GAP = 4
 _CARD = (WIDTH - 3 * MARGIN) // 2
 _SIDE = (_CARD - _GAP) // 2
 
 
-def change_in_words(pair):
+def change_in_words(pair: Pair) -> str:
     """How far a `compare.Pair`'s pictures differ."""
     if pair.identical:
         return "identical to the last bit"
@@ -17,22 +38,23 @@ def change_in_words(pair):
     return f"changed by {pair.change:.1%}" if pair.change >= 0.0005 else "changed by less than 0.1%"
 
 
-def opinion_in_words(pair):
-    """What the judge says of a `compare.Pair`, or ""."""
-    if pair.opinion is None:
+def similarity_in_words(pair: Pair) -> str:
+    """The `Similarity` of a `compare.Pair`, or ""."""
+    found = pair.similarity
+    if found is None:
         return ""
-    instead = f"'{pair.opinion.instead}'" if pair.opinion.instead else "an empty prompt"
-    return f"judge: {pair.opinion.to_before:.2f} like before, {pair.opinion.to_instead:.2f} like {instead}"
+    mapping = f"'{found.mapping}'" if found.mapping else "an empty prompt"
+    return f"similarity: {found.to_before:.2f} to before, {found.to_mapping:.2f} to {mapping}"
 
 
-def in_groups(pairs):
-    """(heading, color, pairs) of what the switch erases and of what it keeps, without empty groups."""
+def in_groups(pairs: Sequence[Pair]) -> list[Group]:
+    """(heading, color, pairs) of the erased prompts and of the kept ones, without empty groups."""
     erased, kept = ([pair for pair in pairs if pair.erased == wanted] for wanted in (True, False))
     return [group for group in (("Erased", ERASED, erased), ("Kept", KEPT, kept)) if group[2]]
 
 
-def tally(pairs):
-    """A line that sums up: how many erased prompts changed, how many kept ones are the same, and the judge's view."""
+def tally(pairs: Sequence[Pair]) -> str:
+    """A line that sums up: erased prompts that changed, kept ones that are the same, and the similarities."""
     parts = []
     for heading, _, own in in_groups(pairs):
         same = sum(pair.identical for pair in own)
@@ -40,14 +62,14 @@ def tally(pairs):
         if heading == "Erased":
             count = f"{len(own) - same} of {len(own)} changed"
         parts.append(f"{heading}: {count}.")
-    opinions = [pair.opinion for pair in pairs if pair.opinion]
-    if opinions:
-        gone = sum(opinion.gone for opinion in opinions)
-        parts.append(f"Judge: {gone} of {len(opinions)} more like what they turn into than like before.")
+    found = [pair.similarity for pair in pairs if pair.similarity]
+    if found:
+        gone = sum(similarity.gone for similarity in found)
+        parts.append(f"Similarity: {gone} of {len(found)} more like their mapping than like before.")
     return " ".join(parts)
 
 
-def pairs_in_words(pairs):
+def pairs_in_words(pairs: Sequence[Pair]) -> str:
     """A line a prompt, in groups."""
     lines = [tally(pairs)]
     for heading, _, own in in_groups(pairs):
@@ -55,19 +77,19 @@ def pairs_in_words(pairs):
     return "\n".join(lines)
 
 
-def _sentence(pair):
-    return f"{change_in_words(pair)} ({'; '.join(part for part in (pair.words, opinion_in_words(pair)) if part)})"
+def _sentence(pair: Pair) -> str:
+    return f"{change_in_words(pair)} ({'; '.join(part for part in (pair.reason, similarity_in_words(pair)) if part)})"
 
 
-def _card(pair, color, heading=""):
+def _card(pair: Pair, color: Color, heading: str = "") -> Image.Image:
     pictures = [to_picture(pixels, _SIDE) for pixels in (pair.before, pair.after)]
     above = TEXT * 4 // 3 + 6 if heading else 0
     top = above + max(picture.height for picture in pictures)
     prompt = wrapped(pair.text, TEXT, _CARD, 2)
     step, small = TEXT * 4 // 3, SMALL * 4 // 3
-    notes = [(change_in_words(pair), color), (pair.words, FAINT)]
-    if pair.opinion:
-        notes.append((opinion_in_words(pair), FAINT if pair.opinion.gone else ERASED))
+    notes = [(change_in_words(pair), color), (pair.reason, FAINT)]
+    if pair.similarity:
+        notes.append((similarity_in_words(pair), FAINT if pair.similarity.gone else ERASED))
     card = Image.new("RGB", (_CARD, top + step * len(prompt) + len(notes) * small + 16), PAPER)
     pen = ImageDraw.Draw(card)
     pen.text((0, 2), heading, color, font(TEXT))
@@ -81,13 +103,14 @@ def _card(pair, color, heading=""):
     return card
 
 
-def _heading(name):
+def _heading(name: str) -> str:
     return f"{name}: before | after"
 
 
-def card_blocks(pairs):
+def card_blocks(pairs: Sequence[Pair]) -> list[Image.Image]:
     """Blocks of a page: each group's heading and its cards, two a row, before on the left and after on the right."""
-    blocks, groups = [], in_groups(pairs)
+    groups = in_groups(pairs)
+    blocks: list[Image.Image] = []
     if [len(own) for _, _, own in groups] == [1, 1]:
         return [beside([_card(own[0], color, _heading(name)) for name, color, own in groups])]
     for name, color, own in groups:

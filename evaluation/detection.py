@@ -1,0 +1,106 @@
+"""The score report: what the detector finds in a conditioning, chunk by chunk, in numbers and in words."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch.nn.functional import cosine_similarity
+
+from ..hypernet.embedding import Chunk, Conditioning, entries_of
+from ..hypernet.eraser import Eraser
+
+# Scores go below zero far from every concept; a smaller number than this says no more.
+_LEAST = 0.01
+_FAR = 0.05
+
+
+class Detection(NamedTuple):
+    """The detection of one chunk.
+
+    entry, prompt, chunk: numbers from 0 of the conditioning's entry, of the prompt in its batch, and of the
+    chunk. concept: the nearest one by `similarity`, a cosine; None where the file stores no embeddings. score:
+    of the top concept, in units of the threshold; None without a detector, 0 for a chunk without text. erased:
+    whether the chunk gets a delta. known: whether it has an embedding that this eraser takes.
+    """
+
+    entry: int
+    prompt: int
+    chunk: int
+    concept: str | None
+    similarity: float
+    score: float | None
+    erased: bool
+    known: bool
+
+
+def detect(eraser: Eraser, conditioning: Conditioning) -> list[Detection]:
+    """The `Detection` of every chunk of a CONDITIONING, as Apply Concept Erasure decides at strength 1.
+
+    Of a chunk's candidate embeddings the one with the highest score is shown.
+    """
+    return [
+        _detection(eraser, chunk, (entry, row, number))
+        for entry, values in enumerate(entries_of(conditioning))
+        for row, chunks in enumerate(eraser.chunks(values))
+        for number, chunk in enumerate(chunks)
+    ]
+
+
+def _detection(eraser: Eraser, chunk: Chunk, place: tuple[int, int, int]) -> Detection:
+    if not chunk.candidates:
+        return Detection(*place, None, 0.0, 0.0, False, not chunk.unknown)
+    c = torch.stack(chunk.candidates)
+    scores = eraser.score(c.to(eraser.device))
+    top = int(scores.argmax())
+    concept, similarity = None, 0.0
+    if eraser.concept_embeddings is not None:
+        cosines = cosine_similarity(eraser.concept_embeddings, c[top].unsqueeze(0))
+        concept, similarity = eraser.record.concepts[int(cosines.argmax())][0], cosines.max().item()
+    score = None if eraser.detector is None else max(scores[top].item(), _LEAST)
+    return Detection(*place, concept, similarity, score, bool(scores[top] >= 1), True)
+
+
+def place_of(detection: Detection, found: Sequence[Detection]) -> str:
+    """Where a chunk stands, as far as there is more than one of its kind among the detections `found`."""
+    kinds = (("prompt", 0), ("frame", 1), ("part", 2))
+    names = [f"{kind} {detection[n] + 1}" for kind, n in kinds if any(other[n] for other in found)]
+    return ", ".join(names).capitalize() or "The prompt"
+
+
+def report_text(found: Sequence[Detection]) -> str:
+    """The detections as text, a line a chunk, with a summary in front."""
+    erased = sum(detection.erased for detection in found)
+    summary = (
+        f"Erased: {erased} of {len(found)} parts." if erased else "Nothing is erased: the original model draws this."
+    )
+    return "\n".join([summary, *(f"{place_of(detection, found)}: {_sentence(detection)}" for detection in found)])
+
+
+def strongest(found: Sequence[Detection]) -> Detection:
+    """Of the detections in one prompt the one that decides: an erased one before others, then the highest score."""
+    return max(found, key=lambda detection: (detection.erased, detection.score or 0.0))
+
+
+def prompt_result(found: Sequence[Detection]) -> tuple[bool, str]:
+    """Whether anything in one prompt is erased, and a few words why (or why not)."""
+    top = strongest(found)
+    if not any(detection.known for detection in found):
+        return False, "no embedding to judge by"
+    if top.score is None:
+        return True, "no detector in the file: applied to every prompt"
+    if not top.erased and top.score < _FAR:
+        return False, "far from everything erased"
+    nearest = f", nearest to '{top.concept}'" if top.concept else ""
+    return top.erased, f"score {top.score:.2g} of 1{nearest}"
+
+
+def _sentence(detection: Detection) -> str:
+    if not detection.known:
+        return "no embedding that this eraser takes. 'unknown_prompts' decides."
+    if detection.score is None:
+        return "applied. This file has no detector, so it is applied to every prompt."
+    if detection.score == 0.0:
+        return "no text."
+    nearest = f"nearest to '{detection.concept}' ({detection.similarity:.2f}), " if detection.concept else ""
+    outcome = "erased" if detection.erased else "stays as it is"
+    return f"{nearest}score {detection.score:.2g} (erased from 1 on): {outcome}."

@@ -1,0 +1,42 @@
+"""An erasure report, on one page and in words."""
+
+from collections.abc import Sequence
+
+from PIL import Image
+
+from ..hypernet.eraser import Eraser
+from ..training.sampling import Drawing
+from .cards import card_blocks, pairs_in_words, tally
+from .compare import Pair
+from .page import ERASED, FAINT, SMALL, TITLE, page, words
+
+
+def report_text(eraser: Eraser, pairs: Sequence[Pair], warnings: Sequence[str]) -> str:
+    """The report in words."""
+    return "\n".join([_title(eraser), f"Erases: {_erases(eraser)}", *warnings, pairs_in_words(pairs)])
+
+
+def report_page(eraser: Eraser, pairs: Sequence[Pair], drawing: Drawing, warnings: Sequence[str]) -> Image.Image:
+    """The report as a page (PIL). warnings: lines about the model that the pictures were drawn with."""
+    settings = (
+        f"{drawing.steps} steps, CFG {drawing.cfg:g}, {drawing.sampler}, {drawing.scheduler}, seed {drawing.seed}, "
+        f"{drawing.width} x {drawing.height}"
+    )
+    return page(
+        [
+            words(_title(eraser), TITLE, lines=2),
+            words(f"Erases {_erases(eraser)}", lines=3),
+            words(tally(pairs)),
+            *(words(line, color=ERASED) for line in warnings),
+            words(settings, SMALL, FAINT),
+            *card_blocks(pairs),
+        ]
+    )
+
+
+def _title(eraser: Eraser) -> str:
+    return f"Erasure report: {eraser.name}"
+
+
+def _erases(eraser: Eraser) -> str:
+    return ", ".join(eraser.record.changes())

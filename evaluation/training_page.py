@@ -1,0 +1,84 @@
+"""The result of a training run, on one page and in words."""
+
+from collections.abc import Sequence
+
+from PIL import Image
+
+from ..hypernet.record import TrainingRun
+from ..training.run import Outcome
+from .cards import card_blocks
+from .compare import Pair
+from .curves import panels
+from .page import ERASED, FAINT, KEPT, SMALL, TITLE, beside, duration, page, words
+
+_LISTED = 8
+_ENDED = {
+    "finished": "Finished",
+    "early": "Stopped early, before other prompts would have changed,",
+    "already trained": "These settings were trained before; nothing to do. Finished",
+}
+
+
+def ended(outcome: Outcome) -> str:
+    """How a run ended, as a sentence."""
+    return f"{_ENDED[outcome.reason]} after {outcome.eraser.record.training.steps} steps."
+
+
+def _unchanged(training: TrainingRun) -> str:
+    return (
+        f"{training.held_out_unchanged:.0%} of {training.retain_prompts[1]} unseen everyday prompts stay exactly as "
+        "they were."
+    )
+
+
+def _not_preserved(training: TrainingRun) -> list[str]:
+    """A line about those lines of 'preserve' that are erased all the same, if there are any."""
+    named = ", ".join(f"'{line}'" for line in training.preserve_detected)
+    return [f"Too near to the erased concepts to be kept: {named}."] if named else []
+
+
+def in_words(outcome: Outcome) -> str:
+    """An `Outcome` in words."""
+    record = outcome.eraser.record
+    lines = [ended(outcome), "Erases:", record.summary(), _unchanged(record.training), *_not_preserved(record.training)]
+    return "\n".join([*lines, f"Saved as {outcome.path}"])
+
+
+def _retained(training: TrainingRun) -> str:
+    everyday = f"{training.retain_prompts[0]} prompts in all"
+    named = ", ".join(training.preserve)
+    return f"Kept in training: {named}; {everyday}." if named else f"Kept in training: {everyday}."
+
+
+def _settings(training: TrainingRun) -> str:
+    own = training.settings
+    names = ("kind", "objective", "seed", "rank", "learning_rate", "retain_weight", "guidance", "width", "height")
+    took = f"Took {duration(training.seconds)}. "
+    return took + ", ".join(f"{name} {own[name]}" for name in names if name in own)
+
+
+def training_page(outcome: Outcome, pairs: Sequence[Pair]) -> Image.Image:
+    """A page of a run: concepts, retained prompts, pictures before and after, curves, settings and file name.
+
+    pairs: may be empty.
+    """
+    record = outcome.eraser.record
+    training, changes = record.training, record.changes()
+    lines = changes[:_LISTED]
+    if len(changes) > _LISTED:
+        lines.append(f"and {len(changes) - _LISTED} more")
+    retention = [(int(step), value) for step, value in training.retention_curve]
+    curves = panels(outcome.losses, retention, max(1, training.steps))
+    return page(
+        [
+            words(outcome.path.name, TITLE, lines=2),
+            words(ended(outcome)),
+            words("\n".join(lines)),
+            words(_unchanged(training), color=KEPT),
+            *(words(line, color=ERASED, lines=3) for line in _not_preserved(training)),
+            words(_retained(training), SMALL, FAINT, lines=3),
+            *card_blocks(pairs),
+            *([beside(curves)] if curves else []),
+            words(_settings(training), SMALL, FAINT),
+        ]
+    )

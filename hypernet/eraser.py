@@ -1,0 +1,66 @@
+"""The eraser: a hypernet behind its detector, the object that travels on an UNHYPE socket.
+
+For a target layer y = W x + b and a prompt with embedding c, at the trajectory step s,
+
+    y + 1[ max_k f_k(c) >= 1 ] * B(c', s) A(c', s) x,        c' = c moved along the direction of the top concept
+
+with the detector's scores f_k (``detector``), the steered embedding c' (`Detector.steer`) and the factors A, B
+of the hypernet H (``network``). Below the threshold the layer runs unchanged. Above it, s / S is the strength.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .detector import Detector
+from .embedding import Chunk, Entry, chunks_of
+from .factors import Factors
+from .network import Hypernet
+from .published import PublishedHypernet
+from .record import Record
+from .regressor import PooledRegressor
+
+
+@dataclass(frozen=True)
+class Eraser:
+    """A hypernet with everything that decides when and how it is applied.
+
+    detector: the gate; without one (files imported from the paper's authors) every prompt passes it. regressor:
+    candidate embeddings from tokens, None where the file has none. concept_embeddings: the mean embedding of
+    each concept's wordings, (concepts, width) fp32 on the CPU, or None. name: for messages.
+    """
+
+    hypernet: Hypernet | PublishedHypernet
+    record: Record
+    name: str
+    detector: Detector | None = None
+    regressor: PooledRegressor | None = None
+    concept_embeddings: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where H computes."""
+        return next(self.hypernet.parameters()).device
+
+    def chunks(self, entry: Entry) -> list[list[Chunk]]:
+        """The chunks of every prompt of a conditioning entry, see `embedding.chunks_of`."""
+        width = self.hypernet.config.embedding_width
+        return chunks_of(entry, self.record.embedding, width, self.record.text_encoder.chunk, self.regressor)
+
+    def score(self, c: Tensor) -> Tensor:
+        """max_k f_k(c), (p, width) to (p,): 1 and above is erased. Without a detector it is 1 throughout."""
+        return torch.ones(c.shape[0]) if self.detector is None else self.detector(c)
+
+    def factors(self, c: Tensor, strength: float = 1.0) -> list[Factors]:
+        """A(c', s) and B(c', s) for embeddings c (p, width), one `Factors` for each target layer.
+
+        strength: up to 1 it is s / S, above 1 it multiplies B. The gate is not applied here, see `score`.
+        """
+        with torch.no_grad():
+            if self.detector is not None and self.concept_embeddings is not None:
+                c = self.detector.steer(c, self.concept_embeddings.to(c))
+            layers = self.hypernet(c, min(strength, 1.0) * self.hypernet.config.trajectory)
+        if strength > 1:
+            layers = [factors._replace(B=factors.B * strength) for factors in layers]
+        return layers

@@ -1,0 +1,256 @@
+"""Everything that a hypernet file says of itself beside its tensors, as JSON in its metadata.
+
+`unhype.config` holds the fields of `network.HypernetConfig` or `published.PublishedConfig`, `unhype.record`
+those of `Record` and of the classes in it. All keys of both are fields of these classes. Files come from
+strangers, so every value is checked before it is used.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from .families import POOLED, TOKENS
+from .network import Hypernet, HypernetConfig
+from .published import KIND, PublishedConfig, PublishedHypernet
+
+FORMAT = "3"
+# Format 2 had other names for the same things: of fields of the record and of tensors.
+_FORMAT_2 = "2"
+_RENAMED = {
+    "base": {"weight_spread": "weight_std"},
+    "reading": {"tokens": "chunk"},
+    "training": {
+        "drift": "retention_error",
+        "drift_curve": "retention_curve",
+        "held_out_silent": "held_out_unchanged",
+        "preserve_heard": "preserve_detected",
+        "reader_explains": "regressor_r2",
+    },
+}
+_RENAMED_TENSORS = {"switch.": "detector.", "reader.": "regressor.", "concepts.c": "concept_embeddings"}
+
+# Kind of network in a file's config to its classes; what is trained here says no kind.
+_KINDS = {None: (HypernetConfig, Hypernet), KIND: (PublishedConfig, PublishedHypernet)}
+_LIMITS = {"rank": 256, "basis": 1024, "hidden": 8192, "trajectory": 100_000, "octaves": 16, "embedding_width": 65_536}
+_MAX_LAYERS, _MAX_FEATURES, _MAX_TOKENS = 4096, 262_144, 65_536
+# Characters. Thousands of concepts and the losses of long runs need a tenth; JSON takes twenty times that in memory.
+_MAX_DESCRIPTION = 8_000_000
+
+
+class HypernetFileError(ValueError):
+    """A file is no hypernet, is damaged, or does not fit the model."""
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The model that a hypernet was trained on: its class, `targets.weight_std`, and a hash of its LoRAs."""
+
+    model: str = ""
+    weight_std: list[float] = field(default_factory=list)
+    loras: str = ""
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """The text encoder of a run. chunk: tokens that it processes together, 0 where that is not known.
+
+    widths, layers, rank: of the file's `PooledRegressor`: the widths of the states that it takes, the encoder
+    layers that it knows and the rank of its maps; empty and 0 without one.
+    """
+
+    chunk: int = 0
+    widths: list[int] = field(default_factory=list)
+    layers: int = 0
+    rank: int = 0
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """Settings and measurements of a training run.
+
+    recipe: hash of all that decides the run. settings: the fields of `training.settings.Settings`. steps:
+    those that were run. stopped: why it ended. seconds: how long it took. losses: of each step.
+    retention_error: as the loop measures it; retention_curve: pairs (step, retention error). erased_norms: of
+    the delta, least, median and largest over the wordings. retain_prompts: how many were trained on and held
+    out. regressor_r2: explained variance on held-out prompts. preserve: the lines of the user's list;
+    preserve_detected: those that the detector can't tell from what is erased. held_out_unchanged: share of
+    held-out prompts below the threshold. imported_from: name, size and time of the authors' file.
+    """
+
+    recipe: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    steps: int = 0
+    stopped: str = ""
+    seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    retention_error: float = 0.0
+    retention_curve: list[list[float]] = field(default_factory=list)
+    erased_norms: list[float] = field(default_factory=list)
+    retain_prompts: list[int] = field(default_factory=list)
+    regressor_r2: float = 0.0
+    preserve: list[str] = field(default_factory=list)
+    preserve_detected: list[str] = field(default_factory=list)
+    held_out_unchanged: float = 0.0
+    imported_from: list[Any] = field(default_factory=list)
+
+    @property
+    def kind(self) -> str:
+        """The sort of concepts that the run erased, a key of `training.prompts.TEMPLATES`."""
+        return str(self.settings.get("kind", "object"))
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a hypernet is for and how it was made.
+
+    family: key of a `families.Family`. concepts: pairs (erased concept, mapping concept). embedding: the
+    source of c, `families.POOLED` or `families.TOKENS`.
+    """
+
+    family: str
+    concepts: tuple[tuple[str, str], ...]
+    base: BaseModel = field(default_factory=BaseModel)
+    training: TrainingRun = field(default_factory=TrainingRun)
+    text_encoder: TextEncoder = field(default_factory=TextEncoder)
+    embedding: str = POOLED
+
+    def changes(self) -> list[str]:
+        """Each erased concept with its mapping, as lines for people."""
+        return [f"{concept} -> {mapping or 'an empty prompt'}" for concept, mapping in self.concepts]
+
+    def summary(self) -> str:
+        """The erased concepts with their mappings, one a line, as Train Erasure takes them."""
+        return "\n".join(f"{concept} -> {mapping}" for concept, mapping in self.concepts)
+
+    def to_json(self) -> str:
+        """The record as JSON, the value of `unhype.record`."""
+        return json.dumps(asdict(self))
+
+
+def short(text: object, limit: int = 160) -> str:
+    """A text from a file, short enough for a message."""
+    text = str(text)
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def describe(
+    metadata: Mapping[str, str] | None, name: str
+) -> tuple[HypernetConfig | PublishedConfig, type[Hypernet] | type[PublishedHypernet], Record]:
+    """Config, class of the network and record from a file's metadata; `name` is for messages.
+
+    Raises `HypernetFileError` for anything else than a hypernet of a known format with sane values.
+    """
+    metadata = metadata or {}
+    if "unhype.config" not in metadata:
+        raise HypernetFileError(
+            f"'{name}' is a safetensors file but no UnHype hypernet (a LoRA or a checkpoint perhaps). "
+            "Pick a file that Train Erasure wrote."
+        )
+    if metadata.get("unhype.format") not in (FORMAT, _FORMAT_2):
+        raise HypernetFileError(
+            f"'{name}' has UnHype format {short(metadata.get('unhype.format'))}, this version reads {FORMAT}. "
+            "Update the UnHype node pack."
+        )
+    try:
+        parts = metadata["unhype.config"], metadata["unhype.record"]
+        if max(map(len, parts)) > _MAX_DESCRIPTION:
+            raise ValueError(f"it is longer than {_MAX_DESCRIPTION} characters")
+        config, network_class = _parse_config(json.loads(parts[0]))
+        values = json.loads(parts[1])
+        return config, network_class, _parse_record(_upgraded(values) if _is_format_2(metadata) else values)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        raise HypernetFileError(
+            f"The description inside '{name}' is damaged ({short(error)}). Download or train it again."
+        ) from error
+
+
+def tensor_names(metadata: Mapping[str, str] | None, names: list[str]) -> dict[str, str]:
+    """Each tensor's present name to its name in the file; format 2 had others for what lies beside the network."""
+    if not _is_format_2(metadata or {}):
+        return {name: name for name in names}
+    return {_renamed(name, _RENAMED_TENSORS): name for name in names}
+
+
+def _is_format_2(metadata: Mapping[str, str]) -> bool:
+    return metadata.get("unhype.format") == _FORMAT_2
+
+
+def _renamed(name: str, prefixes: dict[str, str]) -> str:
+    former = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
+    return name if former is None else name.replace(former, prefixes[former], 1)
+
+
+def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """A record of format 2 in the names of today. Its threshold of the delta's norm had become a constant."""
+    named = {part: {_RENAMED[part].get(key, key): v for key, v in values.get(part, {}).items()} for part in _RENAMED}
+    kept = {key: value for key, value in values.items() if key not in (*_RENAMED, "dead_zone")}
+    return {**kept, "base": named["base"], "training": named["training"], "text_encoder": named["reading"]}
+
+
+def _parse_config(
+    values: dict[str, Any],
+) -> tuple[HypernetConfig | PublishedConfig, type[Hypernet] | type[PublishedHypernet]]:
+    config_class, network_class = _KINDS[values.pop("kind", None)]
+    config = config_class.from_dict(values)
+    for name, limit in _LIMITS.items():
+        value = getattr(config, name, 1)
+        if type(value) is not int or not 1 <= value <= limit:
+            raise ValueError(f"{name} is {value!r}")
+    if not 1 <= len(config.layers) <= _MAX_LAYERS:
+        raise ValueError(f"{len(config.layers)} layers")
+    for layer in config.layers:
+        if type(layer.name) is not str:
+            raise ValueError(f"the name of a layer is {layer.name!r}")
+        if not all(type(n) is int and 1 <= n <= _MAX_FEATURES for n in (layer.inputs, layer.outputs)):
+            raise ValueError(f"layer {layer.name} has {layer.inputs!r} inputs and {layer.outputs!r} outputs")
+        if type(layer.start) is not int or type(layer.features) is not int:
+            raise ValueError(f"layer {layer.name} has rows {layer.start!r} of {layer.features!r}")
+        if not 0 <= layer.start <= layer.features - layer.outputs <= _MAX_FEATURES:
+            raise ValueError(f"layer {layer.name} has rows {layer.start} to {layer.rows.stop} of {layer.features}")
+    return config, network_class
+
+
+def _parse_record(values: dict[str, Any]) -> Record:
+    concepts = tuple((str(concept), str(mapping)) for concept, mapping in values["concepts"])
+    base, training = _typed(BaseModel, values["base"]), _typed(TrainingRun, values["training"])
+    encoder, embedding = _typed(TextEncoder, values.get("text_encoder", {})), values.get("embedding", POOLED)
+    if not all(_is_number(value) for value in base.weight_std):
+        raise ValueError("the weight standard deviations are not numbers")
+    _check_encoder(encoder)
+    if embedding not in (POOLED, TOKENS):
+        raise ValueError(f"embedding is {embedding!r}")
+    if not isinstance(values["family"], str) or len(values["family"]) > 100:
+        raise ValueError(f"the model family is {values['family']!r}")
+    return Record(values["family"], concepts, base, training, encoder, embedding)
+
+
+def _typed(kind: type, values: dict[str, Any]) -> Any:
+    """An instance of the dataclass `kind` from the keys that it knows, each of its default's type."""
+    known = {}
+    for own in fields(kind):
+        if own.name in values:
+            value, expected = values[own.name], type(getattr(kind(), own.name))
+            if expected is float and type(value) is int:
+                value = float(value)
+            if type(value) is not expected:
+                raise ValueError(f"{own.name} is {short(repr(value))}")
+            known[own.name] = value
+    return kind(**known)
+
+
+def _check_encoder(encoder: TextEncoder) -> None:
+    has_regressor = bool(encoder.widths)
+    if not 0 <= encoder.chunk <= _MAX_TOKENS or (has_regressor and not encoder.chunk):
+        raise ValueError(f"the text encoder makes {encoder.chunk!r} tokens")
+    if not all(type(width) is int and 1 <= width <= _MAX_FEATURES for width in encoder.widths):
+        raise ValueError(f"the widths of the text encoder are {encoder.widths!r}")
+    if not has_regressor <= encoder.layers <= _MAX_LAYERS:
+        raise ValueError(f"the regressor knows {encoder.layers!r} layers of the text encoder")
+    if not has_regressor <= encoder.rank <= _MAX_TOKENS:
+        raise ValueError(f"the regressor's maps have rank {encoder.rank!r}")
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)

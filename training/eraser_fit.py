@@ -1,0 +1,95 @@
+"""From trained weights to an eraser: the detector, the compressed regressor and the record."""
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from ..hypernet.eraser import Eraser
+from ..hypernet.network import Hypernet
+from ..hypernet.record import Record, TrainingRun
+from .detector_fit import fit_detector
+from .encode import Prompts
+from .loop import TrainingState
+from .plan import Plan
+from .prompts import Phrase, preserved_lines
+from .retention import Retention, delta_norms
+
+# An error of c in the detector decides, in the trunk it is only an error.
+_DETECTOR_COUNTS = 10.0
+
+
+def training_record(
+    plan: Plan, prompts: Prompts, state: TrainingState, retention: Retention, reason: str, seconds: float
+) -> TrainingRun:
+    """The record of a run, as far as it is known when the loop ends."""
+    norms = torch.quantile(delta_norms(state.hypernet, retention.erased), torch.tensor([0.0, 0.5, 1.0]))
+    return TrainingRun(
+        recipe=plan.recipe,
+        settings=asdict(plan.request.settings),
+        steps=state.step,
+        stopped=reason,
+        seconds=round(seconds, 1),
+        losses=[round(loss, 6) for loss in state.losses],
+        retention_error=round(retention.error(state.hypernet), 4),
+        retention_curve=[[step, round(value, 4)] for step, value in state.retention],
+        erased_norms=[round(value, 4) for value in norms.tolist()],
+        retain_prompts=[len(plan.retain.train), len(plan.retain.held_out)],
+        regressor_r2=round(prompts.r2, 4),
+        preserve=preserved_lines(plan.request.preserve),
+    )
+
+
+def fit_eraser(
+    plan: Plan,
+    prompts: Prompts,
+    hypernet: Hypernet,
+    training: TrainingRun,
+    name: str,
+    report: Callable[[int, int], None],
+) -> Eraser:
+    """Fit the detector and put everything into an `Eraser`. hypernet: trained, on the CPU.
+
+    report(done, total) may raise to interrupt.
+    """
+    hypernet = hypernet.requires_grad_(False).eval()
+    retain, usual = plan.retain, prompts.usual_candidates
+
+    def of_concepts(phrases: list[Phrase]) -> list[Tensor]:
+        # Clip-skip's candidates score lower; they must not lower the threshold for all.
+        parts = [[phrase.prompt for phrase in phrases if phrase.concept == n] for n in range(len(plan.concepts))]
+        return [prompts.candidates(part)[:usual].flatten(0, 1) for part in parts]
+
+    preserved = [*chain(*retain.preserved.values())]
+    detector = fit_detector(
+        of_concepts(plan.phrases),
+        of_concepts(plan.sentences),
+        prompts.candidates(retain.train).flatten(0, 1),
+        prompts.candidates(retain.held_out),
+        prompts.candidates(preserved).flatten(0, 1) if preserved else None,
+        report,
+    )
+    detector = detector.half().float()
+    trunk = hypernet.trunk.weight[:, : hypernet.config.embedding_width]
+    prompts = prompts.compressed(torch.cat([_DETECTOR_COUNTS * detector.weight, trunk]))
+
+    def detected(texts: tuple[str, ...]) -> Tensor:
+        # A prompt stays exact only if every candidate is below the threshold.
+        return (torch.stack([detector(c) for c in prompts.candidates(texts)]) >= 1).any(0)
+
+    training = replace(
+        training,
+        held_out_unchanged=round(1 - detected(retain.held_out).float().mean().item(), 4),
+        preserve_detected=[line for line, texts in retain.preserved.items() if bool(detected(texts).any())],
+    )
+    record = Record(plan.family.key, plan.concepts, plan.base, training, prompts.text_encoder, plan.family.embedding)
+    return Eraser(hypernet, record, name, detector, prompts.regressor, _concept_embeddings(plan, prompts))
+
+
+def _concept_embeddings(plan: Plan, prompts: Prompts) -> Tensor:
+    """The mean embedding of each concept's wordings, (concepts, width)."""
+    c = torch.stack([prompts.encoded[phrase.prompt].c for phrase in plan.phrases])
+    concept = torch.tensor([phrase.concept for phrase in plan.phrases])
+    return torch.stack([c[concept == n].mean(0) for n in range(len(plan.concepts))])
