@@ -30,6 +30,15 @@ def load_host() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+def load_core() -> ModuleType:
+    """Make `from unhype.hypernet import ...` work without ComfyUI, for the modules that don't import it."""
+    if "unhype" not in sys.modules:
+        core = ModuleType("unhype")
+        core.__path__ = [str(ROOT)]
+        sys.modules["unhype"] = core
+    return sys.modules["unhype"]
+
+
 def load_pack() -> ModuleType:
     """Import this repository as the package `unhype`, once; `from unhype.hypernet import ...` works from then on."""
     if "unhype" in sys.modules:

@@ -1,4 +1,7 @@
-"""The pack is loaded once, as ComfyUI loads it, before any test module is: tests import it as `unhype`."""
+"""The pack is loaded once, before any test module is: tests import it as `unhype`.
+
+ComfyUI loads it in full; where only the core tier is asked for, its modules that need no ComfyUI are enough.
+"""
 
 import json
 from dataclasses import replace
@@ -8,10 +11,15 @@ import pytest
 import torch
 
 from benchmarks.environment import ROOT
-from benchmarks.pack import load_pack
+from benchmarks.pack import load_core, load_pack
 from benchmarks.server import PACKS, ComfyServer
 
-load_pack()
+
+def pytest_configure(config):
+    """Load the pack, or what of it works without ComfyUI."""
+    paths = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
+    only_core = all("core" in path.parts for path in paths)
+    (load_core if only_core else load_pack)()
 
 
 def pytest_addoption(parser):
