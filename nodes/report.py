@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..evaluation.cards import tally
 from ..evaluation.compare import compare, own_prompts, prompts_of
-from ..evaluation.decoding import decoder
+from ..evaluation.decoding import vae_decoder
 from ..evaluation.report_page import report_page, report_text
 from ..evaluation.similarity import picture_encoder
 from ..hypernet.eraser import Eraser
@@ -54,9 +54,7 @@ class ErasureReport(io.ComfyNode):
         except PromptError as error:
             raise PromptError(f"Erasure Report, 'prompts': {error}") from error
         progress = DrawingProgress(cls.hidden.unique_id)
-        pairs = compare(
-            model, clip, unhype, texts, drawing, decoder(model, vae), progress, picture_encoder(clip_vision)
-        )
+        pairs = compare(model, clip, unhype, texts, drawing, vae_decoder(vae), progress, picture_encoder(clip_vision))
         warnings = [_ERASED_BEFORE] if is_erased(model) else []
         sheet = report_page(unhype, pairs, drawing, warnings)
         show_page(cls.hidden.unique_id, sheet, tally(pairs))
