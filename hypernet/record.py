@@ -1,4 +1,4 @@
-"""Everything that a hypernet file says of itself beside its tensors, as JSON in its metadata.
+"""The description of a hypernet file, as JSON in its metadata: config and record.
 
 `unhype.config` holds the fields of `network.HypernetConfig` or `published.PublishedConfig`, `unhype.record`
 those of `Record` and of the classes in it. All keys of both are fields of these classes. Files come from
