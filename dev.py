@@ -87,8 +87,9 @@ def run_core(arguments: list[str]) -> int:
 
 def take_tiers(arguments: list[str]) -> tuple[list[str], list[str]]:
     """The tiers that are asked for, and pytest's arguments."""
-    tiers = [tier for tier in TIERS if f"--{tier}" in arguments]
-    return tiers, [word for word in arguments if word.removeprefix("--") not in tiers]
+    flags = [f"--{tier}" for tier in TIERS]
+    tiers = [flag.removeprefix("--") for flag in flags if flag in arguments]
+    return tiers, [word for word in arguments if word not in flags]
 
 
 def folders_of(tiers: list[str]) -> list[str]:

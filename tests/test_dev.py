@@ -195,6 +195,7 @@ PYTEST = ["pytest", "-c", "tests/pytest.ini", "--rootdir", "tests"]
         (["-x"], "host-0.30.0", ["-x", "tests"]),
         (["--core"], "core", ["tests/core"]),
         (["--core", "-k", "a b"], "core", ["-k", "a b", "tests/core"]),
+        (["--core", "--core", "-k", "core"], "core", ["-k", "core", "tests/core"]),
         (["--host"], "host-0.30.0", ["tests/host"]),
         (["--host", "--host", "0.3.75"], "host-0.3.75", ["tests/host"]),
         (["--core", "--host", "-x"], "host-0.30.0", ["-x", "tests/core", "tests/host"]),
