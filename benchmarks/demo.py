@@ -4,7 +4,6 @@
 the same noise with and without the erasure, and has the lab's judge look at the pictures.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from PIL import Image, ImageDraw
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from . import commandline
 from .environment import ROOT, cache_folder, digest, say
 from .graph import WORKFLOWS, to_prompt
 from .publish import MEASURED, README, device, markdown, publish
@@ -235,12 +235,7 @@ def run(base, seed=None, family="sd15"):
 
 def main():
     """Command line."""
-    parser = argparse.ArgumentParser(prog="dev.py demo", description=__doc__)
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--family", choices=LABS, default="sd15", help="which of the lab's models to erase from")
-    parser.add_argument("--seed", type=int, help="another training seed than the workflow's")
-    parser.add_argument("--publish", action="store_true", help="put figures and picture into README and results")
-    options = parser.parse_args()
+    options = commandline.parser("demo").parse_args()
     host = os.environ.get("UNHYPE_HOST", "comfyui")
     base = cache_folder() / f"demo-{Path(host).name}-{digest(host, str(ROOT), options.family)}"
     found = run(base, options.seed, options.family)

@@ -5,16 +5,14 @@ one inside the dead zone, at real layer sizes with random weights. Training: sec
 (concept, t, s) sample of our loop against a loop that runs as the released code does.
 """
 
-import argparse
 import json
 import statistics
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
-from . import pack
+from . import commandline, pack
 from .environment import say
 from .publish import device, markdown, publish
 
@@ -226,11 +224,7 @@ def table(results):
 
 def main():
     """Command line."""
-    parser = argparse.ArgumentParser(prog="dev.py bench speed", description=__doc__)
-    parser.add_argument("--gpu", action="store_true", help="real picture sizes of SD 1.5 and SDXL in fp16")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--publish", action="store_true", help="put the figures into README and results")
+    parser = commandline.parser("bench speed")
     options = parser.parse_args()
     if options.gpu and not torch.cuda.is_available():
         parser.error("--gpu needs a CUDA GPU, and there is none here.")

@@ -4,7 +4,6 @@ On texts alone, no picture is drawn. What the switch of training/switch.py has t
 concepts below, whose wordings no other figure asks for; the ten classes of the erasure benchmark stand beside them.
 """
 
-import argparse
 from functools import partial
 from itertools import chain
 from unittest.mock import patch
@@ -12,7 +11,7 @@ from unittest.mock import patch
 import torch
 from torch.nn.functional import normalize
 
-from . import pack
+from . import commandline, pack
 from .environment import say
 from .publish import MEASURED, markdown, publish
 
@@ -165,9 +164,7 @@ def measure(read, concept, wordings):
 
 def main():
     """Command line."""
-    parser = argparse.ArgumentParser(prog="dev.py bench switch", description=__doc__)
-    parser.add_argument("--publish", action="store_true", help="put the table into benchmarks/README.md")
-    options = parser.parse_args()
+    options = commandline.parser("bench switch").parse_args()
     read, rows = Texts(), []
     for words, asked in (("27 others", CHOSEN_ON), ("the ten classes", CLASSES)):
         found = [measure(read, concept, synonyms) for concept, synonyms in asked.items()]
