@@ -156,7 +156,7 @@ def own_rows(results):
         for name, row in attack["by_attack"].items()
     ]
     size = results["size"]
-    rows.append(("size of the file relative to the authors' layout", f"1 : {size['reference_bytes'] / size['bytes']:.0f}"))
+    rows.append(("size, relative to the authors' layout", f"1 : {size['reference_bytes'] / size['bytes']:.0f}"))
     return rows
 
 

@@ -16,8 +16,8 @@ class ApplyErasure(io.ComfyNode):
             node_id="UnHypeApplyErasure",
             display_name="Apply Concept Erasure",
             category=CATEGORY,
-            description="Makes a model unable to draw the erased concepts. Every other prompt gives the same picture as "
-            "before. Put it last, after LoRAs, right before the sampler.",
+            description="Makes a model unable to draw the erased concepts. Every other prompt gives the same picture "
+            "as before. Put it last, after LoRAs, right before the sampler.",
             search_aliases=["erase", "unlearn", "remove concept", "safety", "concept erasure"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to protect. The one you connect here stays as it is."),
@@ -45,8 +45,8 @@ class ApplyErasure(io.ComfyNode):
                     options=list(POLICIES),
                     default=POLICIES[0],
                     optional=True,
-                    tooltip="What to do with a prompt whose embedding doesn't fit the eraser, such as one from the text "
-                    "encoder of another model. base: leave it alone. strict: treat it as erased.",
+                    tooltip="What to do with a prompt whose embedding doesn't fit the eraser, such as one from the "
+                    "text encoder of another model. base: leave it alone. strict: treat it as erased.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model with the erasure on it.")],

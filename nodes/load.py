@@ -29,7 +29,7 @@ class LoadHypernet(io.ComfyNode):
             ],
             outputs=[
                 Hypernet.Output("unhype", display_name="UNHYPE", tooltip="The eraser, for Apply Concept Erasure."),
-                io.String.Output("erases", display_name="erases", tooltip="The erased concepts and their replacements."),
+                io.String.Output("erases", display_name="erases", tooltip="Erased concepts and their replacements."),
             ],
         )
 
