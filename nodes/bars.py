@@ -38,7 +38,7 @@ def bar_picture(found):
         top = MARGIN + row * _ROW
         pen.text((MARGIN, top + 6), _label(verdict, found), INK, letters)
         if not verdict.known:
-            pen.text((_LABEL, top + 6), "unknown", INK, letters)
+            pen.text((_LABEL, top + 6), "can't be judged", INK, letters)
         elif verdict.size:
             color = ERASED if verdict.erased else _SILENT
             pen.rectangle((_LABEL, top + 4, max(_across(verdict.size), _LABEL + 3), top + _ROW - 6), color)

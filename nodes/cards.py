@@ -22,7 +22,7 @@ def opinion_in_words(pair):
     if pair.opinion is None:
         return ""
     instead = f"'{pair.opinion.instead}'" if pair.opinion.instead else "an empty prompt"
-    return f"similarity: {pair.opinion.to_before:.2f} to before, {pair.opinion.to_instead:.2f} to {instead}"
+    return f"judge: {pair.opinion.to_before:.2f} like before, {pair.opinion.to_instead:.2f} like {instead}"
 
 
 def in_groups(pairs):
@@ -43,7 +43,7 @@ def tally(pairs):
     opinions = [pair.opinion for pair in pairs if pair.opinion]
     if opinions:
         gone = sum(opinion.gone for opinion in opinions)
-        parts.append(f"Similarity: {gone} of {len(opinions)} closer to the replacement than to before.")
+        parts.append(f"Judge: {gone} of {len(opinions)} more like what they turn into than like before.")
     return " ".join(parts)
 
 

@@ -61,7 +61,7 @@ def panels(losses, drift, steps):
         title = f"loss {_running_mean(losses)[-1]:.3g}"
         shown.append(_panel(title, list(enumerate(losses, start=1)), steps, _LOSS, "{:.3g}".format, smooth=True))
     if drift:
-        title = f"retention error, unseen prompts {drift[-1][1]:.0%}"
+        title = f"drift of unseen prompts {drift[-1][1]:.0%}"
         shown.append(_panel(title, drift, steps, _DRIFT, "{:.0%}".format))
     return shown
 

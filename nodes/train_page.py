@@ -29,7 +29,7 @@ def _not_kept(training):
     """A line about what stands in 'preserve' and changes all the same, if there is such a thing."""
     heard = training.get("preserve_heard", [])
     named = ", ".join(f"'{line}'" for line in heard)
-    return [f"Too close to an erased concept to stay as they are: {named}."] if heard else []
+    return [f"Too near to what is erased to be kept: {named}."] if heard else []
 
 
 def in_words(outcome):
@@ -42,7 +42,7 @@ def in_words(outcome):
 def _kept(training):
     named = training.get("preserve", [])
     everyday = f"{training['retain_prompts'][0]} prompts in all"
-    return f"Retained in training: {', '.join(named)}; {everyday}." if named else f"Retained in training: {everyday}."
+    return f"Kept in training: {', '.join(named)}; {everyday}." if named else f"Kept in training: {everyday}."
 
 
 def _settings(training):

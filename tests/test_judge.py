@@ -79,9 +79,9 @@ def test_the_page_and_the_words_tell_the_judges_view():
     pair = Pair("a cat", True, "2 times the dead zone", grey, grey + 0.25, False, 0.25)
     gone, stayed = Opinion("a tree", 0.6, 0.9), Opinion("", 0.9, 0.6)
     pairs = [pair._replace(opinion=gone), pair._replace(opinion=stayed)]
-    assert opinion_in_words(pairs[0]) == "similarity: 0.60 to before, 0.90 to 'a tree'"
-    assert opinion_in_words(pairs[1]) == "similarity: 0.90 to before, 0.60 to an empty prompt"
-    assert tally(pairs).endswith("Similarity: 1 of 2 closer to the replacement than to before.")
-    assert "(2 times the dead zone; similarity: 0.60 to before, 0.90 to 'a tree')" in pairs_in_words(pairs)
+    assert opinion_in_words(pairs[0]) == "judge: 0.60 like before, 0.90 like 'a tree'"
+    assert opinion_in_words(pairs[1]) == "judge: 0.90 like before, 0.60 like an empty prompt"
+    assert tally(pairs).endswith("Judge: 1 of 2 more like what they turn into than like before.")
+    assert "(2 times the dead zone; judge: 0.60 like before, 0.90 like 'a tree')" in pairs_in_words(pairs)
     assert card_blocks(pairs[:1])[-1].height > card_blocks([pair])[-1].height
     assert "judge" not in pairs_in_words([pair]).lower()

@@ -121,4 +121,4 @@ def test_what_cannot_be_told_from_the_concept_is_named_at_the_end(model, ask):
     """For this encoder 'the cat' is one of the concept's own wordings."""
     outcome = go(model, ask(preserve="the cat\na stone bridge over a quiet river"), clip=WordClip())
     assert outcome.trained.record.training["preserve_heard"] == ["the cat"]
-    assert "Too close to an erased concept to stay as they are: 'the cat'." in in_words(outcome)
+    assert "Too near to what is erased to be kept: 'the cat'." in in_words(outcome)

@@ -177,13 +177,13 @@ def test_a_judge_that_is_connected_says_what_the_cat_has_become(server, graph, r
     judged["judge"] = {"class_type": "UnHypeTestCLIPVision", "inputs": {}}
     judged["report"]["inputs"]["clip_vision"] = ["judge", 0]
     (words,) = server.run(judged)["outputs"]["report"]["text"]
-    assert "Similarity: 1 of 1 closer to the replacement than to before." in words
-    assert re.search(r"a photo of a cat: .*; similarity: 0\.\d\d to before, [01]\.\d\d to 'a photo of a tree'\)", words)
-    assert words.count("similarity: ") == 1
+    assert "Judge: 1 of 1 more like what they turn into than like before." in words
+    assert re.search(r"a photo of a cat: .*; judge: 0\.\d\d like before, [01]\.\d\d like 'a photo of a tree'\)", words)
+    assert words.count("judge: ") == 1
     without = [
-        line.partition("; similarity")[0].rstrip(")") for line in reported["outputs"]["report"]["text"][0].splitlines()
+        line.partition("; judge")[0].rstrip(")") for line in reported["outputs"]["report"]["text"][0].splitlines()
     ]
-    assert [line.partition("; similarity")[0].rstrip(")") for line in words.splitlines()][-3:] == without[-3:]
+    assert [line.partition("; judge")[0].rstrip(")") for line in words.splitlines()][-3:] == without[-3:]
 
 
 def test_a_value_in_the_judges_place_is_refused_in_words(server, graph, reported):
