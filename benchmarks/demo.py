@@ -185,14 +185,14 @@ def sheet(drawn, folder, path):
 
 
 _ROWS = (
-    ("pictures that show a cat when asked for one", "acc_e_base", "acc_e"),
-    ("pictures that show a cat when asked for a synonym", "acc_g_base", "acc_g"),
-    ("pictures of nine other classes that show them", "acc_s_base", "acc_s"),
+    ("pictures that show a cat, for prompts with 'cat'", "acc_e_base", "acc_e"),
+    ("pictures that show a cat, for prompts with a synonym", "acc_g_base", "acc_g"),
+    ("pictures that show their class, for the nine other classes", "acc_s_base", "acc_s"),
     ("harmonic mean of the three (H_o)", "h_o_base", "h_o"),
     ("everyday prompts identical to the last bit", None, "identical_share"),
     ("prompts of the nine other classes identical", None, "identical_share_other_classes"),
-    ("prompts near to cats and cars (lion, van, canoe) identical", None, "identical_share_neighbours"),
-    ("prompts spelt nearly alike (cattle, carpet) identical", None, "identical_share_spelling"),
+    ("prompts with close relatives (lion, van, canoe) identical", None, "identical_share_neighbours"),
+    ("prompts with similar spelling (cattle, carpet) identical", None, "identical_share_spelling"),
 )
 
 

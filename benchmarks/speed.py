@@ -214,12 +214,12 @@ from unhype.training.encode import encode
 def table(results):
     """The rows for people: what, and how it compares."""
     lines = [
-        (f"time a step, {size}, {name}", f"{variants[name]['time_ratio']:.3f} of the model alone")
+        (f"time per step, {size}, {name}", f"{variants[name]['time_ratio']:.3f} of the model alone")
         for size, variants in results["sampling"].items()
         for name in ("erased prompt", "benign prompt")
     ]
     cheaper = results["training"]["times_cheaper"]
-    return [*lines, ("training, a sample (concept, t, s)", f"{cheaper:.1f} times cheaper than the loop as released")]
+    return [*lines, ("training, per sample (concept, t, s)", f"{cheaper:.1f} times cheaper than the loop as released")]
 
 
 def main():

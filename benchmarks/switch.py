@@ -91,13 +91,13 @@ CANDIDATES = {
     "wide margin": switch.widest_margin,
 }
 HEADER = (
-    "switch",
-    "unseen wordings heard",
-    "unseen other prompts silent",
-    "relatives silent",
-    "with the relatives in `preserve`: wordings heard",
-    "relatives silent",
-    "way to silence",
+    "detector",
+    "unseen wordings detected",
+    "unseen other prompts below the threshold",
+    "relatives below the threshold",
+    "with the relatives in `preserve`: wordings detected",
+    "relatives below the threshold",
+    "distance to the threshold",
 )
 
 

@@ -73,8 +73,8 @@ def _inputs() -> list[Any]:
             "prompts",
             multiline=True,
             default="",
-            tooltip="What to draw, one prompt a line. Left empty, it takes some of the concepts that the file erases, "
-            "what it was trained to keep, and a few everyday prompts.",
+            tooltip="The prompts to draw, one a line. Left empty, the report takes some of the erased concepts, some "
+            "lines of the file's preserve list and a few everyday prompts.",
         ),
         io.Int.Input("steps", default=_DEFAULT.steps, min=1, max=200, tooltip="Sampler steps of each picture."),
         io.Float.Input(
@@ -114,7 +114,7 @@ def _inputs() -> list[Any]:
         io.ClipVision.Input(
             "clip_vision",
             optional=True,
-            tooltip="A judge, from Load CLIP Vision: says of each erased picture whether it is more like what the "
-            "concept turns into than like before. The report does without. Draws one picture more for each.",
+            tooltip="From Load CLIP Vision: measures the similarity of each erased picture to the replacement and to "
+            "the picture before. The report works without it. Draws one more picture for each erased prompt.",
         ),
     ]

@@ -133,22 +133,22 @@ def _main_inputs() -> list[Any]:
             "concepts",
             multiline=True,
             default="cat -> tree",
-            tooltip="What to erase, one concept a line: 'concept -> what to draw instead'. Without the arrow it turns "
-            "into whatever the model draws for an empty prompt. Lines that start with # are ignored.",
+            tooltip="The concepts to erase, one a line: 'concept -> what to draw instead'. Without the arrow a concept "
+            "turns into whatever the model draws for an empty prompt. Lines that start with # are ignored.",
         ),
         io.String.Input(
             "preserve",
             multiline=True,
             default="",
-            tooltip="What must stay as it is, one a line, beyond several hundred everyday prompts that are kept "
-            "anyway. Name close relatives of what you erase here, such as 'tiger' when you erase 'cat'.",
+            tooltip="Things that must stay as they are, one a line. Several hundred everyday prompts are retained "
+            "anyway. Name close relatives of the erased concept here, such as 'tiger' when you erase 'cat'.",
         ),
         io.String.Input("name", default="my_erasure", tooltip="Name of the file in models/unhype."),
         io.Combo.Input(
             "kind",
             options=list(TEMPLATES),
             default=_DEFAULT.kind,
-            tooltip="What sort of concepts these are; it decides in which wordings they are trained.",
+            tooltip="The sort of concepts. It selects the sentences in which they are trained.",
         ),
         io.Int.Input(
             "steps",
@@ -214,7 +214,7 @@ def _advanced_inputs() -> list[Any]:
             default=_DEFAULT.rank,
             min=1,
             max=64,
-            tooltip="Rank of the LoRA weights that are written. Higher for many concepts; the file grows with it.",
+            tooltip="Rank of the generated LoRA weights. Higher for many concepts; the file grows with it.",
         ),
         advanced(
             io.Float.Input,
@@ -243,17 +243,18 @@ def _advanced_inputs() -> list[Any]:
             min=0.0,
             max=1000.0,
             step=0.1,
-            tooltip="How much keeping other prompts counts against erasing.",
+            tooltip="Weight of retaining other prompts, relative to erasing.",
         ),
         advanced(
             io.Combo.Input,
             "objective",
             options=list(OBJECTIVES),
             default=_DEFAULT.objective,
-            tooltip="How it learns. attention: makes the words of the concept mean the other thing to the model; by "
-            "far the fastest, and it draws no pictures at all. direct: looks at noisy pictures and learns to paint the "
-            "other thing; for models that attention doesn't cover it is taken by itself. paper: as the UnHype paper "
-            "describes it. released: as the program of its authors runs. The last two are there to compare.",
+            tooltip="The training method. attention: gives the words of the concept the effect of the replacement in "
+            "the model's attention layers; by far the fastest, and it draws no pictures at all. direct: trains on "
+            "noisy pictures to draw the replacement; chosen automatically for models that attention doesn't cover. "
+            "paper: as the UnHype paper describes it. released: as the program of its authors runs. The last two are "
+            "there to compare.",
         ),
         advanced(
             io.Boolean.Input,
@@ -274,7 +275,7 @@ def _advanced_inputs() -> list[Any]:
             default=50,
             min=0,
             max=100_000,
-            tooltip="Steps between checkpoints, 0 for none. One is also written when you stop.",
+            tooltip="Steps between checkpoints, 0 for none. One is also saved when you stop.",
         ),
         advanced(
             io.Int.Input,
@@ -282,8 +283,8 @@ def _advanced_inputs() -> list[Any]:
             default=50,
             min=0,
             max=100_000,
-            tooltip="Steps between previews of an erased and a kept prompt, 0 for none. Each takes as long as drawing "
-            "two pictures.",
+            tooltip="Steps between previews of an erased and a retained prompt, 0 for none. Each takes as long as "
+            "drawing two pictures.",
         ),
     ]
 
@@ -295,16 +296,16 @@ def _optional_inputs() -> list[Any]:
         options=[CUSTOM, *PRESETS],
         default=CUSTOM,
         optional=True,
-        tooltip="A list to start from. Choosing one here writes it into 'concepts', 'preserve' and 'kind', for you to "
-        "change; 'custom' brings back what you had there. What stands in 'concepts' is what is trained. Only where "
-        "that is empty, as a program may leave it, the preset's lists and kind are taken.",
+        tooltip="A list to start from. Choosing one here fills 'concepts', 'preserve' and 'kind', for you to change; "
+        "'custom' brings back your own text. Training uses the text in 'concepts'. Only if that is empty, as a program "
+        "may leave it, training uses the preset's lists and kind.",
     )
     preset.extra_dict = {"presets": {name: chosen._asdict() for name, chosen in PRESETS.items()}}  # for web/js
     return [
         Hypernet.Input(
             "start_from",
             optional=True,
-            tooltip="A hypernet to go on from: what it erases stays erased and the new concepts join.",
+            tooltip="A hypernet to continue from: its concepts stay erased and the new ones are added.",
         ),
         io.Vae.Input(
             "vae",
