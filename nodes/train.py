@@ -86,6 +86,7 @@ class TrainErasure(io.ComfyNode):
             decode=decoder(model, vae),
         )
         outcome = _trained(model, clip, request, node)
+        there_is_a_new_file(node)
         pairs = example_pairs(model, clip, outcome.eraser, request, DrawingProgress(node))
         sheet = training_page(outcome, pairs)
         show_page(node, sheet, f"{ended(outcome)}\n{tally(pairs)}".strip())
@@ -101,7 +102,6 @@ def _trained(model: Any, clip: Any, request: Request, node: str | None) -> Outco
         raise PromptError(f"Train Erasure: {error}") from error
     finally:
         progress.close()
-        there_is_a_new_file(node)
 
 
 def _workflow(hidden: Any) -> dict[str, str]:
