@@ -1,6 +1,6 @@
 """Erasure beside what people put around a sampler: right, whichever of the two comes first.
 
-What is right is told without the pack: `by_hand` adds the dense change B A, written out from the hypernet, to the
+The expected output is made without the pack: `by_hand` adds the dense change B A, written out from the hypernet, to the
 target layers of those rows of a block that read a prompt's own tokens, and to no others. `test_patch` shows that
 the same change is what ComfyUI makes of the exported LoRA.
 """
@@ -56,7 +56,7 @@ def model(shared):
 
 
 @pytest.fixture(scope="module")
-def trained(shared):
+def eraser(shared):
     return tiny_eraser(shared[0])
 
 
@@ -94,7 +94,7 @@ def _reads(context, conditioning):
 def by_hand(model, eraser, conditionings):
     """While open, the target layers of `model` add B A x to the rows that read one of the conditionings."""
     network, layers, hooks, rows = model.model.diffusion_model, eraser.hypernet.config.layers, [], {}
-    written = [eraser.hypernet(embedding(conditioning).unsqueeze(0), 300) for conditioning in conditionings]
+    generated = [eraser.hypernet(embedding(conditioning).unsqueeze(0), 300) for conditioning in conditionings]
 
     def note(block, args, kwargs):
         context = kwargs.get("context", args[1] if len(args) > 1 else None)
@@ -103,7 +103,7 @@ def by_hand(model, eraser, conditionings):
     def add(layer, block, number):
         def hook(module, args, y):
             y = y.clone()
-            for own, factors in zip(rows[block], written, strict=True):
+            for own, factors in zip(rows[block], generated, strict=True):
                 dense = factors[number].B[0] @ factors[number].A[0]
                 y[own] += args[0][own].float() @ dense.T
             return y

@@ -16,6 +16,7 @@ from tiny import (
     CONTEXT,
     CPU,
     TRAINING,
+    detector_of,
     merged,
     noted_calls,
     overridden,
@@ -27,9 +28,9 @@ from tiny import (
 )
 
 import nodes
+from unhype.evaluation.decoding import decoder
 from unhype.evaluation.detection import detect
-from unhype.hypernet.embedding import driving_embeddings
-from unhype.hypernet.factors import delta_norm
+from unhype.hypernet.embedding import driving_embeddings, mean_of_tokens
 from unhype.hypernet.families import FAMILIES, POOLED, TOKENS
 from unhype.hypernet.files import load
 from unhype.hypernet.lora import to_lora
@@ -37,7 +38,6 @@ from unhype.hypernet.network import Hypernet
 from unhype.hypernet.patch import apply_erasure
 from unhype.hypernet.record import HypernetFileError
 from unhype.hypernet.targets import PREFIX, UnsupportedModelError, family_by_key, recognise, target_layers
-from unhype.hypernet.tokens import with_embedding
 from unhype.training import blocks
 from unhype.training.encode import MissingEmbeddingError, encode
 from unhype.training.frozen import FrozenModel, differentiable
@@ -65,7 +65,7 @@ def model(name):
 
 
 @pytest.fixture
-def trained(name, model):
+def eraser(name, model):
     return hypernet(name, model)
 
 
@@ -218,7 +218,7 @@ def test_the_exported_lora_loads_and_does_the_same(name, model, eraser):
 @pytest.mark.parametrize("second", ["another", "the same"])
 def test_several_hypernets_add_up(name, model, eraser, second):
     a, negative = prompt(name, 1), prompt(name, 3)
-    other = hypernet(name, model, seed=7) if second == "another" else trained
+    other = hypernet(name, model, seed=7) if second == "another" else eraser
     (call,) = run(model, apply_erasure(apply_erasure(model, eraser), other), a, negative, steps=1)
     rows, base, c = reads(call, a), replay(model, call), driven_by(name, a)
     both = with_offset_patches(model, None, (eraser, c), (other, c))
@@ -258,7 +258,7 @@ def test_a_hypernet_for_other_rows_of_a_layer_is_refused(tmp_path):
     network = Hypernet(replace(eraser.hypernet.config, layers=keys))
     message = r"is 32 to 32 \(rows 64 to 96 of 96\) in the model and 32 to 32 \(rows 32 to 64 of 96\) in the hypernet"
     with pytest.raises(HypernetFileError, match=message):
-        apply_erasure(flux, replace(eraser, network=network))
+        apply_erasure(flux, replace(eraser, hypernet=network))
 
 
 # What drives H
@@ -266,12 +266,12 @@ def test_a_hypernet_for_other_rows_of_a_layer_is_refused(tmp_path):
 
 def test_a_prompt_without_its_embedding_runs_the_base(name, model, eraser):
     a, negative = prompt(name, 1), prompt(name, 3)
-    silent = nodes.ConditioningZeroOut().zero_out(a)[0]
-    assert torch.equal(sample(apply_erasure(model, eraser), silent, negative), sample(model, silent, negative))
+    zeroed = nodes.ConditioningZeroOut().zero_out(a)[0]
+    assert torch.equal(sample(apply_erasure(model, eraser), zeroed, negative), sample(model, zeroed, negative))
 
 
-def tokens(states, **others):
-    return with_embedding({"cross_attn": states, **others}, TOKENS)["pooled_output"]
+def tokens(states, attention_mask=None):
+    return mean_of_tokens(states, attention_mask)
 
 
 def test_the_mean_is_over_valid_tokens():
@@ -296,25 +296,19 @@ def test_joined_prompts_count_with_all_their_tokens():
     more = torch.randn(1, 6, CONTEXT, generator=seeded(2))
     first = [[states, {"pooled_output": None, "attention_mask": torch.ones(1, 6)}]]
     ((both, entry),) = nodes.ConditioningConcat().concat(first, [[more, {}]])[0]
-    torch.testing.assert_close(tokens(both, **{"attention_mask": entry["attention_mask"]}), tokens(both))
+    torch.testing.assert_close(tokens(both, entry["attention_mask"]), tokens(both))
 
 
 def test_a_prompt_of_zeros_has_no_embedding():
-    assert driving_embeddings(with_embedding({"cross_attn": torch.zeros(1, 6, CONTEXT)}, TOKENS)) is None
+    assert driving_embeddings({"cross_attn": torch.zeros(1, 6, CONTEXT)}, TOKENS) == [None]
 
 
-def test_a_verdict_and_the_sampler_judge_the_same_embedding(name, model, eraser):
-    a = prompt(name, 1)
-    loud = replace(eraser, record=replace(eraser.record, dead_zone=1e-6))
-    (verdict,) = detect(loud, a)
-    size = delta_norm(eraser.hypernet(driven_by(name, a)[None], 300)).item()
-    assert verdict.erased
-    assert verdict.size == pytest.approx(size / 1e-6, rel=1e-4)
-
-
-def test_a_pooled_vector_is_left_as_it_is():
-    entry = {"cross_attn": torch.ones(1, 6, CONTEXT), "pooled_output": torch.ones(1, 4)}
-    assert with_embedding(entry, POOLED) is entry
+def test_the_detector_scores_the_embedding_that_drives_h(name, model, eraser):
+    a, b = prompt(name, 1), prompt(name, 2)
+    gated = replace(eraser, detector=detector_of([driven_by(name, a)], [driven_by(name, b)]))
+    (one,), (other,) = detect(gated, a), detect(gated, b)
+    assert (one.erased, round(one.score, 3)) == (True, 2.0)
+    assert not other.erased
 
 
 # Training
@@ -356,20 +350,21 @@ def test_a_family_is_trained_saved_loaded_applied_and_exported(name, model, tmp_
     def report(stage, done, total, picture=None, history=None, note=None):
         pictures.extend([] if picture is None else [picture])
 
-    outcome = train_erasure(model, FamilyClip(name), request(tmp_path), report)
+    wish = replace(request(tmp_path), decode=decoder(model, None))
+    outcome = train_erasure(model, FamilyClip(name), wish, report)
     assert len(outcome.losses) == 1
     assert len(pictures) == 1
     loaded = load(outcome.path)
     assert loaded.record.family == key_of(name)
     assert loaded.record.embedding == (POOLED if INSTANCES[name].pooled else TOKENS)
-    assert loaded.network.config.layers == target_layers(model.model, recognise(model.model))
-    assert any(bool(weight.any()) for weight in loaded.network.right.parameters()), "a step was made"
+    assert loaded.hypernet.config.layers == target_layers(model.model, recognise(model.model))
+    assert any(bool(weight.any()) for weight in loaded.hypernet.right.parameters()), "a step was made"
     cat, negative = FamilyClip(name).encode_from_tokens_scheduled("cat"), prompt(name, 3)
     erased = sample(apply_erasure(model, loaded, gate=False), cat, negative)
     assert not torch.equal(erased, sample(model, cat, negative))
-    loud = replace(loaded, record=replace(loaded.record, dead_zone=0.0), switch=None)
+    ungated = replace(loaded, detector=None)
     c = encode(FamilyClip(name), "cat", loaded.record.embedding).c
-    assert len(merged(model, to_lora(loud, c, "cat")).patches) == len(loaded.network.config.layers)
+    assert len(merged(model, to_lora(ungated, c, "cat")).patches) == len(loaded.hypernet.config.layers)
 
 
 @pytest.mark.parametrize("name", ["flux", "wan"])
@@ -431,20 +426,20 @@ def test_checkpointed_gradients_equal_plain_ones(name, model, eraser):
 
 @pytest.mark.parametrize("name", ["flux"], indirect=True)
 def test_gradients_are_those_of_small_steps(name, model, eraser):
-    """Against differences, which know nothing of saved tensors that were written over."""
+    """Against differences, which know nothing of saved tensors that were overwritten."""
     with torch.inference_mode(False), torch.enable_grad():
         frozen = FrozenModel(model, True)
         frozen.load()
         z, sigma, c, conds = draw(frozen, name, ["cat", "tree"])
         network = Hypernet(eraser.hypernet.config)
         network.load_state_dict({key: weight.clone() for key, weight in eraser.hypernet.state_dict().items()})
-        written = [factors._replace(B=factors.B.detach()) for factors in network(c, 300)]
+        fixed = [factors._replace(B=factors.B.detach()) for factors in network(c, 300)]
 
         def loss(change):
-            layers = [f._replace(A=f.A.detach(), B=f.B + d) for f, d in zip(written, change, strict=True)]
+            layers = [f._replace(A=f.A.detach(), B=f.B + d) for f, d in zip(fixed, change, strict=True)]
             return frozen.predict(z, sigma, conds, layers).square().mean()
 
-        change = torch.zeros(len(written), *written[0].B.shape, requires_grad=True)
+        change = torch.zeros(len(fixed), *fixed[0].B.shape, requires_grad=True)
         with differentiable():
             (gradient,) = torch.autograd.grad(loss(change), [change])
             along = gradient / gradient.norm()

@@ -41,7 +41,7 @@ def test_the_users_model_is_not_touched(model, ask):
 
 
 def test_a_model_that_is_in_use_is_trained_alike(model, ask):
-    fresh = go(model, ask(name="fresh")).trained
+    fresh = go(model, ask(name="fresh")).eraser
     sample(model, prompt(1), prompt(2))
     assert same_weights(go(model, ask(name="used")).eraser, fresh)
 

@@ -13,7 +13,7 @@ from benchmarks.environment import HOSTS, ROOT
 
 PACK = [
     ROOT / "__init__.py",
-    *(path for room in ("hypernet", "training", "nodes") for path in (ROOT / room).glob("*.py")),
+    *(path for room in ("hypernet", "training", "evaluation", "nodes") for path in (ROOT / room).rglob("*.py")),
 ]
 HOST_PACKAGES = (
     "comfy",
@@ -21,12 +21,13 @@ HOST_PACKAGES = (
     "comfy_extras",
     "comfy_execution",
     "folder_paths",
+    "latent_preview",
     "node_helpers",
     "nodes",
     "server",
 )
 # Outside `nodes/`, the only modules that know ComfyUI.
-DOORS = {"hypernet/patch.py", "training/frozen.py", "training/drawing.py"}
+DOORS = {"hypernet/patch.py", "training/frozen.py", "training/sampling.py", "evaluation/decoding.py"}
 # What the pack calls the host's objects; a name it gives to one of its own has no place here.
 OBJECTS = {"clone": "patcher", "patcher": "patcher", "guider": "guider"}
 
@@ -113,7 +114,7 @@ def test_the_host_has(symbol):
 
 def test_the_list_is_of_what_the_pack_uses():
     assert {"comfy.patcher_extension.WrappersMP.OUTER_SAMPLE", "folder_paths.models_dir"} <= set(USED)
-    assert {"patcher.add_wrapper_with_key", "comfy_api.latest.io.Combo.Input", "guider.set_conds"} <= set(USED)
+    assert {"patcher.add_wrapper_with_key", "comfy_api.latest.io.Combo.Input", "guider.conds"} <= set(USED)
     assert len(USED) > 50
 
 
@@ -123,7 +124,7 @@ def test_a_missing_symbol_is_named():
 
 
 def test_the_engine_knows_comfyui_in_few_places_only():
-    engine = [path for path in PACK if path.parent.name in ("hypernet", "training")]
+    engine = [path for path in PACK if path.relative_to(ROOT).parts[0] in ("hypernet", "training", "evaluation")]
     knowing = [path for path in engine if _imported(ast.parse(path.read_text("utf-8")))]
     assert {path.relative_to(ROOT).as_posix() for path in knowing} == DOORS
 

@@ -17,7 +17,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from hypothesis import strategies as st
 from parts import GUIDER_PARTS, MODEL_PARTS, PROMPT_PARTS, Missing
-from tiny import LATENT, overridden, prompt, seeded, tiny_eraser, tiny_model
+from tiny import LATENT, detector_of, embedding, overridden, prompt, seeded, tiny_eraser, tiny_model
 
 from unhype.hypernet.patch import apply_erasure
 
@@ -81,8 +81,9 @@ class Bench:
 
     def __init__(self):
         self.model = tiny_model()
-        # The second has a dead zone into which some prompts fall.
-        self.hypernets = [tiny_eraser(self.model), tiny_eraser(self.model, seed=7, dead_zone=2.0)]
+        # The second has a detector that lets some of the prompts pass.
+        detector = detector_of([embedding(POSITIVE)], [embedding(prompt(2)), embedding(NEGATIVE)])
+        self.hypernets = [tiny_eraser(self.model), tiny_eraser(self.model, seed=7, detector=detector)]
         self.prompts = (POSITIVE, NEGATIVE)
         self.picture = self.draw(self.guider(self.model, "cfg"))
         self.weights = self._copies()
@@ -118,8 +119,8 @@ class Bench:
         model = self.model
         for name in graph.below:
             model = MODEL_PARTS[name](model)
-        for hypernet, strength, dead_zone in graph.erasures:
-            model = apply_erasure(model, self.hypernets[hypernet], strength, dead_zone)
+        for hypernet, strength, gate in graph.erasures:
+            model = apply_erasure(model, self.hypernets[hypernet], strength, gate)
         for name in graph.above:
             model = MODEL_PARTS[name](model)
         return model
@@ -163,7 +164,7 @@ class Bench:
         return {name: weight.clone() for name, weight in self.model.model.state_dict().items()}
 
     def _state(self):
-        """Everything on the parent that a node could have written to."""
+        """Everything on the parent that a node could have changed."""
         model = self.model
         # How it loaded a layer last, the host itself notes on it.
         modules = [
