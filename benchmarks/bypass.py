@@ -36,7 +36,7 @@ _BENIGN_STEPS = 2
 
 
 def trained_eraser(lab):
-    """The demo's eraser, eraser by its settings once and kept in the cache folder."""
+    """The demo's eraser, trained by its settings once and kept in the cache folder."""
     workflow = json.loads(WORKFLOWS["demo"].read_text("utf-8"))
     (node,) = (node for node in workflow["nodes"] if node["type"] == "UnHypeTrainErasure")
     named = [entry["name"] for entry in node["inputs"] if "widget" in entry]

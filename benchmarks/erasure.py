@@ -29,7 +29,7 @@ from unhype.training.settings import Settings  # noqa: E402
 
 from . import measures, memory, ours, protocol, report  # noqa: E402
 from .baselines import METHODS  # noqa: E402
-from .baselines.eraser import Eraser, unchanged  # noqa: E402
+from .baselines.erased_model import ErasedModel, unchanged  # noqa: E402
 from .lab.measure import LABELS, Lab  # noqa: E402
 from .lab.vocabulary import CLASSES  # noqa: E402
 from .pictures import Painter  # noqa: E402
@@ -76,7 +76,7 @@ def methods():
         return erase
 
     return {
-        "base": lambda lab, *_: Eraser("base", lab.patcher, unchanged, 0.0, 0, 0),
+        "base": lambda lab, *_: ErasedModel("base", lab.patcher, unchanged, 0.0, 0, 0),
         "ours": ours.erase,
         **METHODS,
         **{f"ours, {objective}": with_objective(objective) for objective in OBJECTIVES},
@@ -140,7 +140,7 @@ def erase(bench, method, names, seed):
 
 
 def many_job(bench, method, count, seed):
-    """`measures.many_concepts` of one method, eraser on that many."""
+    """`measures.many_concepts` of one method, trained on that many."""
     names = measures.many_names(count)
     return measures.many_concepts(bench, names, erase(bench, method, names, seed))
 

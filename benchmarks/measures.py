@@ -1,4 +1,4 @@
-"""What the erasure benchmark measures of one eraser eraser, each as JSON values."""
+"""What the erasure benchmark measures of one trained eraser, each as JSON values."""
 
 import time
 

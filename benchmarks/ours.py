@@ -1,4 +1,4 @@
-"""Our own method, eraser through the same door as Train Erasure, as one of the benchmark's `Eraser`s."""
+"""Our own method, trained through the same door as Train Erasure, as one of the benchmark's `Eraser`s."""
 
 import tempfile
 import time
@@ -13,7 +13,7 @@ from unhype.training.plan import Request
 from unhype.training.prompts import phrasings, sentences
 from unhype.training.run import train_erasure
 
-from .baselines.eraser import Eraser, unchanged
+from .baselines.erased_model import ErasedModel, unchanged
 from .baselines.states import token_ids
 from .lab.text import TOKENS, encode_batch
 
@@ -78,7 +78,7 @@ class Tokens(dict):
 
 
 @dataclass(frozen=True)
-class Ours(Eraser):
+class Ours(ErasedModel):
     """An `Eraser` that also carries the hypernet, for what only ours can be asked."""
 
     eraser: object = None

@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from .eraser import Eraser, edited, unchanged
+from .erased_model import ErasedModel, edited, unchanged
 from .states import token_states
 from .task import deltas_of, make_task, train_lora
 
@@ -51,7 +51,7 @@ def _erase(name, lab, concepts, retain, seed, settings, strength, retain_weight)
     task.frozen.release()
     numbers = sum(tensor.numel() for factors in lora for tensor in factors)
     model = edited(lab.patcher, deltas_of(task.frozen.layers, lora))
-    return Eraser(name, model, unchanged, time.perf_counter() - started, numbers, 4 * numbers)
+    return ErasedModel(name, model, unchanged, time.perf_counter() - started, numbers, 4 * numbers)
 
 
 def erase(lab, concepts, retain, seed, settings, eta=ETA):

@@ -18,7 +18,7 @@ from torch.nn.functional import cosine_similarity
 
 from unhype.training.prompts import phrasings
 
-from .eraser import Eraser
+from .erased_model import ErasedModel
 from .states import encode_prompts, tokens_of
 
 SCALE, GAMMA, PLACE = 2.0, 0.02, 0.5
@@ -85,4 +85,4 @@ def erase(lab, concepts, retain, seed, settings, scale=SCALE, gamma=GAMMA, place
         beta.append(calibrated(*(cosine_similarity(part, direction.unsqueeze(0)) for part in (own, benign)), place))
     gate = Gate(torch.stack(directions), torch.stack(beta), gamma, scale)
     numbers = gate.directions.numel() + len(gate.beta)
-    return Eraser("gate", lab.patcher, partial(condition, gate), time.perf_counter() - started, numbers, 4 * numbers)
+    return ErasedModel("gate", lab.patcher, partial(condition, gate), time.perf_counter() - started, numbers, 4 * numbers)

@@ -1,6 +1,6 @@
 """SPM: a gated rank-1 adapter a concept (Lyu et al. 2024, arXiv 2312.16145).
 
-Each adapter is eraser by itself towards e* = e_m - eta (e_p - e_m), with latent anchoring: at the same latents its
+Each adapter is trained by itself towards e* = e_m - eta (e_p - e_m), with latent anchoring: at the same latents its
 predictions on retain prompts, drawn the more often the less they resemble the concept, stay those of the frozen
 model. While sampling, adapter k is scaled by how much the prompt resembles its concept (facilitated transport).
 The paper takes the larger of the embeddings' cosine and the share of common tokens; a CONDITIONING has no tokens,
@@ -16,7 +16,7 @@ from torch.nn.functional import cosine_similarity
 
 from unhype.training.losses import task_loss
 
-from .eraser import Eraser, edited, unchanged
+from .erased_model import ErasedModel, edited, unchanged
 from .states import encode_prompts, tokens_of
 from .task import deltas_of, draw, for_rows, make_task, train_lora
 
@@ -94,4 +94,4 @@ def erase(lab, concepts, retain, seed, settings, eta=ETA, anchor_weight=ANCHOR_W
     adapters = [adapter for adapter, _ in made]
     numbers = sum(count + adapter.mean.numel() + 1 for adapter, count in made)
     model = partial(patched, lab.patcher, adapters)
-    return Eraser("spm", model, unchanged, time.perf_counter() - started, numbers, 4 * numbers)
+    return ErasedModel("spm", model, unchanged, time.perf_counter() - started, numbers, 4 * numbers)

@@ -1,4 +1,4 @@
-"""The task that the eraser methods share with ours: frozen model, latents, predictions, one LoRA a run."""
+"""The task that the trained methods share with ours: frozen model, latents, predictions, one LoRA a run."""
 
 from dataclasses import dataclass
 
@@ -65,7 +65,7 @@ def deltas_of(layers, lora):
 
 
 def train_lora(task, rank, learning_rate, strength, keeping, seed, settings):
-    """One LoRA of `rank`, eraser towards e* = e_m - strength (e_p - e_m) for `settings.steps` of Adam.
+    """One LoRA of `rank`, trained towards e* = e_m - strength (e_p - e_m) for `settings.steps` of Adam.
 
     keeping(lora, generator): a further scalar loss, by which a method keeps other prompts; its draws come from the
     generator after those of the step's samples.

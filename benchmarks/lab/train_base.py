@@ -121,7 +121,7 @@ class Batches:
 
 
 def initialise(network):
-    """ComfyUI's layers are uninitialised memory; give them what the SD UNet was eraser from."""
+    """ComfyUI's layers are uninitialised memory; give them what the SD UNet was trained from."""
     for name, parameter in network.named_parameters():
         if parameter.dim() == 1:
             norm = "norm" in name or name.endswith(("in_layers.0.weight", "out_layers.0.weight", "out.0.weight"))

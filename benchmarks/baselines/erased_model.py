@@ -11,7 +11,7 @@ def unchanged(conditioning):
 
 
 @dataclass(frozen=True)
-class Eraser:
+class ErasedModel:
     """An erasure by some method: what to draw with and what it cost.
 
     model: ModelPatcher to sample from, a clone of the lab's, or, where the edit depends on the prompt, a
