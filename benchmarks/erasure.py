@@ -109,7 +109,7 @@ class Bench:
         return json.loads(path.read_text("utf-8"))
 
     def judged(self, pictures, expected):
-        """What both judges say: by picture, whether it shows `expected`, how likely, and the mapping's share."""
+        """What both judges see: by picture, whether it shows `expected`, how likely, and the mapping's share."""
         first, second = (judge.probabilities(pictures) for judge in self.lab.judges)
         index = LABELS.index(expected)
         return {
@@ -135,8 +135,8 @@ def erase(bench, method, names, seed):
     lab = bench.lab if method.startswith("ours") else bench.plain_lab
     settings = replace(SETTINGS, seed=seed, steps=steps)
     with memory.peak() as taken:
-        eraser = methods()[method](lab, concepts, retain_split("", concepts), seed, settings)
-    return replace(eraser, peak_memory=sum(taken))
+        erased_model = methods()[method](lab, concepts, retain_split("", concepts), seed, settings)
+    return replace(erased_model, peak_memory=sum(taken))
 
 
 def many_job(bench, method, count, seed):
@@ -193,13 +193,13 @@ def results_of(bench, unit):
     """Kind to result of a unit, measured now or before."""
     plan, method, seed = bench.plan, unit.method, unit.seed
     stamp = digest(json.dumps([asdict(SETTINGS), plan.pictures]))
-    told = {"method": method}
+    labels = {"method": method}
     if unit.count:
         job = partial(many_job, bench, method, unit.count, seed)
-        return {"many": told | bench.once(f"many: {method}, {unit.count}, {stamp}", job)}
-    told |= {"concept": unit.concept, "seed": seed}
+        return {"many": labels | bench.once(f"many: {method}, {unit.count}, {stamp}", job)}
+    labels |= {"concept": unit.concept, "seed": seed}
     return {
-        kind: told | bench.once(f"{kind}: {method}, {unit.concept}, seed {seed}, {stamp}", job)
+        kind: labels | bench.once(f"{kind}: {method}, {unit.concept}, seed {seed}, {stamp}", job)
         for kind, job in jobs(bench, plan, method, seed, unit.concept).items()
     }
 

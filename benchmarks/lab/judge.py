@@ -2,7 +2,7 @@
 
 It stands outside what it measures: it never sees the lab model's own pictures in training, and no
 erasure is trained against it. A second judge of another shape, which never saw two of the seven
-vendors, is there to tell an erased concept from a fooled judge.
+vendors, is there to distinguish an erased concept from a fooled judge.
 """
 
 from pathlib import Path

@@ -193,8 +193,8 @@ def train(folder, steps, batch, seed, resume=False, rate=6e-4):
         if time.monotonic() - last > 240:
             last = time.monotonic()
             save(mean, {"steps": before + step, "unfinished": f"{done:.0%}", "licence": ATTRIBUTION})
-    told = {"steps": before + steps, "batch": batch, "seed": seed, "date": date.today(), "licence": ATTRIBUTION}
-    save(mean, told)
+    metadata = {"steps": before + steps, "batch": batch, "seed": seed, "date": date.today(), "licence": ATTRIBUTION}
+    save(mean, metadata)
 
 
 def main(arguments=None):
