@@ -103,7 +103,7 @@ def test_the_small_flux_draws_the_ten_classes():
 
 
 def test_without_weights_the_small_flux_says_how_to_get_them(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"isn't eraser yet: python3 dev\.py lab flux"):
+    with pytest.raises(FileNotFoundError, match=r"isn't trained yet: python3 dev\.py lab flux"):
         flux.load_model(tmp_path / "flux.safetensors")
 
 

@@ -202,7 +202,7 @@ def progress(web):
 
 @pytest.fixture(scope="module")
 def trained(web, server, demo):
-    """The demo, eraser in the browser with a stop on the way: what was seen, and the file and pictures of it."""
+    """The demo, trained in the browser with a stop on the way: what was seen, and the file and pictures of it."""
     seen = {}
     web.drop(demo)
     web.wait_for_nodes(kinds(demo))
@@ -242,7 +242,7 @@ def trained(web, server, demo):
     seen["file"].unlink()
 
 
-def test_training_moves_its_bar_stops_and_goes_on(web, eraser):
+def test_training_moves_its_bar_stops_and_goes_on(web, trained):
     assert trained["progress"] == sorted(trained["progress"])
     assert 0 < trained["bar"] < 1
     assert not trained["half"]
@@ -253,8 +253,8 @@ def test_training_moves_its_bar_stops_and_goes_on(web, eraser):
     web.shot("trained")
 
 
-def test_nodes_end_with_a_line_that_sums_up(web, eraser, pytestconfig):
-    """Train Erasure, and an Erasure Report of what the demo has just eraser."""
+def test_nodes_end_with_a_line_that_sums_up(web, trained, pytestconfig):
+    """Train Erasure, and an Erasure Report of what the demo has just trained."""
     on_lab = bool(pytestconfig.getoption("--shots"))
     steps, side = (12, 128) if on_lab else (2, SIDE)
     values = {"prompts": PROMPTS, "steps": steps, "cfg": 3, "width": side, "height": side}
@@ -296,7 +296,7 @@ def test_nodes_end_with_a_line_that_sums_up(web, eraser, pytestconfig):
 
 
 @pytest.mark.parametrize("what", ["picture", "file"])
-def test_what_was_made_brings_back_its_graph(web, demo, eraser, what):
+def test_what_was_made_brings_back_its_graph(web, demo, trained, what):
     web.open()
     web.drop(trained[what])
     web.wait_for_nodes(kinds(demo))
@@ -309,7 +309,7 @@ def test_what_was_made_brings_back_its_graph(web, demo, eraser, what):
     web.shot(f"dropped_{what}")
 
 
-def test_the_model_library_tells_what_a_file_erases(web, eraser):
+def test_the_model_library_tells_what_a_file_erases(web, trained):
     web.open()
     web.command("Workspace.ToggleSidebarTab.model-library")
     web.page.get_by_text("unhype", exact=True).first.click()
