@@ -107,7 +107,7 @@ def test_without_weights_the_small_flux_says_how_to_get_them(tmp_path):
         flux.load_model(tmp_path / "flux.safetensors")
 
 
-def test_the_pooled_vector_is_told_from_the_tokens():
+def test_the_pooled_vector_is_a_function_of_the_token_states():
     clip = load_clip()
     context, given = encode_batch(clip, ["a cat", "a photo of a very small dog"])
     torch.testing.assert_close(pooled(context), given)

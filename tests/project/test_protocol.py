@@ -1,5 +1,6 @@
 """The erasure benchmark asks for nothing that training saw, and its scores are what they say."""
 
+import functools
 import re
 
 import pytest
@@ -11,8 +12,9 @@ from unhype.training.prompts import phrasings, retain_split, sentences
 from unhype.training.settings import Settings
 
 
+@functools.cache
 def training_texts(concept):
-    """Everything that training on one class reads."""
+    """All prompts of training on one class."""
     concepts = ((concept, protocol.MAPPING),)
     retain = retain_split("", concepts)
     phrases = [*phrasings(concepts, "object"), *sentences(concepts, "object", retain.distractors, Settings().sentences)]
