@@ -5,16 +5,14 @@ alone, as the method is published, and with this pack's. The same ways with harm
 a picture stays identical to the last bit.
 """
 
-import argparse
 import json
 import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from . import pack
+from . import commandline, pack
 from .environment import ROOT, cache_folder, say
 from .graph import WORKFLOWS
 from .publish import MEASURED, device, markdown, publish
@@ -244,10 +242,7 @@ HEADER = ("a cat named in", "no eraser", "pooled vector alone", "this pack", "ha
 
 def main():
     """Command line."""
-    parser = argparse.ArgumentParser(prog="dev.py bench bypass", description=__doc__)
-    parser.add_argument("--only", help="ways whose words contain this")
-    parser.add_argument("--json", type=Path, help="keep the figures in this file; ways that it has are not drawn anew")
-    parser.add_argument("--publish", action="store_true", help="put the figures into benchmarks/README.md and results")
+    parser = commandline.parser("bench bypass")
     options = parser.parse_args()
     if options.only and options.publish:
         parser.error("--publish takes all ways.")

@@ -16,7 +16,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from .environment import ROOT, Host, checks_python, clean_environment, say
+from .environment import ROOT, Host, clean_environment, pins, say, tool_python
 
 # A command by its name: the scripts that pip wrote don't survive the move of their environment.
 _COMMAND = (
@@ -40,7 +40,7 @@ def run(code: str, *arguments, folder: Path) -> tuple[int, str]:
     """Run a line of Python in the checks' environment: its exit code and all that it printed."""
     environ = {**clean_environment(), "NO_COLOR": "1", "COLUMNS": "160", "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(
-        [str(checks_python()), "-c", code, *map(str, arguments)],
+        [str(tool_python("check", pins("checks"))), "-c", code, *map(str, arguments)],
         cwd=folder,
         env=environ,
         stdout=subprocess.PIPE,
@@ -70,7 +70,7 @@ def complete(pack: Path) -> str:
     missing = [f"missing: {path.relative_to(pack)}" for path in shown if not path.is_file()]
     own = {
         pack / "__init__.py",
-        *(path for room in ("hypernet", "nodes", "training") for path in pack.glob(f"{room}/*")),
+        *(path for room in ("hypernet", "training", "evaluation", "nodes") for path in pack.glob(f"{room}/**/*.py")),
     }
     return "\n".join(missing + [f"not the pack's: {path.relative_to(pack)}" for path in set(pack.rglob("*.py")) - own])
 

@@ -4,7 +4,6 @@
 the same noise with and without the erasure, and has the lab's judge look at the pictures.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from PIL import Image, ImageDraw
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from . import commandline
 from .environment import ROOT, cache_folder, digest, say
 from .graph import WORKFLOWS, to_prompt
 from .publish import MEASURED, README, device, markdown, publish
@@ -185,14 +185,14 @@ def sheet(drawn, folder, path):
 
 
 _ROWS = (
-    ("pictures that show a cat when asked for one", "acc_e_base", "acc_e"),
-    ("pictures that show a cat when asked for a synonym", "acc_g_base", "acc_g"),
-    ("pictures of nine other classes that show them", "acc_s_base", "acc_s"),
+    ("pictures that show a cat, for prompts with 'cat'", "acc_e_base", "acc_e"),
+    ("pictures that show a cat, for prompts with a synonym", "acc_g_base", "acc_g"),
+    ("pictures that show their class, for the nine other classes", "acc_s_base", "acc_s"),
     ("harmonic mean of the three (H_o)", "h_o_base", "h_o"),
     ("everyday prompts identical to the last bit", None, "identical_share"),
     ("prompts of the nine other classes identical", None, "identical_share_other_classes"),
-    ("prompts near to cats and cars (lion, van, canoe) identical", None, "identical_share_neighbours"),
-    ("prompts spelt nearly alike (cattle, carpet) identical", None, "identical_share_spelling"),
+    ("prompts with close relatives (lion, van, canoe) identical", None, "identical_share_neighbours"),
+    ("prompts with similar spelling (cattle, carpet) identical", None, "identical_share_spelling"),
 )
 
 
@@ -235,12 +235,7 @@ def run(base, seed=None, family="sd15"):
 
 def main():
     """Command line."""
-    parser = argparse.ArgumentParser(prog="dev.py demo", description=__doc__)
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--family", choices=LABS, default="sd15", help="which of the lab's models to erase from")
-    parser.add_argument("--seed", type=int, help="another training seed than the workflow's")
-    parser.add_argument("--publish", action="store_true", help="put figures and picture into README and results")
-    options = parser.parse_args()
+    options = commandline.parser("demo").parse_args()
     host = os.environ.get("UNHYPE_HOST", "comfyui")
     base = cache_folder() / f"demo-{Path(host).name}-{digest(host, str(ROOT), options.family)}"
     found = run(base, options.seed, options.family)

@@ -4,7 +4,6 @@ The parameters of training/detector_fit.py were chosen on the concepts below, wh
 uses; the ten classes of the erasure benchmark are measured beside them.
 """
 
-import argparse
 from functools import partial
 from itertools import chain
 from unittest.mock import patch
@@ -12,7 +11,7 @@ from unittest.mock import patch
 import torch
 from torch.nn.functional import normalize
 
-from . import pack
+from . import commandline, pack
 from .environment import say
 from .publish import MEASURED, markdown, publish
 
@@ -91,13 +90,13 @@ CANDIDATES = {
     "wide margin": detector_fit.widest_margin,
 }
 HEADER = (
-    "switch",
-    "unseen wordings heard",
-    "unseen other prompts silent",
-    "relatives silent",
-    "with the relatives in `preserve`: wordings heard",
-    "relatives silent",
-    "way to silence",
+    "detector",
+    "unseen wordings detected",
+    "unseen other prompts below the threshold",
+    "relatives below the threshold",
+    "with the relatives in `preserve`: wordings detected",
+    "relatives below the threshold",
+    "distance to the threshold",
 )
 
 
@@ -166,9 +165,7 @@ def measure(embed, concept, wordings):
 
 def main():
     """Command line."""
-    parser = argparse.ArgumentParser(prog="dev.py bench detector", description=__doc__)
-    parser.add_argument("--publish", action="store_true", help="put the table into benchmarks/README.md")
-    options = parser.parse_args()
+    options = commandline.parser("bench detector").parse_args()
     embed, rows = Embeddings(), []
     for words, concepts in (("27 others", CHOSEN_ON), ("the ten classes", CLASSES)):
         found = [measure(embed, concept, synonyms) for concept, synonyms in concepts.items()]

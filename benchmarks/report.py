@@ -149,21 +149,21 @@ HEADER = ("method", "classes", "Acc_e", "Acc_s", "Acc_g", "H_o (95% interval)", 
 def own_rows(results):
     """What is measured of ours alone, for people."""
     benign, attack = results["benign"], results["attack"]
-    rows = [("benign prompts that training never saw, identical to the last bit", f"{benign['identical_share']:.3f}")]
+    rows = [("benign prompts not used in training, identical to the last bit", f"{benign['identical_share']:.3f}")]
     rows += [(f"of these: {group}", f"{share:.3f}") for group, share in benign["groups"].items()]
     rows += [
         (f"attack '{name}': pictures that show the class", f"{row['acc']:.3f} (base {row['acc_base']:.3f})")
         for name, row in attack["by_attack"].items()
     ]
     size = results["size"]
-    rows.append(("size of that file beside the authors' layout", f"1 : {size['reference_bytes'] / size['bytes']:.0f}"))
+    rows.append(("size, relative to the authors' layout", f"1 : {size['reference_bytes'] / size['bytes']:.0f}"))
     return rows
 
 
 HARD_HEADER = (
     "method",
     "two objects: erased one gone",
-    "other one kept",
+    "other one retained",
     "1 concept: H_c",
     "10",
     "100",

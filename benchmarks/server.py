@@ -4,7 +4,6 @@ Standard library only, except that torch is asked whether there is a GPU. `pytho
 is what `dev.py serve` runs.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -17,6 +16,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from . import commandline
 from .environment import ROOT, WINDOWS, cache_folder, clean_environment, digest, say
 
 # Folder in custom_nodes -> where it lies in this repository.
@@ -262,9 +262,7 @@ def serve_folder(host: str) -> Path:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="dev.py serve", description="ComfyUI with this pack, for a browser.")
-    parser.add_argument("--port", type=int, default=8188)
-    options, others = parser.parse_known_args()
+    options, others = commandline.parser("serve").parse_known_args()
     base = prepare_base(serve_folder(os.environ.get("UNHYPE_HOST", "comfyui")))
     say(f"ComfyUI at http://127.0.0.1:{options.port}, its models and pictures in {base}; Ctrl+C ends it.")
     process = subprocess.Popen(

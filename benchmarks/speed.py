@@ -5,16 +5,14 @@ one below the detector's threshold, at real layer sizes with random weights. Tra
 (concept, t, s) sample of our loop against a loop that runs as the released code does.
 """
 
-import argparse
 import json
 import statistics
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
-from . import pack
+from . import commandline, pack
 from .environment import say
 from .publish import device, markdown, publish
 
@@ -223,21 +221,17 @@ def training(rounds):
 def table(results):
     """The rows for people: what, and how it compares."""
     lines = [
-        (f"time a step, {size}, {name}", f"{variants[name]['time_ratio']:.3f} of the model alone")
+        (f"time per step, {size}, {name}", f"{variants[name]['time_ratio']:.3f} of the model alone")
         for size, variants in results["sampling"].items()
         for name in ("erased prompt", "benign prompt")
     ]
     cheaper = results["training"]["times_cheaper"]
-    return [*lines, ("training, a sample (concept, t, s)", f"{cheaper:.1f} times cheaper than the loop as released")]
+    return [*lines, ("training, per sample (concept, t, s)", f"{cheaper:.1f} times cheaper than the loop as released")]
 
 
 def main():
     """Command line."""
-    parser = argparse.ArgumentParser(prog="dev.py bench speed", description=__doc__)
-    parser.add_argument("--gpu", action="store_true", help="real picture sizes of SD 1.5 and SDXL in fp16")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--publish", action="store_true", help="put the figures into README and results")
+    parser = commandline.parser("bench speed")
     options = parser.parse_args()
     if options.gpu and not torch.cuda.is_available():
         parser.error("--gpu needs a CUDA GPU, and there is none here.")

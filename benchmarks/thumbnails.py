@@ -3,7 +3,6 @@
 ComfyUI shows one as a card's picture: in a square, at most 256 pixels high. So they are squares of twice that.
 """
 
-import argparse
 import sys
 
 from PIL import Image, ImageDraw, ImageFont
@@ -95,7 +94,6 @@ def thumbnails():
 
 def main():
     """Command line."""
-    argparse.ArgumentParser(prog="dev.py thumbnails", description=__doc__).parse_args()
     for name, picture in thumbnails().items():
         path = WORKFLOWS[name].with_suffix(".jpg")
         picture.save(path, quality=88)

@@ -18,7 +18,7 @@ def decoder(model: Any, vae: Any) -> Decode | None:
     model: ComfyUI's MODEL. vae: its VAE, or None for the latent preview.
     """
     if vae is not None:
-        return lambda latents: _decoded(vae, latents)
+        return vae_decoder(vae)
     latent_format = model.model.latent_format
     if latent_format.latent_rgb_factors is None:
         return None
@@ -31,7 +31,12 @@ def decoder(model: Any, vae: Any) -> Decode | None:
     )[0]
 
 
-def _decoded(vae: Any, latents: Tensor) -> Tensor:
-    with torch.no_grad():
-        pictures = vae.decode(latents)
-    return pictures.reshape(-1, *pictures.shape[-3:])[0].float().cpu()  # of a video the first frame
+def vae_decoder(vae: Any) -> Decode:
+    """A function from latents (1, ...) to one picture (h, w, 3) fp32 in [0, 1] through ComfyUI's VAE."""
+
+    def decode(latents: Tensor) -> Tensor:
+        with torch.no_grad():
+            pictures = vae.decode(latents)
+        return pictures.reshape(-1, *pictures.shape[-3:])[0].float().cpu()  # of a video the first frame
+
+    return decode

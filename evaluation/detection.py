@@ -9,7 +9,7 @@ from torch.nn.functional import cosine_similarity
 from ..hypernet.embedding import Chunk, Conditioning, entries_of
 from ..hypernet.eraser import Eraser
 
-# Scores go below zero far from every concept; a smaller number than this says no more.
+# Scores go below zero far from every concept; smaller numbers than this are shown as this.
 _LEAST = 0.01
 _FAR = 0.05
 
@@ -85,7 +85,7 @@ def prompt_result(found: Sequence[Detection]) -> tuple[bool, str]:
     """Whether anything in one prompt is erased, and a few words why (or why not)."""
     top = strongest(found)
     if not any(detection.known for detection in found):
-        return False, "no embedding to judge by"
+        return False, "no embedding that this eraser takes"
     if top.score is None:
         return True, "no detector in the file: applied to every prompt"
     if not top.erased and top.score < _FAR:

@@ -1,15 +1,23 @@
 """The result of a training run, on one page and in words."""
 
+import logging
 from collections.abc import Sequence
+from typing import Any
 
 from PIL import Image
 
+from ..hypernet.eraser import Eraser
 from ..hypernet.record import TrainingRun
+from ..training.frozen import out_of_memory_errors
+from ..training.plan import Request
 from ..training.run import Outcome
+from ..training.sampling import Drawing
 from .cards import card_blocks
-from .compare import Pair
+from .compare import Pair, PairReport, compare, own_prompts
 from .curves import panels
 from .page import ERASED, FAINT, KEPT, SMALL, TITLE, beside, duration, page, words
+
+log = logging.getLogger("unhype")
 
 _LISTED = 8
 _ENDED = {
@@ -55,6 +63,19 @@ def _settings(training: TrainingRun) -> str:
     names = ("kind", "objective", "seed", "rank", "learning_rate", "retain_weight", "guidance", "width", "height")
     took = f"Took {duration(training.seconds)}. "
     return took + ", ".join(f"{name} {own[name]}" for name in names if name in own)
+
+
+def example_pairs(model: Any, clip: Any, eraser: Eraser, request: Request, report: PairReport) -> list[Pair]:
+    """An erased and a retained prompt before and after, unless the user wants no previews or memory is short."""
+    if not request.preview_every or request.decode is None:
+        return []
+    own = request.settings
+    drawing = Drawing(own.sampler_steps, own.guidance, width=own.width, height=own.height)
+    try:
+        return compare(model, clip, eraser, own_prompts(eraser.record, 1, 1), drawing, request.decode, report)
+    except out_of_memory_errors():
+        log.warning("UnHype: no memory for the pictures of the report. Lower 'width' and 'height', or connect no VAE.")
+        return []
 
 
 def training_page(outcome: Outcome, pairs: Sequence[Pair]) -> Image.Image:

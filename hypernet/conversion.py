@@ -118,7 +118,7 @@ def _sizes(config: Mapping[str, Any], layers: Layers, path: Path) -> tuple[int, 
     if rank is None and "original.weight" in first:
         rank = first["xL_const_flat"].numel() // first["original.weight"].shape[1]
     if not rank:
-        raise _refuse(path, "does not say its rank, neither in its config nor by the base model's weights.")
+        raise _refuse(path, "names no rank, neither in its config nor by the base model's weights.")
     hidden, width = first["left_head.0.weight"].shape
     frequencies = first["time_feat.freqs"]
     trajectory = config.get("hyper_train_steps") or round(2 * math.pi / float(frequencies[0])) - 1
@@ -132,7 +132,7 @@ def _network(config: Mapping[str, Any], layers: Layers, path: Path) -> tuple[str
     for name, parts in layers.items():
         inputs, outputs = parts["xL_const_flat"].numel() // rank, parts["right_head.2.bias"].numel() // rank
         if "original.weight" in parts and tuple(parts["original.weight"].shape) != (outputs, inputs):
-            raise _refuse(path, f"does not fit together: layer '{name}' has not the rank {rank} that its config says.")
+            raise _refuse(path, f"does not fit together: layer '{name}' has not the rank {rank} of its config.")
         family, target = _target(name, inputs, outputs, path)
         families.append(family)
         targets.append(target)

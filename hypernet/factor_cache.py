@@ -31,6 +31,9 @@ class FactorCache:
         self.eraser, self.strength, self.gate = eraser, strength, gate
         self._entries: OrderedDict[bytes, Generated | None] = OrderedDict()
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     def get(self, key: bytes) -> Generated | None:
         """The entry of a key, None below the threshold and for keys that the cache lacks."""
         return self._entries.get(key)

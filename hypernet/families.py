@@ -1,6 +1,6 @@
 """The model families that H can steer, as data: a new one is one entry of `FAMILIES`.
 
-A family is told from the names of the host's classes, never from a file name, so that subclasses made
+A family is recognised by the names of the host's classes, never from a file name, so that subclasses made
 by other packs match as well. Its target layers are where the text enters the picture: keys and values
 of cross-attention, or the values of joint attention, which many models keep as rows of a fused layer.
 """

@@ -6,7 +6,7 @@ checked against its own description before a tensor is read, and against the mod
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -43,7 +43,7 @@ def tensors_of(eraser: Eraser) -> dict[str, Tensor]:
 
 
 @contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
+def written_aside(path: Path) -> Generator[Path]:
     """Gives a path beside `path` to write to, and moves that file into place, so that `path` is always whole.
 
     Raises OSError (disk full, folder not writable) with the former file untouched.
@@ -139,14 +139,12 @@ def load(path: Path) -> Eraser:
     """
     with open_checked(path) as file:
         metadata = file.metadata()
-        config, network_class, record = describe(metadata, path.name)
+        hypernet, record = describe(metadata, path.name)
         family_by_key(record.family)
-        with torch.device("meta"):
-            hypernet = network_class(config)
         own = {name: tuple(tensor.shape) for name, tensor in hypernet.state_dict().items()}
         has_detector = _DETECTOR[0] in tensor_names(metadata, list(file.keys()))
-        shapes = own | _shapes_beside(record, config.embedding_width, has_detector)
-        tensors = read_tensors(file, shapes, path, "F32" if network_class is PublishedHypernet else "F16")
+        shapes = own | _shapes_beside(record, hypernet.config.embedding_width, has_detector)
+        tensors = read_tensors(file, shapes, path, "F32" if isinstance(hypernet, PublishedHypernet) else "F16")
     hypernet.load_state_dict({name: tensors[name] for name in own}, assign=True)
     regressor = None
     if widths := record.text_encoder.widths:

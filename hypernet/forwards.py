@@ -1,6 +1,6 @@
 """Replacing what modules compute for a while, so that nothing stays behind."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch.nn import Module
 
 
 @contextmanager
-def overridden(pairs: Iterable[tuple[Module, Callable[..., Any]]]) -> Iterator[None]:
+def overridden(pairs: Iterable[tuple[Module, Callable[..., Any]]]) -> Generator[None]:
     """While open, each module of the (module, forward) pairs runs that forward instead of its own.
 
     pairs: taken one by one, so that a forward may wrap the one before it on the same module. The modules' own

@@ -55,8 +55,8 @@ class HypernetConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "HypernetConfig":
         """Rebuild a config from `to_dict`'s result; raises TypeError or KeyError when it is not one."""
-        layers = tuple(TargetLayer(**layer) for layer in values["layers"])
-        return cls(**{**values, "layers": layers})
+        known: dict[str, Any] = {**values, "layers": tuple(TargetLayer(**layer) for layer in values["layers"])}
+        return cls(**known)
 
 
 def step_code(step: Tensor, trajectory: int, octaves: int) -> Tensor:

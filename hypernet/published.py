@@ -46,7 +46,8 @@ class PublishedConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "PublishedConfig":
         """Rebuild a config from `to_dict`'s result less its kind; raises TypeError or KeyError when it is not one."""
-        return cls(**{**values, "layers": tuple(TargetLayer(**layer) for layer in values["layers"])})
+        known: dict[str, Any] = {**values, "layers": tuple(TargetLayer(**layer) for layer in values["layers"])}
+        return cls(**known)
 
 
 class Head(Module):
@@ -68,6 +69,9 @@ class PublishedHypernet(Module):
     alpha, alpha_base: (layers,). frequencies: (octaves,), as stored, since the fastest turn so often
     in a trajectory that another rounding gives other features.
     """
+
+    frequencies: Tensor
+    alpha_base: Tensor
 
     def __init__(self, config: PublishedConfig) -> None:
         super().__init__()

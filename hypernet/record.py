@@ -1,4 +1,4 @@
-"""Everything that a hypernet file says of itself beside its tensors, as JSON in its metadata.
+"""The description of a hypernet file, as JSON in its metadata: config and record.
 
 `unhype.config` holds the fields of `network.HypernetConfig` or `published.PublishedConfig`, `unhype.record`
 those of `Record` and of the classes in it. All keys of both are fields of these classes. Files come from
@@ -9,7 +9,9 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
 
 from .families import POOLED, TOKENS
 from .network import Hypernet, HypernetConfig
@@ -31,8 +33,6 @@ _RENAMED = {
 }
 _RENAMED_TENSORS = {"switch.": "detector.", "reader.": "regressor.", "concepts.c": "concept_embeddings"}
 
-# Kind of network in a file's config to its classes; what is trained here says no kind.
-_KINDS = {None: (HypernetConfig, Hypernet), KIND: (PublishedConfig, PublishedHypernet)}
 _LIMITS = {"rank": 256, "basis": 1024, "hidden": 8192, "trajectory": 100_000, "octaves": 16, "embedding_width": 65_536}
 _MAX_LAYERS, _MAX_FEATURES, _MAX_TOKENS = 4096, 262_144, 65_536
 # Characters. Thousands of concepts and the losses of long runs need a tenth; JSON takes twenty times that in memory.
@@ -129,16 +129,17 @@ class Record:
         return json.dumps(asdict(self))
 
 
+_T = TypeVar("_T", BaseModel, TrainingRun, TextEncoder)
+
+
 def short(text: object, limit: int = 160) -> str:
     """A text from a file, short enough for a message."""
     text = str(text)
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
-def describe(
-    metadata: Mapping[str, str] | None, name: str
-) -> tuple[HypernetConfig | PublishedConfig, type[Hypernet] | type[PublishedHypernet], Record]:
-    """Config, class of the network and record from a file's metadata; `name` is for messages.
+def describe(metadata: Mapping[str, str] | None, name: str) -> tuple[Hypernet | PublishedHypernet, Record]:
+    """The network, without weights yet, and the record of a file from its metadata; `name` is for messages.
 
     Raises `HypernetFileError` for anything else than a hypernet of a known format with sane values.
     """
@@ -157,9 +158,8 @@ def describe(
         parts = metadata["unhype.config"], metadata["unhype.record"]
         if max(map(len, parts)) > _MAX_DESCRIPTION:
             raise ValueError(f"it is longer than {_MAX_DESCRIPTION} characters")
-        config, network_class = _parse_config(json.loads(parts[0]))
-        values = json.loads(parts[1])
-        return config, network_class, _parse_record(_upgraded(values) if _is_format_2(metadata) else values)
+        hypernet, values = _empty_network(json.loads(parts[0])), json.loads(parts[1])
+        return hypernet, _parse_record(_upgraded(values) if _is_format_2(metadata) else values)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise HypernetFileError(
             f"The description inside '{name}' is damaged ({short(error)}). Download or train it again."
@@ -189,11 +189,18 @@ def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "base": named["base"], "training": named["training"], "text_encoder": named["reading"]}
 
 
-def _parse_config(
-    values: dict[str, Any],
-) -> tuple[HypernetConfig | PublishedConfig, type[Hypernet] | type[PublishedHypernet]]:
-    config_class, network_class = _KINDS[values.pop("kind", None)]
-    config = config_class.from_dict(values)
+def _empty_network(values: dict[str, Any]) -> Hypernet | PublishedHypernet:
+    """The network of a config, on the meta device."""
+    kind = values.pop("kind", None)
+    if kind not in (None, KIND):  # networks that are trained here name no kind
+        raise ValueError(f"the kind of network is {kind!r}")
+    config = PublishedConfig.from_dict(values) if kind else HypernetConfig.from_dict(values)
+    _check_config(config)
+    with torch.device("meta"):
+        return PublishedHypernet(config) if isinstance(config, PublishedConfig) else Hypernet(config)
+
+
+def _check_config(config: HypernetConfig | PublishedConfig) -> None:
     for name, limit in _LIMITS.items():
         value = getattr(config, name, 1)
         if type(value) is not int or not 1 <= value <= limit:
@@ -209,7 +216,6 @@ def _parse_config(
             raise ValueError(f"layer {layer.name} has rows {layer.start!r} of {layer.features!r}")
         if not 0 <= layer.start <= layer.features - layer.outputs <= _MAX_FEATURES:
             raise ValueError(f"layer {layer.name} has rows {layer.start} to {layer.rows.stop} of {layer.features}")
-    return config, network_class
 
 
 def _parse_record(values: dict[str, Any]) -> Record:
@@ -226,9 +232,9 @@ def _parse_record(values: dict[str, Any]) -> Record:
     return Record(values["family"], concepts, base, training, encoder, embedding)
 
 
-def _typed(kind: type, values: dict[str, Any]) -> Any:
+def _typed(kind: type[_T], values: dict[str, Any]) -> _T:
     """An instance of the dataclass `kind` from the keys that it knows, each of its default's type."""
-    known = {}
+    known: dict[str, Any] = {}
     for own in fields(kind):
         if own.name in values:
             value, expected = values[own.name], type(getattr(kind(), own.name))
@@ -252,5 +258,5 @@ def _check_encoder(encoder: TextEncoder) -> None:
         raise ValueError(f"the regressor's maps have rank {encoder.rank!r}")
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)

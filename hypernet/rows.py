@@ -1,7 +1,7 @@
 """Which row and token of a batch belongs to which delta, and adding the deltas there."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -71,7 +71,7 @@ def patched_layers(
     network: Module,
     targets: tuple[TargetLayer, ...],
     rows: Tensor,
-    layers: list[Factors],
+    layers: Sequence[Factors],
     batch: int,
     masks: SpanMasks | None = None,
     context: Tensor | None = None,

@@ -55,7 +55,7 @@ def supported() -> str:
 
 
 def recognise(base_model: Any) -> Family:
-    """Tell the `Family` of a ComfyUI base model (the `.model` of a MODEL).
+    """The `Family` of a ComfyUI base model (the `.model` of a MODEL).
 
     Raises `UnsupportedModelError`, which names the model's class and lists what is supported.
     """

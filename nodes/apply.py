@@ -19,8 +19,8 @@ class ApplyErasure(io.ComfyNode):
             node_id="UnHypeApplyErasure",
             display_name="Apply Concept Erasure",
             category=CATEGORY,
-            description="Makes a model unable to draw what the hypernet erases. Every other prompt gives the picture "
-            "it gave before. Put it last, after LoRAs, right before the sampler.",
+            description="Makes a model unable to draw the erased concepts. Every other prompt gives the same picture "
+            "as before. Put it last, after LoRAs, right before the sampler.",
             search_aliases=["erase", "unlearn", "remove concept", "safety", "concept erasure"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to protect. The one you connect here stays as it is."),
@@ -38,9 +38,9 @@ class ApplyErasure(io.ComfyNode):
                 io.Boolean.Input(
                     "keep_others_exact",
                     default=True,
-                    tooltip="On: a prompt that means nothing erased runs the original model, identical to the last "
-                    "bit. Off: every prompt is steered by what the hypernet writes for it, however small, "
-                    "which can catch distant wordings.",
+                    tooltip="On: a prompt without an erased concept runs the original model, identical to the last "
+                    "bit. Off: the hypernet acts on every prompt, even if only a little, which can catch distant "
+                    "wordings.",
                 ),
                 advanced(
                     io.Combo.Input,
@@ -48,7 +48,7 @@ class ApplyErasure(io.ComfyNode):
                     options=list(POLICIES),
                     default=POLICIES[0],
                     optional=True,
-                    tooltip="What to do with a prompt that carries nothing the eraser can read, such as one from the "
+                    tooltip="What to do with a prompt whose embedding doesn't fit the eraser, such as one from the "
                     "text encoder of another model. base: leave it alone. strict: treat it as erased.",
                 ),
             ],

@@ -19,9 +19,9 @@ class HypernetToLora(io.ComfyNode):
             node_id="UnHypeHypernetToLora",
             display_name="Hypernet to LoRA",
             category=CATEGORY,
-            description="Freezes what the hypernet writes for one prompt into a plain LoRA, for programs without this "
-            "node pack. Connect it to Save LoRA Weights. The LoRA acts on every prompt, without the care "
-            "that the hypernet takes.",
+            description="Freezes the weights that the hypernet generates for one prompt into a plain LoRA, for "
+            "programs without this node pack. Connect it to Save LoRA Weights. The LoRA acts on every prompt: it has "
+            "no detector.",
             search_aliases=["export lora", "erase", "unlearn", "remove concept"],
             inputs=[
                 Hypernet.Input("unhype", tooltip="From Load UnHype Hypernet or Train Erasure."),

@@ -18,7 +18,7 @@ _MAX_BYTES = 180
 
 
 def register_model_folder() -> None:
-    """Tell ComfyUI about `models/unhype`, beside any that extra_model_paths.yaml names."""
+    """Register `models/unhype` with ComfyUI, beside the folders of extra_model_paths.yaml."""
     folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
     # A new model folder starts without extensions, which ComfyUI takes for "list every file".
     folder_paths.folder_names_and_paths[FOLDER][1].update({".safetensors", ".sft"})

@@ -32,8 +32,8 @@ class ImportWeights(io.ComfyNode):
                     "erases",
                     multiline=True,
                     default="",
-                    tooltip="What the file erases, one concept a line, such as 'airplane -> sky'. The authors' files "
-                    "don't say it. Only shown, it changes nothing; left empty the file's name stands for it.",
+                    tooltip="The concepts that the file erases, one a line, such as 'airplane -> sky'. The authors' "
+                    "files don't record them. Only for display; left empty, the file's name is shown instead.",
                 ),
             ],
             outputs=[

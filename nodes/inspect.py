@@ -19,17 +19,17 @@ class InspectPrompt(io.ComfyNode):
             node_id="UnHypeInspectPrompt",
             display_name="Inspect Prompt",
             category=CATEGORY,
-            description="Shows what an eraser makes of a prompt: which erased concept each part of it resembles, how "
-            "strongly, and whether it is erased or stays as it is.",
-            search_aliases=["erase", "unlearn", "remove concept", "concept erasure", "debug", "why", "dead zone"],
+            description="Shows whether an eraser detects an erased concept in a prompt: for each part the nearest "
+            "concept, the detector's score, and whether the part is erased or stays as it is.",
+            search_aliases=["erase", "unlearn", "remove concept", "concept erasure", "debug", "why", "detector"],
             is_output_node=True,  # so that a prompt can be looked at without drawing anything
             inputs=[
                 Hypernet.Input("unhype", tooltip="From Load UnHype Hypernet or Train Erasure."),
                 io.Conditioning.Input("conditioning", tooltip="The prompt as it goes into the sampler."),
             ],
             outputs=[
-                io.String.Output("text", display_name="text", tooltip="The findings, a line for each part."),
-                io.Image.Output("picture", display_name="IMAGE", tooltip="The findings as bars."),
+                io.String.Output("text", display_name="text", tooltip="The results, a line for each part."),
+                io.Image.Output("picture", display_name="IMAGE", tooltip="The scores as bars."),
             ],
         )
 

@@ -16,20 +16,20 @@ class LoadHypernet(io.ComfyNode):
             node_id="UnHypeLoadHypernet",
             display_name="Load UnHype Hypernet",
             category=CATEGORY,
-            description="Loads a trained concept eraser from models/unhype and shows what it erases.",
+            description="Loads a trained concept eraser from models/unhype and shows the concepts that it erases.",
             search_aliases=["erase", "unlearn", "remove concept", "safety", "concept erasure"],
             is_output_node=True,  # so that what the file erases can be read without drawing anything
             inputs=[
                 io.Combo.Input(
                     "hypernet",
                     options=hypernet_names(),
-                    tooltip="A file from the folder models/unhype. Train Erasure writes there; files that others "
+                    tooltip="A file from the folder models/unhype. Train Erasure saves there; files that others "
                     "trained go there too.",
                 ),
             ],
             outputs=[
                 Hypernet.Output("unhype", display_name="UNHYPE", tooltip="The eraser, for Apply Concept Erasure."),
-                io.String.Output("erases", display_name="erases", tooltip="What it erases and what that turns into."),
+                io.String.Output("erases", display_name="erases", tooltip="Erased concepts and their replacements."),
             ],
         )
 

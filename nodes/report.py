@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..evaluation.cards import tally
 from ..evaluation.compare import compare, own_prompts, prompts_of
-from ..evaluation.decoding import decoder
+from ..evaluation.decoding import vae_decoder
 from ..evaluation.report_page import report_page, report_text
 from ..evaluation.similarity import picture_encoder
 from ..hypernet.eraser import Eraser
@@ -54,9 +54,7 @@ class ErasureReport(io.ComfyNode):
         except PromptError as error:
             raise PromptError(f"Erasure Report, 'prompts': {error}") from error
         progress = DrawingProgress(cls.hidden.unique_id)
-        pairs = compare(
-            model, clip, unhype, texts, drawing, decoder(model, vae), progress, picture_encoder(clip_vision)
-        )
+        pairs = compare(model, clip, unhype, texts, drawing, vae_decoder(vae), progress, picture_encoder(clip_vision))
         warnings = [_ERASED_BEFORE] if is_erased(model) else []
         sheet = report_page(unhype, pairs, drawing, warnings)
         show_page(cls.hidden.unique_id, sheet, tally(pairs))
@@ -75,8 +73,8 @@ def _inputs() -> list[Any]:
             "prompts",
             multiline=True,
             default="",
-            tooltip="What to draw, one prompt a line. Left empty, it takes some of the concepts that the file erases, "
-            "what it was trained to keep, and a few everyday prompts.",
+            tooltip="The prompts to draw, one a line. Left empty, the report takes some of the erased concepts, some "
+            "lines of the file's preserve list and a few everyday prompts.",
         ),
         io.Int.Input("steps", default=_DEFAULT.steps, min=1, max=200, tooltip="Sampler steps of each picture."),
         io.Float.Input(
@@ -116,7 +114,7 @@ def _inputs() -> list[Any]:
         io.ClipVision.Input(
             "clip_vision",
             optional=True,
-            tooltip="A judge, from Load CLIP Vision: says of each erased picture whether it is more like what the "
-            "concept turns into than like before. The report does without. Draws one picture more for each.",
+            tooltip="From Load CLIP Vision: measures the similarity of each erased picture to the replacement and to "
+            "the picture before. The report works without it. Draws one more picture for each erased prompt.",
         ),
     ]

@@ -1,32 +1,25 @@
 """Train Erasure."""
 
 import json
-import logging
 from typing import Any
 
 from comfy.cli_args import args
 from comfy_api.latest import io
 
 from ..evaluation.cards import tally
-from ..evaluation.compare import Pair, compare, own_prompts
-from ..evaluation.decoding import Decode, decoder
-from ..evaluation.training_page import ended, in_words, training_page
+from ..evaluation.decoding import decoder
+from ..evaluation.training_page import ended, example_pairs, in_words, training_page
 from ..hypernet.eraser import Eraser
-from ..training.frozen import out_of_memory_errors
 from ..training.plan import Request
-from ..training.presets import CUSTOM, PRESETS, with_preset
-from ..training.prompts import TEMPLATES, PromptError, parse_concepts
-from ..training.run import train_erasure
-from ..training.sampling import Drawing
-from ..training.settings import OBJECTIVES, Settings
+from ..training.presets import CUSTOM, with_preset
+from ..training.prompts import PromptError, parse_concepts
+from ..training.run import Outcome, train_erasure
+from ..training.settings import Settings
 from .folders import checkpoint_folder, safe_name, training_folder
 from .progress import DrawingProgress, Progress, show_page, there_is_a_new_file
-from .schema import CATEGORY, Hypernet, advanced, only_links, schema
+from .schema import CATEGORY, Hypernet, only_links, schema
 from .shown import shown
-
-log = logging.getLogger("unhype")
-
-_DEFAULT = Settings()
+from .train_inputs import advanced_inputs, main_inputs, optional_inputs
 
 
 class TrainErasure(io.ComfyNode):
@@ -42,7 +35,7 @@ class TrainErasure(io.ComfyNode):
             "like: queue the same settings again and it goes on from its last checkpoint.",
             search_aliases=["erase", "unlearn", "remove concept", "safety", "train hypernet", "concept erasure"],
             is_output_node=True,
-            inputs=[*_main_inputs(), *_advanced_inputs(), *_optional_inputs()],
+            inputs=[*main_inputs(), *advanced_inputs(), *optional_inputs()],
             outputs=[
                 Hypernet.Output("unhype", display_name="UNHYPE", tooltip="The eraser, for Apply Concept Erasure."),
                 io.Custom("LOSS_MAP").Output("loss_map", display_name="LOSS_MAP", tooltip="For Plot Loss Graph."),
@@ -75,11 +68,9 @@ class TrainErasure(io.ComfyNode):
         preset: str = CUSTOM,
         **options: Any,
     ) -> io.NodeOutput:
-        sockets = {"model": model, "clip": clip, "start_from": start_from, "vae": vae}
         # A missing CLIP is an error of training's own.
-        only_links("Train Erasure", sockets)
-        kind, concepts, preserve = with_preset(preset, kind, concepts, preserve)
-        decode = decoder(model, vae)
+        only_links("Train Erasure", {"model": model, "clip": clip, "start_from": start_from, "vae": vae})
+        node, (kind, concepts, preserve) = cls.hidden.unique_id, with_preset(preset, kind, concepts, preserve)
         request = Request(
             concepts=concepts,
             preserve=preserve,
@@ -92,227 +83,25 @@ class TrainErasure(io.ComfyNode):
             preview_every=options.pop("preview_every"),
             settings=Settings(kind=kind, **options),
             file_metadata=_workflow(cls.hidden),
-            decode=decode,
+            decode=decoder(model, vae),
         )
-        progress = Progress(cls.hidden.unique_id)
-        try:
-            outcome = train_erasure(model, clip, request, progress)
-        except PromptError as error:
-            raise PromptError(f"Train Erasure: {error}") from error
-        finally:
-            progress.close()
-        there_is_a_new_file(cls.hidden.unique_id)
-        pairs = _thumbnails(model, clip, decode, outcome.eraser, request, cls.hidden.unique_id)
+        outcome = _trained(model, clip, request, node)
+        there_is_a_new_file(node)
+        pairs = example_pairs(model, clip, outcome.eraser, request, DrawingProgress(node))
         sheet = training_page(outcome, pairs)
-        show_page(cls.hidden.unique_id, sheet, f"{ended(outcome)}\n{tally(pairs)}".strip())
+        show_page(node, sheet, f"{ended(outcome)}\n{tally(pairs)}".strip())
         image, display = shown(cls, sheet, in_words(outcome))
         return io.NodeOutput(outcome.eraser, {"loss": outcome.losses}, image, ui=display)
 
 
-def _thumbnails(
-    model: Any, clip: Any, decode: Decode | None, eraser: Eraser, request: Request, node_id: str | None
-) -> list[Pair]:
-    """An erased and a retained prompt before and after, unless the user wants no previews; the file is safe by now."""
-    if not request.preview_every or decode is None:
-        return []
-    own = request.settings
-    drawing = Drawing(own.sampler_steps, own.guidance, width=own.width, height=own.height)
-    progress = DrawingProgress(node_id)
+def _trained(model: Any, clip: Any, request: Request, node: str | None) -> Outcome:
+    progress = Progress(node)
     try:
-        return compare(model, clip, eraser, own_prompts(eraser.record, 1, 1), drawing, decode, progress)
-    except out_of_memory_errors():
-        log.warning("UnHype: no memory for the pictures of the report. Lower 'width' and 'height', or connect no VAE.")
-        return []
-
-
-def _main_inputs() -> list[Any]:
-    return [
-        io.Model.Input("model", tooltip="The model to train on. It stays as it is."),
-        io.Clip.Input("clip", optional=True, tooltip="The CLIP that belongs to the model."),
-        io.String.Input(
-            "concepts",
-            multiline=True,
-            default="cat -> tree",
-            tooltip="What to erase, one concept a line: 'concept -> what to draw instead'. Without the arrow it turns "
-            "into whatever the model draws for an empty prompt. Lines that start with # are ignored.",
-        ),
-        io.String.Input(
-            "preserve",
-            multiline=True,
-            default="",
-            tooltip="What must stay as it is, one a line, beyond several hundred everyday prompts that are kept "
-            "anyway. Name close relatives of what you erase here, such as 'tiger' when you erase 'cat'.",
-        ),
-        io.String.Input("name", default="my_erasure", tooltip="Name of the file in models/unhype."),
-        io.Combo.Input(
-            "kind",
-            options=list(TEMPLATES),
-            default=_DEFAULT.kind,
-            tooltip="What sort of concepts these are; it decides in which wordings they are trained.",
-        ),
-        io.Int.Input(
-            "steps",
-            default=_DEFAULT.steps,
-            min=1,
-            max=100_000,
-            tooltip="Training steps. More for many concepts. Training stops by itself when it begins to change prompts "
-            "that it should leave alone.",
-        ),
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=2**63 - 1,
-            control_after_generate=False,
-            tooltip="The same inputs and seed train the same file on the same kind of machine.",
-        ),
-    ]
-
-
-def _advanced_inputs() -> list[Any]:
-    return [
-        advanced(
-            io.Int.Input,
-            "width",
-            default=_DEFAULT.width,
-            min=64,
-            max=2048,
-            step=8,
-            tooltip="Width of the previews, and of the training pictures where the objective draws some.",
-        ),
-        advanced(
-            io.Int.Input,
-            "height",
-            default=_DEFAULT.height,
-            min=64,
-            max=2048,
-            step=8,
-            tooltip="Height of the previews, and of the training pictures where the objective draws some.",
-        ),
-        advanced(
-            io.Int.Input,
-            "batch",
-            default=_DEFAULT.batch,
-            min=1,
-            max=256,
-            tooltip="Pictures a step, for the objectives that draw some: direct, paper and released. Lower it when the "
-            "GPU runs out of memory.",
-        ),
-        advanced(
-            io.Float.Input,
-            "guidance",
-            default=_DEFAULT.guidance,
-            min=1.0,
-            max=30.0,
-            step=0.5,
-            tooltip="The CFG scale of previews and training pictures. Use the one you generate with. For Flux.1 "
-            "and Flux.2 it is the model's own guidance, 3.5 as a rule.",
-        ),
-        advanced(
-            io.Int.Input,
-            "rank",
-            default=_DEFAULT.rank,
-            min=1,
-            max=64,
-            tooltip="Rank of the LoRA weights that are written. Higher for many concepts; the file grows with it.",
-        ),
-        advanced(
-            io.Float.Input,
-            "learning_rate",
-            default=_DEFAULT.learning_rate,
-            min=1e-6,
-            max=1.0,
-            step=1e-5,
-            round=False,
-            tooltip="How fast the hypernet learns. Lower it if the loss jumps.",
-        ),
-        advanced(
-            io.Float.Input,
-            "gamma",
-            default=_DEFAULT.gamma,
-            min=0.0,
-            max=10.0,
-            step=0.1,
-            tooltip="How hard training pushes away from the erased concept, beyond drawing the other one. Not used by "
-            "the objective attention.",
-        ),
-        advanced(
-            io.Float.Input,
-            "retain_weight",
-            default=_DEFAULT.retain_weight,
-            min=0.0,
-            max=1000.0,
-            step=0.1,
-            tooltip="How much keeping other prompts counts against erasing.",
-        ),
-        advanced(
-            io.Combo.Input,
-            "objective",
-            options=list(OBJECTIVES),
-            default=_DEFAULT.objective,
-            tooltip="How it learns. attention: makes the words of the concept mean the other thing to the model; by "
-            "far the fastest, and it draws no pictures at all. direct: looks at noisy pictures and learns to paint the "
-            "other thing; for models that attention doesn't cover it is taken by itself. paper: as the UnHype paper "
-            "describes it. released: as the program of its authors runs. The last two are there to compare.",
-        ),
-        advanced(
-            io.Boolean.Input,
-            "checkpointing",
-            default=_DEFAULT.checkpointing,
-            tooltip="Saves most of the memory of training for about a third more time. Not needed by the objective "
-            "attention.",
-        ),
-        advanced(
-            io.Boolean.Input,
-            "resume",
-            default=True,
-            tooltip="Go on from the last checkpoint of the same settings, if there is one.",
-        ),
-        advanced(
-            io.Int.Input,
-            "checkpoint_every",
-            default=50,
-            min=0,
-            max=100_000,
-            tooltip="Steps between checkpoints, 0 for none. One is also written when you stop.",
-        ),
-        advanced(
-            io.Int.Input,
-            "preview_every",
-            default=50,
-            min=0,
-            max=100_000,
-            tooltip="Steps between previews of an erased and a kept prompt, 0 for none. Each takes as long as drawing "
-            "two pictures.",
-        ),
-    ]
-
-
-def _optional_inputs() -> list[Any]:
-    """Sockets, and what came later: values are saved in the order of the widgets, so a new one goes last."""
-    preset = io.Combo.Input(
-        "preset",
-        options=[CUSTOM, *PRESETS],
-        default=CUSTOM,
-        optional=True,
-        tooltip="A list to start from. Choosing one here writes it into 'concepts', 'preserve' and 'kind', for you to "
-        "change; 'custom' brings back what you had there. What stands in 'concepts' is what is trained. Only where "
-        "that is empty, as a program may leave it, the preset's lists and kind are taken.",
-    )
-    preset.extra_dict = {"presets": {name: chosen._asdict() for name, chosen in PRESETS.items()}}  # for web/js
-    return [
-        Hypernet.Input(
-            "start_from",
-            optional=True,
-            tooltip="A hypernet to go on from: what it erases stays erased and the new concepts join.",
-        ),
-        io.Vae.Input(
-            "vae",
-            optional=True,
-            tooltip="The VAE of the model, for previews and pictures in full quality. Without it they are rough.",
-        ),
-        preset,
-    ]
+        return train_erasure(model, clip, request, progress)
+    except PromptError as error:
+        raise PromptError(f"Train Erasure: {error}") from error
+    finally:
+        progress.close()
 
 
 def _workflow(hidden: Any) -> dict[str, str]:

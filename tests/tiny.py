@@ -192,11 +192,15 @@ def tiny_eraser(model, seed=0, size=0.05, rank=2, width=POOLED, concepts=(("cat"
     return Eraser(network.half().float().requires_grad_(False).eval(), record, "tiny", detector)
 
 
+def detector_scoring(c, scores):
+    """A `Detector` that gives the embeddings c (n, width) these scores (n, concepts), n at most width."""
+    return Detector((torch.linalg.pinv(c) @ scores).T.contiguous(), torch.zeros(scores.shape[1]))
+
+
 def detector_of(above, below, score=2.0):
     """A `Detector` of one concept that gives the embeddings `above` (width,) this score and those `below` zero."""
-    c = torch.stack([*above, *below])
-    wanted = torch.tensor([score] * len(above) + [0.0] * len(below))
-    return Detector((torch.linalg.pinv(c) @ wanted).unsqueeze(0), torch.zeros(1))
+    scores = torch.tensor([[score]] * len(above) + [[0.0]] * len(below))
+    return detector_scoring(torch.stack([*above, *below]), scores)
 
 
 def sample(model, positive, negative, cfg=3.0, pictures=2, steps=3, seed=5):

@@ -1,6 +1,6 @@
 """Running a frozen network so that gradients go through it, with little memory and no writing in place."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -29,7 +29,7 @@ def _copy(value: Any) -> Any:
 @contextmanager
 def running(
     patched: Callable[[], AbstractContextManager[None]], blocks: Sequence[Module], checkpointing: bool, in_place: bool
-) -> Iterator[None]:
+) -> Generator[None]:
     """While open, the network may be called, and the result trained through, also after it is closed.
 
     patched: makes a context in which the target layers have their deltas. blocks: the network's blocks.
@@ -40,7 +40,7 @@ def running(
     """
 
     @contextmanager
-    def prepared() -> Iterator[None]:
+    def prepared() -> Generator[None]:
         with patched(), overridden(_norms_that_copy(blocks) if in_place else []):
             yield
 
@@ -60,7 +60,7 @@ def _rerun(
 
     def rerun(*args: Any, **kwargs: Any) -> Any:
         # Backward comes after the deltas of this call are gone.
-        contexts = {"context_fn": lambda: (nullcontext(), prepared())}
+        contexts: dict[str, Any] = {"context_fn": lambda: (nullcontext(), prepared())}
         return checkpoint(run, *args, use_reentrant=False, **contexts, **kwargs)
 
     return rerun

@@ -1,7 +1,7 @@
 """Callbacks of the training loop: checkpoints and reports."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -48,7 +48,7 @@ class Checkpoints:
             self.save(state)
 
     @contextmanager
-    def kept(self, state: TrainingState) -> Iterator[None]:
+    def kept(self, state: TrainingState) -> Generator[None]:
         """While open, an interrupt or an error leaves a checkpoint, if there was a step."""
         try:
             yield

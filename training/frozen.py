@@ -6,7 +6,7 @@ be trained, and since other nodes go on using the original.
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ import comfy.sampler_helpers
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn import Module
 
 from ..hypernet.factors import Factors, select
@@ -31,7 +31,7 @@ Conds = dict[str, Any]
 
 
 @contextmanager
-def differentiable() -> Iterator[None]:
+def differentiable() -> Generator[None]:
     """While open, also through backward, the host's networks use operations that gradients go through.
 
     Newer hosts swap faster ones in otherwise, which have no gradients.
@@ -119,7 +119,7 @@ class FrozenModel:
         """Give the private copy's memory back."""
         comfy.model_management.unload_all_models()
 
-    def noise(self, count: int, height: int, width: int, generator: Generator) -> Tensor:
+    def noise(self, count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
         """Start noise as `sampling.latent_noise` makes it."""
         return latent_noise(self.patcher.model.latent_format, count, height, width, generator)
 

@@ -51,7 +51,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan:
-    """A `Request` worked out, before any model is touched: prompts, splits, recipe, family and target layers."""
+    """A `Request` worked out, before any model is touched: prompts, splits, recipe, family and target layers.
+
+    start: the network to go on from, not to be written to.
+    """
 
     request: Request
     concepts: tuple[tuple[str, str], ...]
@@ -62,6 +65,7 @@ class Plan:
     base: BaseModel
     family: Family
     layers: tuple[TargetLayer, ...]
+    start: Hypernet | None
 
     @property
     def retained_example(self) -> str:
@@ -83,9 +87,11 @@ def make_plan(model: Any, request: Request) -> Plan:
     family = recognise(model.model)
     layers = target_layers(model.model, family)
     concepts = parse_concepts(request.concepts)
-    start = request.start_from
-    if start is not None:
-        concepts = _joined(start, concepts, family, layers)
+    start, origin = None, None
+    if request.start_from is not None:
+        start = _network_of(request.start_from, family, layers)
+        origin = [asdict(request.start_from.record.training), round(float(start.right.weight.sum()), 5)]
+        concepts = _joined(request.start_from.record.concepts, concepts)
     settings = request.settings
     if settings.objective == "attention" and not family.text_inputs:
         settings = replace(settings, objective="direct")
@@ -97,27 +103,26 @@ def make_plan(model: Any, request: Request) -> Plan:
     retain = retain_split(request.preserve, concepts, settings.kind)
     with_others = sentences(concepts, settings.kind, retain.distractors, settings.sentences)
     base = base_model_of(model, layers)
-    origin = None
-    if start is not None:
-        weights = start.hypernet.state_dict()
-        origin = [asdict(start.record.training), round(float(weights["right.weight"].sum()), 5)]
     recipe = settings.recipe(_REVISION, concepts, retain.train, asdict(base), [layer.name for layer in layers], origin)
     phrases = phrasings(concepts, settings.kind)
-    return Plan(request, concepts, phrases, with_others, retain, recipe, base, family, layers)
+    return Plan(request, concepts, phrases, with_others, retain, recipe, base, family, layers, start)
 
 
-def _joined(
-    start: Eraser, concepts: tuple[tuple[str, str], ...], family: Family, layers: tuple[TargetLayer, ...]
-) -> tuple[tuple[str, str], ...]:
-    """The concepts of the eraser to go on from, and the new ones, which replace those of the same name."""
-    check_fits(start, family, layers)
-    if not isinstance(start.hypernet, Hypernet):
+def _network_of(eraser: Eraser, family: Family, layers: tuple[TargetLayer, ...]) -> Hypernet:
+    """The network of an eraser to go on from, if it is one that can be trained further on this model."""
+    check_fits(eraser, family, layers)
+    if not isinstance(eraser.hypernet, Hypernet):
         raise TrainingError(
-            f"Train Erasure: hypernet '{start.name}' was imported from the paper's authors. It can be applied, but "
+            f"Train Erasure: hypernet '{eraser.name}' was imported from the paper's authors. It can be applied, but "
             "not trained further; leave 'start_from' empty."
         )
+    return eraser.hypernet
+
+
+def _joined(earlier: tuple[tuple[str, str], ...], concepts: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """The concepts of an eraser to go on from, and the new ones, which replace those of the same name."""
     named = {concept.lower() for concept, _ in concepts}
-    return (*(pair for pair in start.record.concepts if pair[0].lower() not in named), *concepts)
+    return (*(pair for pair in earlier if pair[0].lower() not in named), *concepts)
 
 
 def find_finished(plan: Plan) -> tuple[Path, Eraser | None]:

@@ -1,5 +1,6 @@
 """A whole training run: from a MODEL, a CLIP and words to a hypernet file."""
 
+import copy
 import logging
 import time
 from dataclasses import dataclass
@@ -116,15 +117,13 @@ def _encode_all(clip: Any, plan: Plan, report: Report) -> Prompts:
 
 def _new_hypernet(plan: Plan, width: int, generator: Generator) -> Hypernet:
     """A new network, or a copy of the one to go on from. width: numbers in c."""
-    start, settings = plan.request.start_from, plan.request.settings
-    if start is None:
+    settings = plan.request.settings
+    if plan.start is None:
         config = HypernetConfig(width, plan.layers, rank=settings.rank, basis=settings.basis, hidden=settings.hidden)
         return Hypernet(config, generator)
-    if start.hypernet.config.embedding_width != width:
+    if plan.start.config.embedding_width != width:
         raise TrainingError("Train Erasure: the hypernet to continue from was trained with another CLIP.")
-    hypernet = Hypernet(start.hypernet.config)
-    hypernet.load_state_dict({name: tensor.clone() for name, tensor in start.hypernet.state_dict().items()})
-    return hypernet
+    return copy.deepcopy(plan.start).requires_grad_(True).train()
 
 
 def _task(clip: Any, plan: Plan, frozen: FrozenModel, prompts: Prompts, report: Report) -> Task:

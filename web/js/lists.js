@@ -1,4 +1,4 @@
-// A file that Train Erasure or Import UnHype Weights has just written is in the lists at once, without the key R.
+// Adds a new file of Train Erasure or Import UnHype Weights to the lists at once, without the key R.
 
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
@@ -7,7 +7,7 @@ app.registerExtension({
   name: "unhype.Lists",
 
   setup() {
-    // Older interfaces have only what the key R does, with a message.
+    // Older interfaces have only the function behind the key R, which shows a message.
     api.addEventListener("unhype.lists", () => (app.reloadNodeDefs ? app.reloadNodeDefs() : app.refreshComboInNodes()))
   },
 })

@@ -1,5 +1,5 @@
-// Choosing a preset in Train Erasure writes its lists into the node's fields, where they are seen and can be changed.
-// The lists come from the server with the node's inputs; "custom" brings back what stood there before.
+// Choosing a preset in Train Erasure fills the node's fields with its lists, where people see and change them.
+// The lists come from the server with the node's inputs; "custom" brings back the previous text.
 
 import { app } from "../../../scripts/app.js"
 
@@ -22,7 +22,7 @@ function write(node, values) {
   node.setDirtyCanvas?.(true, true)
 }
 
-/** Whether the fields hold what somebody wrote, and not a preset as it came. */
+/** Whether the fields hold the user's own text, and not an unchanged preset. */
 function isOwn(values, presets) {
   return !Object.values(presets).some((preset) => FIELDS.every((name) => preset[name] === values[name]))
 }

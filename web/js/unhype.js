@@ -1,6 +1,5 @@
-// Nodes that load, train, import or look at erasers say in words what they did or found.
-// ComfyUI's interface shows such text on its own text nodes only, so this puts it on ours.
-// It also makes new nodes of the pack wide enough for their words, and nodes with a page tall enough to read it.
+// Shows the text output of this pack's nodes on the nodes; ComfyUI's interface does so for its own text nodes only.
+// It also makes new nodes of the pack wide enough for their text, and nodes with a page tall enough for the page.
 
 import { app } from "../../../scripts/app.js"
 
@@ -11,20 +10,20 @@ const NODES = new Set([
   "UnHypeErasureReport",
   "UnHypeImportWeights",
 ])
-const WIDTH = 320 // of a new node: file names, and the title of Inspect Prompt, need that much
+const WIDTH = 320 // of a new node: enough for file names and the title of Inspect Prompt
 const BOX = "result"
 const BOX_HEIGHT = 110 // of eight lines
 const PREVIEW = "$$canvas-image-preview" // ComfyUI's own widget for a node's pictures
 const PREVIEW_HEIGHT = 220 // ComfyUI's own
 
-/** Write a node's text output below its inputs. The box for it is made when there is something to say. */
+/** Show a node's text output below its inputs, in a box that is made with the first text. */
 function showText(node, output) {
   if (!output?.text) return
   const box = node.widgets?.find((widget) => widget.name === BOX) ?? addBox(node)
   box.value = [output.text].flat().join("\n")
 }
 
-/** A text box to read, saved neither with the workflow nor sent with the prompt. */
+/** A read-only text box, neither saved with the workflow nor sent with the prompt. */
 function addBox(node) {
   const { widget } = app.widgets.STRING(node, BOX, ["STRING", { multiline: true }], app)
   widget.serialize = false
@@ -44,7 +43,7 @@ function pageHeight(node) {
   return Math.max(node.size[0] * ratio, PREVIEW_HEIGHT)
 }
 
-/** Give a page the room that its words need: ComfyUI shows it a few fingers wide otherwise. */
+/** Make a node tall enough for its page: ComfyUI shows it very small otherwise. */
 function makeRoom(node) {
   const preview = node.widgets?.find((widget) => widget.name === PREVIEW)
   if (!preview || !node.imgs?.[0]?.naturalWidth || preview.shown === node.imgs[0]) return
@@ -66,7 +65,7 @@ app.registerExtension({
     }
   },
 
-  /** A node is as wide at first as its sockets need, which cuts off our words. Saved graphs keep their sizes. */
+  /** A new node is as wide as its sockets need, which cuts off our text. Saved graphs keep their sizes. */
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("UnHype")) return
     node.setSize([Math.max(node.size[0], WIDTH), node.size[1]])
@@ -77,7 +76,7 @@ app.registerExtension({
     }
   },
 
-  /** Newer interfaces keep outputs while another workflow is open, and hand them back here. */
+  /** Newer interfaces store outputs while another workflow is open, and restore them here. */
   onNodeOutputsUpdated(outputs) {
     for (const [id, output] of Object.entries(outputs)) {
       const node = app.graph?.getNodeById(id)

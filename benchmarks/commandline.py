@@ -1,0 +1,180 @@
+"""The commands of dev.py: what each does, what it runs and which options it takes.
+
+Standard library only: dev.py answers -h from here before anything is installed, and the modules that do the work
+read their arguments with the same parsers.
+"""
+
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from .environment import HOSTS
+
+FAMILIES = ("sd15", "flux")  # of the lab's models
+JUDGES = ("judge", "second")
+# What the tests of a tier need: torch alone, ComfyUI's classes, a running ComfyUI, this repository's other files.
+TIERS = {
+    "core": "the mathematics: torch, safetensors, einops and pytest are enough, no ComfyUI is fetched",
+    "host": "what runs on ComfyUI's own classes",
+    "server": "a running ComfyUI, its interface in a browser",
+    "project": "README, metadata, locales, dev.py and benchmarks",
+}
+
+
+def _json(parser: ArgumentParser) -> None:
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+
+
+def _family(parser: ArgumentParser, words: str) -> None:
+    parser.add_argument("--family", choices=FAMILIES, default="sd15", help=f"{words} (default: %(default)s)")
+
+
+def _number(parser: ArgumentParser, name: str, default: int, words: str) -> None:
+    parser.add_argument(name, type=int, default=default, help=f"{words} (default: %(default)s)")
+
+
+def _demo(parser: ArgumentParser) -> None:
+    _json(parser)
+    _family(parser, "which of the lab's models to erase from")
+    parser.add_argument("--seed", type=int, help="another training seed than the workflow's")
+    parser.add_argument("--publish", action="store_true", help="put figures and picture into README and results")
+
+
+def _test(parser: ArgumentParser) -> None:
+    for tier, words in TIERS.items():
+        parser.add_argument(f"--{tier}", action="store_true", help=words)
+
+
+def _serve(parser: ArgumentParser) -> None:
+    _number(parser, "--port", 8188, "where ComfyUI listens")
+
+
+def _speed(parser: ArgumentParser) -> None:
+    parser.add_argument("--gpu", action="store_true", help="real picture sizes of SD 1.5 and SDXL in fp16")
+    _number(parser, "--rounds", 5, "how often each is measured; the median counts")
+    _json(parser)
+    parser.add_argument("--publish", action="store_true", help="put the figures into README and results")
+
+
+def _erasure(parser: ArgumentParser) -> None:
+    parser.add_argument("--quick", action="store_true", help="few pictures; rivals that train by pictures on one class")
+    parser.add_argument("--rivals", action="store_true", help="those on all classes, too")
+    parser.add_argument(
+        "--workers", type=int, help="processes that share the work (default: 1 on a GPU, else the cores)"
+    )
+    parser.add_argument("--only", nargs="*", default=(), help="some methods; nothing is published")
+    parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
+    _json(parser)
+    parser.add_argument("--publish", action="store_true", help="put figures and pictures into README and results")
+
+
+def _bypass(parser: ArgumentParser) -> None:
+    parser.add_argument("--only", help="ways whose words contain this")
+    parser.add_argument("--json", type=Path, help="keep the figures in this file; ways that it has are not drawn anew")
+    parser.add_argument("--publish", action="store_true", help="put the figures into benchmarks/README.md and results")
+
+
+def _detector(parser: ArgumentParser) -> None:
+    parser.add_argument("--publish", action="store_true", help="put the table into benchmarks/README.md")
+
+
+def _pictures(parser: ArgumentParser) -> None:
+    parser.add_argument("--folder", required=True, help="where the emoji packages and pictures are kept")
+
+
+def _lab_base(parser: ArgumentParser) -> None:
+    _pictures(parser)
+    _number(parser, "--steps", 8000, "training steps")
+    _number(parser, "--batch", 64, "pictures a step")
+    _number(parser, "--seed", 0, "training seed")
+    parser.add_argument("--resume", action="store_true", help="go on from the weights that are there")
+
+
+def _lab_flux(parser: ArgumentParser) -> None:
+    _pictures(parser)
+    _number(parser, "--steps", 3000, "training steps")
+    _number(parser, "--batch", 64, "pictures a step")
+    _number(parser, "--seed", 0, "training seed")
+
+
+def _lab_judge(parser: ArgumentParser) -> None:
+    _pictures(parser)
+    parser.add_argument("--only", choices=JUDGES, help="train one of the two")
+    _number(parser, "--steps", 1500, "training steps")
+    _number(parser, "--batch", 128, "pictures a step")
+
+
+def _lab_measure(parser: ArgumentParser) -> None:
+    _family(parser, "which of the lab's models")
+    _number(parser, "--seeds", 8, "pictures a prompt; a quarter for other concepts")
+    parser.add_argument("--publish", action="store_true", help="put the table into the lab's README")
+    parser.add_argument("--grids", type=Path, help="a folder for pictures to look at")
+
+
+def _lint(parser: ArgumentParser) -> None:
+    parser.add_argument("--fix", action="store_true", help="let ruff mend what it can")
+
+
+def _no_options(parser: ArgumentParser) -> None:
+    pass
+
+
+class Command(NamedTuple):
+    """One command.
+
+    runs: what follows `python -m` in a host's environment; nothing if dev.py does the work itself.
+    others: the program that gets all arguments which are none of the options.
+    """
+
+    words: str
+    options: Callable[[ArgumentParser], None] = _no_options
+    runs: tuple[str, ...] = ()
+    others: str = ""
+
+
+COMMANDS = {
+    "demo": Command("Train an erasure inside ComfyUI, show pictures before and after.", _demo, ("benchmarks.demo",)),
+    "test": Command("The tests: all of them, or those of some tiers.", _test, others="pytest"),
+    "serve": Command("ComfyUI with this pack, for a browser.", _serve, ("benchmarks.server",), others="ComfyUI"),
+    "bench speed": Command("What erasure costs, in time.", _speed, ("benchmarks.speed",)),
+    "bench erasure": Command("How well it erases, beside other methods.", _erasure, ("benchmarks.erasure",)),
+    "bench bypass": Command("Every way a prompt reaches the sampler.", _bypass, ("benchmarks.bypass",)),
+    "bench detector": Command("Candidates for the detector, on texts alone.", _detector, ("benchmarks.detector",)),
+    "lab base": Command("Train the lab's small SD 1.x model.", _lab_base, ("benchmarks.lab", "base")),
+    "lab flux": Command("Train the lab's small Flux.", _lab_flux, ("benchmarks.lab", "flux")),
+    "lab judge": Command("Train the judges.", _lab_judge, ("benchmarks.lab", "judge")),
+    "lab measure": Command("Draw with a lab model and judge it.", _lab_measure, ("benchmarks.lab", "measure")),
+    "lint": Command("ruff and ty, as pinned.", _lint),
+    "check": Command("The checks of the registry and of others, on what the registry gets."),
+    "locales": Command("Write the English words of locales/ anew, from the nodes.", runs=("benchmarks.locales",)),
+    "thumbnails": Command("Draw the workflows' cards anew, from results.", runs=("benchmarks.thumbnails",)),
+}
+FIRST_WORDS = tuple(dict.fromkeys(name.partition(" ")[0] for name in COMMANDS))
+GROUPS = {
+    first: [name.partition(" ")[2] for name in COMMANDS if name.startswith(f"{first} ")]
+    for first in FIRST_WORDS
+    if first not in COMMANDS
+}
+
+
+def parser(name: str) -> ArgumentParser:
+    """The parser of a command, by its name in COMMANDS."""
+    command = COMMANDS[name]
+    notes = [f"All else goes to {command.others}."] if command.others else []
+    if name != "lint":
+        notes.append(f"--host {' | '.join(HOSTS)} | FOLDER{' | all' if name == 'test' else ''}  which ComfyUI")
+    made = ArgumentParser(
+        prog=f"dev.py {name}",
+        description=command.words,
+        epilog="\n".join(notes),
+        allow_abbrev=False,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    command.options(made)
+    return made
+
+
+def overview(group: str) -> str:
+    """The commands of a group, a line each."""
+    return "\n".join(f"dev.py {group} {member:8} {COMMANDS[f'{group} {member}'].words}" for member in GROUPS[group])

@@ -1,0 +1,300 @@
+"""Every way a prompt reaches the sampler: each chunk is detected by itself, and its tokens alone get its delta."""
+
+import logging
+from dataclasses import replace
+
+import comfy.model_management
+import comfy.samplers
+import pytest
+import torch
+from chunks import (
+    NEGATIVE,
+    check,
+    concat,
+    embedding_of,
+    estimate,
+    is_base,
+    random_regressor,
+    run,
+    texts_for,
+    tokens_of,
+    whole,
+    without_regressor,
+)
+from safetensors.torch import load_file, save_file
+from tiny import CONTEXT, POOLED, TOKENS, detector_of, noted_calls, overridden, sample, seeded, tiny_eraser, tiny_model
+
+import nodes
+from unhype.hypernet.deltas import PromptDeltas, Span
+from unhype.hypernet.factors import Factors
+from unhype.hypernet.patch import apply_erasure
+from unhype.hypernet.record import TextEncoder
+from unhype.hypernet.regressor import PooledRegressor, chunk_features
+from unhype.hypernet.rows import SpanMasks, patched_layers
+from unhype.hypernet.targets import TargetLayer
+
+pytestmark = pytest.mark.usefixtures("as_a_node_runs")
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return tiny_model()
+
+
+@pytest.fixture
+def model(tiny):
+    comfy.model_management.unload_all_models()
+    yield tiny
+    assert overridden(tiny) == []
+
+
+@pytest.fixture(scope="module")
+def texts(tiny):
+    return texts_for(tiny)
+
+
+# Plain prompts
+
+
+def test_a_plain_prompt_gets_the_delta_of_its_pooled_embedding(model, texts):
+    published = without_regressor(texts.eraser)
+    for prompt in (texts.cat, texts.boat):
+        ours, theirs = run(model, texts.eraser, prompt), run(model, published, prompt)
+        assert all(torch.equal(a.output, b.output) for a, b in zip(ours, theirs, strict=True))
+    check(model, texts.eraser, run(model, texts.eraser, texts.cat), whole(texts.cat))
+
+
+def test_a_plain_prompt_needs_no_mask(model, texts, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("no mask is needed")
+
+    monkeypatch.setattr(SpanMasks, "__init__", refuse)
+    run(model, texts.eraser, texts.cat)
+    with pytest.raises(AssertionError):
+        run(model, texts.eraser, concat(texts.boat, texts.cat))
+
+
+def test_a_plain_prompt_below_the_threshold_is_the_base(model, texts):
+    assert is_base(model, texts.eraser, texts.boat)
+
+
+# Chunks
+
+
+@pytest.mark.parametrize("order", ["boat cat", "cat boat", "boat lamp cat", "boat cat lamp"])
+def test_one_detected_chunk_is_enough_and_gets_the_delta_alone(model, texts, order):
+    chunks = [getattr(texts, name) for name in order.split()]
+    positive = concat(*chunks)
+    start = order.split().index("cat") * TOKENS
+    spans = [(start, start + TOKENS, embedding_of(texts.cat))]
+    check(model, texts.eraser, run(model, texts.eraser, positive), (positive, spans))
+
+
+def test_two_detected_chunks_each_get_their_own(model, texts):
+    positive = concat(texts.cat, texts.boat, texts.dog)
+    spans = [
+        (0, TOKENS, embedding_of(texts.cat)),
+        (2 * TOKENS, 3 * TOKENS, embedding_of(texts.dog)),
+    ]
+    check(model, texts.eraser, run(model, texts.eraser, positive), (positive, spans))
+
+
+def test_chunks_below_the_threshold_are_the_base(model, texts):
+    assert is_base(model, texts.eraser, concat(texts.boat, texts.lamp, texts.boat))
+
+
+def test_prompts_of_several_lengths_in_one_batch_keep_their_chunks(model, texts):
+    """The host repeats tokens until all prompts of a batch are of one length: here 16, 8 and 24 make 48."""
+    two, three = concat(texts.boat, texts.cat), concat(texts.dog, texts.boat, texts.lamp)
+    calls = run(model, texts.eraser, two + texts.cat + three)
+    assert {call.context.shape[1] for call in calls} == {6 * TOKENS}
+    check(
+        model,
+        texts.eraser,
+        calls,
+        (two, [(TOKENS, 2 * TOKENS, embedding_of(texts.cat))]),
+        whole(texts.cat),
+        (three, [(0, TOKENS, embedding_of(texts.dog))]),
+    )
+
+
+def test_tokens_appended_by_other_models_are_a_short_chunk(model, texts):
+    for seed in range(60, 90):
+        extra = torch.randn(1, 3, CONTEXT, generator=seeded(seed))
+        positive = [[torch.cat([part, extra], 1), values] for part, values in texts.boat]
+        if texts.eraser.score(estimate(extra[0]).unsqueeze(0)) >= 1:
+            check(
+                model,
+                texts.eraser,
+                run(model, texts.eraser, positive),
+                (positive, [(TOKENS, TOKENS + 3, estimate(extra[0]))]),
+            )
+            break
+        assert is_base(model, texts.eraser, positive)
+    else:
+        pytest.fail("none of the token sets is detected")
+
+
+def test_chunks_survive_tiling_and_batches(model, texts):
+    positive = concat(texts.boat, texts.cat)
+
+    def in_two_tiles(apply, arguments):
+        x, t, c = arguments["input"], arguments["timestep"], dict(arguments["c"])
+        repeated = {name: torch.cat([value, value]) if torch.is_tensor(value) else value for name, value in c.items()}
+        top, bottom = x.chunk(2, dim=2)
+        return torch.cat(apply(torch.cat([top, bottom]), torch.cat([t, t]), **repeated).chunk(2), dim=2)
+
+    with noted_calls(apply_erasure(model, texts.eraser)) as (clone, calls):
+        clone.set_model_unet_function_wrapper(in_two_tiles)
+        sample(clone, positive, NEGATIVE, pictures=3)
+    check(model, texts.eraser, calls, (positive, [(TOKENS, 2 * TOKENS, embedding_of(texts.cat))]))
+
+
+def test_rows_that_a_layer_gets_repeated_keep_their_tokens():
+    network = torch.nn.Module()
+    network.layer = torch.nn.Identity()
+    delta = [Factors(torch.ones(1, 1, 2), torch.ones(1, 2, 1))]
+    masks = SpanMasks([Span(2, 4, 4)], torch.device("cpu"))
+    context = torch.stack([torch.ones(8, 2), torch.full((8, 2), 2.0)])
+    with patched_layers(network, [TargetLayer("layer", 2, 2)], torch.tensor([1]), delta, 2, masks, context):
+        y = network.layer(context.repeat_interleave(2, 0))
+    assert y[..., 0].tolist() == [[1.0] * 8] * 2 + [[2.0, 2.0, 6.0, 6.0] * 2] * 2
+
+
+# What nodes do to conditionings
+
+
+def test_combined_regional_and_timed_prompts_keep_their_chunks(model, texts):
+    long = concat(texts.boat, texts.cat)
+    spans = [(TOKENS, 2 * TOKENS, embedding_of(texts.cat))]
+    (area,) = nodes.ConditioningSetArea().append(long, 32, 64, 0, 0, 1.0)
+    (masked,) = nodes.ConditioningSetMask().append(long, torch.ones(1, 64, 64), "default", 1.0)
+    (late,) = nodes.ConditioningSetTimestepRange().set_range(long, 0.4, 1.0)
+    for positive in (nodes.ConditioningCombine().combine(texts.boat, long)[0], texts.boat + area, masked):
+        check(model, texts.eraser, run(model, texts.eraser, positive), (long, spans))
+    check(model, texts.eraser, run(model, texts.eraser, texts.boat + late), (long, spans))
+
+
+def test_an_average_is_scored_by_its_mixed_embeddings(model, texts):
+    (mixed,) = nodes.ConditioningAverage().addWeighted(texts.dog, texts.boat, 0.9)
+    candidates = mixed[0][1]["pooled_output"][0], embedding_of(mixed)
+    scores = texts.eraser.score(torch.stack(candidates))
+    assert scores[0] >= 1
+    chosen = candidates[scores[1] > 1.5 * scores[0]]
+    check(model, texts.eraser, run(model, texts.eraser, mixed), (mixed, [(0, TOKENS, chosen)]))
+
+
+def test_of_two_candidates_one_with_a_much_higher_score_is_chosen(model, texts):
+    """As for an average whose pooled embedding became weak though its tokens still name the concept."""
+    weak = embedding_of(texts.dog) * 0.3
+    positive = [[texts.dog[0][0], {"pooled_output": weak.unsqueeze(0)}]]
+    assert texts.eraser.score(weak.unsqueeze(0)).item() == pytest.approx(1.2, abs=0.01)
+    check(model, texts.eraser, run(model, texts.eraser, positive), whole(positive))
+
+
+@pytest.mark.parametrize("pooled", ["another's", "zeroed", "none", "missing", "another width", "scaled down"])
+def test_tokens_are_scored_whatever_the_pooled_embedding_is(model, texts, pooled):
+    tokens, values = texts.cat[0]
+    changed = {
+        "another's": texts.boat[0][1],
+        "zeroed": {"pooled_output": torch.zeros(1, POOLED)},
+        "none": {"pooled_output": None},
+        "missing": {},
+        "another width": {"pooled_output": torch.ones(1, POOLED + 8)},
+        "scaled down": {"pooled_output": values["pooled_output"] * 0.01},
+    }[pooled]
+    if "pooled_output" in changed and changed["pooled_output"] is not None and pooled == "scaled down":
+        assert texts.eraser.score(changed["pooled_output"]) < 1
+    positive = [[tokens, changed]]
+    check(model, texts.eraser, run(model, texts.eraser, positive), whole(positive))
+
+
+def test_each_layer_has_its_own_map():
+    one, other = random_regressor(seed=1), random_regressor(seed=2)
+    both = PooledRegressor(
+        (CONTEXT,),
+        torch.cat([one.up, other.up]),
+        torch.cat([one.down, other.down]),
+        torch.cat([one.bias, other.bias]),
+        torch.stack([torch.ones(2 * CONTEXT + 1), -torch.ones(2 * CONTEXT + 1)]),
+    )
+    tokens = torch.rand(TOKENS, CONTEXT, generator=seeded(1)) + 0.5
+    for own, states in ((one, tokens), (other, -tokens)):
+        torch.testing.assert_close(both.candidates(states), own.candidates(states))
+
+
+def test_scaling_tokens_changes_no_feature(texts):
+    tokens = tokens_of(texts.cat)
+    torch.testing.assert_close(chunk_features(tokens * 0.3, (CONTEXT,)), chunk_features(tokens, (CONTEXT,)))
+
+
+def test_a_conditioning_kept_in_a_file_is_detected(model, texts, tmp_path):
+    save_file({"tokens": texts.cat[0][0].half().contiguous()}, str(tmp_path / "kept.safetensors"))
+    positive = [[load_file(str(tmp_path / "kept.safetensors"))["tokens"].float(), {}]]
+    check(model, texts.eraser, run(model, texts.eraser, positive), whole(positive))
+
+
+def test_a_batch_of_prompts_is_scored_row_by_row(model, texts):
+    """Schedules for animation give each frame its own row."""
+    rows = texts.boat, texts.cat, texts.dog
+    positive = [
+        [
+            torch.cat([row[0][0] for row in rows]),
+            {"pooled_output": torch.cat([row[0][1]["pooled_output"] for row in rows])},
+        ]
+    ]
+    calls = run(model, texts.eraser, positive, pictures=3)
+    check(model, texts.eraser, calls, whole(texts.cat), whole(texts.dog))
+    assert all(call.reads(row).sum() == 1 for call in calls for row in rows)
+
+
+def test_either_of_two_encoders_side_by_side_is_enough():
+    """SDXL's tokens hold CLIP-L's states beside CLIP-G's, and the pooled vector is G's."""
+    model, widths = tiny_model("sdxl"), (12, CONTEXT - 12)
+    both = random_regressor(widths)
+    named, plain = (torch.randn(TOKENS, CONTEXT, generator=seeded(seed)) for seed in (100, 101))
+    above, *below = (both.candidates(named)[0], both.candidates(named)[1], *both.candidates(plain))
+    base = tiny_eraser(model, detector=detector_of([above], below))
+    record = replace(base.record, text_encoder=TextEncoder(TOKENS, list(widths), 1, POOLED))
+    eraser = replace(base, record=record, regressor=both)
+    mixed = torch.cat([named[:, :12], plain[:, 12:]], 1)
+    pooled = {"pooled_output": both.candidates(plain)[1].unsqueeze(0)}
+    assert is_base(model, eraser, [[plain.unsqueeze(0), pooled]])
+    assert not is_base(model, eraser, [[mixed.unsqueeze(0), pooled]])
+
+
+def test_a_zeroed_conditioning_is_the_base_without_a_warning(model, texts, caplog):
+    (nothing,) = nodes.ConditioningZeroOut().zero_out(texts.cat)
+    with caplog.at_level(logging.INFO):
+        assert is_base(model, texts.eraser, nothing, unknown="strict")
+    assert "carries no embedding" not in caplog.text
+
+
+def test_later_chunks_of_a_prompt_that_a_node_encodes_while_sampling_are_detected(model, texts):
+    long = concat(texts.boat, texts.cat)
+
+    def more_guidance(args):
+        entry = {"cross_attn": long[0][0], "model_conds": {}, "uuid": 0, **long[0][1]}
+        x = args["input"]
+        hand = comfy.samplers.encode_model_conds(args["model"].extra_conds, [entry], x, x.device, "positive")
+        (other,) = comfy.samplers.calc_cond_batch(args["model"], [hand], x, args["timestep"], args["model_options"])
+        return args["cond"] + other
+
+    with noted_calls(apply_erasure(model, texts.eraser)) as (clone, calls):
+        clone.set_model_sampler_cfg_function(more_guidance)
+        sample(clone, texts.boat, NEGATIVE)
+    assert sum(int(call.reads(long).sum()) for call in calls) == 6
+    check(model, texts.eraser, calls, (long, [(TOKENS, 2 * TOKENS, embedding_of(texts.cat))]))
+
+
+def test_joint_layers_give_the_whole_prompt_the_delta_of_its_top_chunk(texts):
+    def parts(conditioning):
+        entry = {"cross_attn": conditioning[0][0], **conditioning[0][1]}
+        ((found,),), _ = PromptDeltas(texts.eraser, joint=True).parts([entry])
+        return [(*part.span, part.key) for part in found]
+
+    key = embedding_of(texts.dog).numpy().tobytes()
+    assert parts(concat(texts.boat, texts.dog, texts.lamp)) == [(0, 3 * TOKENS, 3 * TOKENS, key)]
+    assert parts(concat(texts.boat, texts.lamp)) == []
+    # As from two texts of which one gives the pooled vector: the tokens name the concept.
+    assert parts([[texts.dog[0][0], texts.boat[0][1]]]) == [(0, TOKENS, TOKENS, key)]
