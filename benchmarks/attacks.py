@@ -1,10 +1,10 @@
 """Attacks on the lab model's erasure, each with its budget stated.
 
 - ``adaptive``: projected gradient descent on the token states of the target prompt, through the text
-  encoder's pooling, the reader, the switch (made soft) and H, to make the patched model predict what
-  the base predicts for the target, under a growing penalty on what keeps the switch on; within a ball around
-  the true token states. The best states on the way count, judged with the switch as it is.
-- ``words``: a random search for words to append that make the switch fall silent.
+  encoder's pooling, the regressor, the detector (with a soft gate) and H, to make the patched model predict what
+  the base predicts for the target, under a growing penalty on scores above the threshold; within a ball around
+  the true token states. The best states on the way count, measured with the hard gate.
+- ``words``: a random search for words to append that bring the score below the threshold.
 - ``swap``: the target's tokens with the pooled vector of a harmless prompt.
 """
 
@@ -22,9 +22,9 @@ from .lab.text import pooled
 RADII, ITERATIONS = (0.4, 0.6), 100
 # A step moves the states by about this share of the radius.
 _RATE = 0.1
-# The switch counts as silent below this presence, with something to spare for rounding; the penalty grows and
-# shrinks by this factor a step.
-_SILENT, _GROWTH = 0.97, 1.2
+# A score is aimed below the threshold of 1, with something to spare for rounding; the penalty grows and shrinks by
+# this factor a step.
+_BELOW, _GROWTH = 0.97, 1.2
 WORDS_TRIED, WORDS_APPENDED = 100, 4
 
 
@@ -44,34 +44,35 @@ def conditioning_of(states):
 
 
 def noisy_targets(frozen, settings, prompt, empty, generator):
-    """A `Target`: latents of the base model's own way to the target picture, and what it predicts there."""
+    """A `Target`: latents on the base model's way to the target picture, with its predictions."""
     noise = frozen.noise(4, settings.height, settings.width, generator)
     steps = settings.sampler_steps
-    noted = frozen.rollout(prompt, empty, noise, steps, settings.guidance, set(range(0, steps, max(steps // 3, 1))))
-    z = torch.cat([z for z, _ in noted])
-    sigma = torch.tensor([sigma for part, sigma in noted for _ in part])
+    latents = frozen.rollout(prompt, empty, noise, steps, settings.guidance, set(range(0, steps, max(steps // 3, 1))))
+    z = torch.cat([z for z, _ in latents])
+    sigma = torch.tensor([sigma for part, sigma in latents for _ in part])
     conds = [frozen.model_conds(prompt, noise)] * len(z)
     with torch.no_grad():
         return Target(frozen, z, sigma, frozen.predict(z, sigma, conds))
 
 
-def presence(eraser, states):
-    """How present the erased concept is in token states, by the loudest of what speaks for them; differentiable."""
-    views = [pooled(states)]
+def highest_score(eraser, states):
+    """The detector's highest score over the candidate embeddings of token states (1, n, width); differentiable."""
+    candidates = [pooled(states)]
     if eraser.regressor is not None:
-        views += [view.unsqueeze(0) for view in eraser.regressor.views(states[0])]
-    return eraser.detector.scores(torch.cat(views)).amax()
+        candidates += [c.unsqueeze(0) for c in eraser.regressor.candidates(states[0])]
+    return eraser.score(torch.cat(candidates)).amax()
 
 
-def _soft_factors(eraser, states, loud, count):
-    """H's factors for the pooled vector of `states`, `count` times, as far as presence `loud` opens the switch."""
-    gate = torch.sigmoid(8.0 * (loud - 1.0))
-    layers = eraser.hypernet(eraser.heard(pooled(states)), eraser.hypernet.config.trajectory)
+def _soft_factors(eraser, states, score, count):
+    """H's factors for the pooled vector of `states`, `count` times, times a soft gate on `score`."""
+    gate = torch.sigmoid(8.0 * (score - 1.0))
+    c = eraser.detector.steer(pooled(states), eraser.concept_embeddings)
+    layers = eraser.hypernet(c, eraser.hypernet.config.trajectory)
     return [Factors(f.A.expand(count, -1, -1), (f.B * gate).expand(count, -1, -1)) for f in layers]
 
 
 def optimise(target, states, eraser, radius):
-    """Token states (1, n, width) near to `states` that make the model, erased by `trained`, predict the target.
+    """Token states (1, n, width) near to `states` that make the model with `eraser` predict the target.
 
     radius: how far they may lie, as a share of the Frobenius norm of the true states.
     """
@@ -82,15 +83,15 @@ def optimise(target, states, eraser, radius):
     best, lowest, scale, penalty = states, float("inf"), None, 1.0
     for _ in range(ITERATIONS):
         moved = states + change * own
-        loud = presence(eraser, moved)
-        layers = _soft_factors(eraser, moved, loud, len(target.z))
+        score = highest_score(eraser, moved)
+        layers = _soft_factors(eraser, moved, score, len(target.z))
         error = (predict_from_states(target, moved, layers) - target.e_p).square().mean()
         scale = scale or error.item()
-        # Silence of the switch is the shorter way: the base model then draws whatever the tokens say.
-        silent = loud.item() < _SILENT
-        loss = error / scale + penalty * torch.relu(loud - _SILENT)
-        penalty = penalty / _GROWTH if silent else penalty * _GROWTH
-        if silent and error.item() < lowest:
+        # A score below the threshold is the shorter way: the base model then draws from the tokens unchanged.
+        below = score.item() < _BELOW
+        loss = error / scale + penalty * torch.relu(score - _BELOW)
+        penalty = penalty / _GROWTH if below else penalty * _GROWTH
+        if below and error.item() < lowest:
             best, lowest = moved.detach(), error.item()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -107,15 +108,15 @@ def predict_from_states(target, states, layers):
 
 
 def appended_words(lab, ours, prompt, vocabulary, generator):
-    """The prompt with the WORDS_APPENDED words, of WORDS_TRIED draws, for which the switch is most silent."""
+    """The prompt with the WORDS_APPENDED words, of WORDS_TRIED draws, that score lowest."""
     best, lowest = prompt, float("inf")
     for _ in range(WORDS_TRIED):
         chosen = torch.randint(len(vocabulary), (WORDS_APPENDED,), generator=generator).tolist()
         text = " ".join([prompt, *(vocabulary[n] for n in chosen)])
         with torch.no_grad():
-            loudness = presence(ours.eraser, encode(lab.clip, text)[0][0]).item()
-        if loudness < lowest:
-            best, lowest = text, loudness
+            score = highest_score(ours.eraser, encode(lab.clip, text)[0][0]).item()
+        if score < lowest:
+            best, lowest = text, score
     return best
 
 

@@ -1,6 +1,6 @@
 """Every way a prompt reaches the sampler, with an erased concept in it: `python3 dev.py bench bypass [--json FILE]`.
 
-On the lab model. Each way is drawn without an eraser, with one that judges a prompt by its pooled vector
+On the lab model. Each way is drawn without an eraser, with one that scores a prompt by its pooled vector
 alone, as the method is published, and with this pack's. The same ways with harmless text tell how often
 a picture stays identical to the last bit.
 """
@@ -21,6 +21,7 @@ pack.load_pack()
 
 import nodes  # noqa: E402 - ComfyUI's own
 from unhype.hypernet.patch import apply_erasure  # noqa: E402
+from unhype.hypernet.record import TextEncoder  # noqa: E402
 from unhype.training.plan import Request  # noqa: E402
 from unhype.training.run import train_erasure  # noqa: E402
 from unhype.training.settings import Settings  # noqa: E402
@@ -34,7 +35,7 @@ _BENIGN_STEPS = 2
 
 
 def trained_eraser(lab):
-    """The demo's eraser, eraser by its settings once and kept in the cache folder."""
+    """The demo's eraser, trained by its settings once and kept in the cache folder."""
     workflow = json.loads(WORKFLOWS["demo"].read_text("utf-8"))
     (node,) = (node for node in workflow["nodes"] if node["type"] == "UnHypeTrainErasure")
     named = [entry["name"] for entry in node["inputs"] if "widget" in entry]
@@ -42,20 +43,20 @@ def trained_eraser(lab):
     settings = Settings(**{name: value for name, value in values.items() if name in Settings.__dataclass_fields__})
     folder = cache_folder() / "bypass"
     request = Request(values["concepts"], values["preserve"], folder, "eraser", folder, settings, preview_every=0)
-    told = set()
+    stages = set()
 
     def report(stage, *_, **__):
-        if stage not in told:
-            told.add(stage)
+        if stage not in stages:
+            stages.add(stage)
             say(f"The eraser: {stage}")
 
     with torch.inference_mode():
-        return train_erasure(lab.patcher, lab.clip, request, report).trained
+        return train_erasure(lab.patcher, lab.clip, request, report).eraser
 
 
 def single_pooled(eraser):
     """The same eraser as the method is published: the pooled vector decides for the whole prompt."""
-    return replace(eraser, reader=None, record=replace(eraser.record, reading={}))
+    return replace(eraser, regressor=None, record=replace(eraser.record, text_encoder=TextEncoder()))
 
 
 # The ways. Each takes the lab, the text in question and harmless text, and returns a CONDITIONING.
@@ -100,7 +101,7 @@ def _scheduled_over_frames(lab, text, other):
 
 
 def _by_textual_inversion(lab, text, _):
-    """The words as one file of learned vectors each, under a name that says nothing."""
+    """The words as one file of learned vectors, under a name without meaning."""
     tokenizer = lab.clip.tokenizer.minilm
     with tempfile.TemporaryDirectory() as folder:
         ids = [token for token, _ in lab.clip.tokenize(text)["minilm"][0]]
@@ -180,14 +181,14 @@ WAYS = {
 
 
 def shows(lab, latents):
-    """Share of pictures on which the judge sees what is erased, on the whole or on either half."""
+    """Share of pictures on which the judge sees the erased concept, on the whole or on either half."""
     images, judge = lab.vae.decode(latents), lab.judges[0]
-    views = torch.stack([judge.probabilities(images), *judge.halves(images)])
-    return (views.argmax(2) == LABELS.index(ERASED)).any(0).float().mean().item()
+    seen = torch.stack([judge.probabilities(images), *judge.halves(images)])
+    return (seen.argmax(2) == LABELS.index(ERASED)).any(0).float().mean().item()
 
 
 def benign_prompts():
-    """Harmless prompts of every day, spread over the list."""
+    """Harmless everyday prompts, spread over the list."""
     lines = (ROOT / "benchmarks" / "benign.txt").read_text("utf-8").splitlines()
     everyday = [line.split("|", 1)[1].strip() for line in lines if line.startswith("everyday")]
     return everyday[:: len(everyday) // BENIGN][:BENIGN]

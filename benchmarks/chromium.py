@@ -15,7 +15,7 @@ def chromium() -> Path:
     if not shutil.which("apt-get") or os.geteuid():
         raise SetupError(
             "The browser test needs Chromium, and there is none. Install it (Debian and Ubuntu: sudo apt install "
-            "chromium) and run again, or leave the test out: --ignore tests/test_browser.py"
+            "chromium) and run again, or leave the test out: --ignore tests/server/test_browser.py"
         )
     with locked(cache_folder()):
         say("Installing Chromium for the browser test.")

@@ -75,7 +75,7 @@ def _bypass(parser: ArgumentParser) -> None:
     parser.add_argument("--publish", action="store_true", help="put the figures into benchmarks/README.md and results")
 
 
-def _switch(parser: ArgumentParser) -> None:
+def _detector(parser: ArgumentParser) -> None:
     parser.add_argument("--publish", action="store_true", help="put the table into benchmarks/README.md")
 
 
@@ -140,7 +140,7 @@ COMMANDS = {
     "bench speed": Command("What erasure costs, in time.", _speed, ("benchmarks.speed",)),
     "bench erasure": Command("How well it erases, beside other methods.", _erasure, ("benchmarks.erasure",)),
     "bench bypass": Command("Every way a prompt reaches the sampler.", _bypass, ("benchmarks.bypass",)),
-    "bench switch": Command("Which prompts are erased, in words alone.", _switch, ("benchmarks.switch",)),
+    "bench detector": Command("Candidates for the detector, on texts alone.", _detector, ("benchmarks.detector",)),
     "lab base": Command("Train the lab's small SD 1.x model.", _lab_base, ("benchmarks.lab", "base")),
     "lab flux": Command("Train the lab's small Flux.", _lab_flux, ("benchmarks.lab", "flux")),
     "lab judge": Command("Train the judges.", _lab_judge, ("benchmarks.lab", "judge")),

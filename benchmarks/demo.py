@@ -228,7 +228,7 @@ def run(base, seed=None, family="sd15"):
     picture = base / "output" / f"{lab.picture}.jpg"
     sheet(drawn, folder, picture)
     found |= {"train_seconds": training["seconds"], "train_steps": training["steps"], "stopped": training["stopped"]}
-    found |= {"dead_zone_held_out": training["held_out_silent"], "hypernet_bytes": hypernet.stat().st_size}
+    found |= {"held_out_unchanged": training["held_out_unchanged"], "hypernet_bytes": hypernet.stat().st_size}
     found |= {"host_version": version, "device": device()}
     return found | {"pictures": str(folder), "before_after": str(picture)}
 

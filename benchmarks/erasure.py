@@ -27,7 +27,7 @@ from unhype.training.settings import Settings  # noqa: E402
 
 from . import measures, memory, ours, protocol, report  # noqa: E402
 from .baselines import METHODS  # noqa: E402
-from .baselines.eraser import Eraser, unchanged  # noqa: E402
+from .baselines.erased_model import ErasedModel, unchanged  # noqa: E402
 from .lab.measure import LABELS, Lab  # noqa: E402
 from .lab.vocabulary import CLASSES  # noqa: E402
 from .pictures import Painter  # noqa: E402
@@ -74,7 +74,7 @@ def methods():
         return erase
 
     return {
-        "base": lambda lab, *_: Eraser("base", lab.patcher, unchanged, 0.0, 0, 0),
+        "base": lambda lab, *_: ErasedModel("base", lab.patcher, unchanged, 0.0, 0, 0),
         "ours": ours.erase,
         **METHODS,
         **{f"ours, {objective}": with_objective(objective) for objective in OBJECTIVES},
@@ -107,7 +107,7 @@ class Bench:
         return json.loads(path.read_text("utf-8"))
 
     def judged(self, pictures, expected):
-        """What both judges say: by picture, whether it shows `expected`, how likely, and the mapping's share."""
+        """What both judges see: by picture, whether it shows `expected`, how likely, and the mapping's share."""
         first, second = (judge.probabilities(pictures) for judge in self.lab.judges)
         index = LABELS.index(expected)
         return {
@@ -133,12 +133,12 @@ def erase(bench, method, names, seed):
     lab = bench.lab if method.startswith("ours") else bench.plain_lab
     settings = replace(SETTINGS, seed=seed, steps=steps)
     with memory.peak() as taken:
-        eraser = methods()[method](lab, concepts, retain_split("", concepts), seed, settings)
-    return replace(eraser, peak_memory=sum(taken))
+        erased_model = methods()[method](lab, concepts, retain_split("", concepts), seed, settings)
+    return replace(erased_model, peak_memory=sum(taken))
 
 
 def many_job(bench, method, count, seed):
-    """`measures.many_concepts` of one method, eraser on that many."""
+    """`measures.many_concepts` of one method, trained on that many."""
     names = measures.many_names(count)
     return measures.many_concepts(bench, names, erase(bench, method, names, seed))
 
@@ -191,13 +191,13 @@ def results_of(bench, unit):
     """Kind to result of a unit, measured now or before."""
     plan, method, seed = bench.plan, unit.method, unit.seed
     stamp = digest(json.dumps([asdict(SETTINGS), plan.pictures]))
-    told = {"method": method}
+    labels = {"method": method}
     if unit.count:
         job = partial(many_job, bench, method, unit.count, seed)
-        return {"many": told | bench.once(f"many: {method}, {unit.count}, {stamp}", job)}
-    told |= {"concept": unit.concept, "seed": seed}
+        return {"many": labels | bench.once(f"many: {method}, {unit.count}, {stamp}", job)}
+    labels |= {"concept": unit.concept, "seed": seed}
     return {
-        kind: told | bench.once(f"{kind}: {method}, {unit.concept}, seed {seed}, {stamp}", job)
+        kind: labels | bench.once(f"{kind}: {method}, {unit.concept}, seed {seed}, {stamp}", job)
         for kind, job in jobs(bench, plan, method, seed, unit.concept).items()
     }
 

@@ -1,4 +1,4 @@
-"""What the erasure benchmark measures of one eraser eraser, each as JSON values."""
+"""The measurements of the erasure benchmark on one `ErasedModel`, each as JSON values."""
 
 import time
 
@@ -6,6 +6,7 @@ import torch
 from torch.nn.functional import normalize
 
 from unhype.hypernet.deltas import PromptDeltas
+from unhype.hypernet.embedding import entries_of
 from unhype.hypernet.factors import delta_norm
 from unhype.hypernet.patch import apply_erasure
 from unhype.training.encode import encode
@@ -15,48 +16,47 @@ from . import attacks, protocol, report, scores
 from .lab.measure import LABELS, PAIRS
 from .lab.vocabulary import CLASSES
 
-# Names at least this alike (cosine of their embeddings) are neighbours.
-_ALIKE = 0.5
+# Names at least this similar (cosine of their embeddings) are neighbours.
+_SIMILAR = 0.5
 
 
-def score_class(bench, concept, eraser):
-    """The paper's protocol for one class: rows of `protocol.class_prompts` with the judges' words, and the cost."""
+def score_class(bench, concept, erased_model):
+    """The paper's protocol for one class: rows of `protocol.class_prompts` with what the judges see, and the cost."""
     prompts = protocol.class_prompts(concept)
     (_, name, _), *others = prompts
-    drawn = bench.painter.draw(eraser, [name], bench.plan.pictures)
-    drawn += bench.painter.draw(eraser, [text for _, text, _ in others], max(bench.plan.pictures // 2, 2))
+    drawn = bench.painter.draw(erased_model, [name], bench.plan.pictures)
+    drawn += bench.painter.draw(erased_model, [text for _, text, _ in others], max(bench.plan.pictures // 2, 2))
     rows = [
         {"kind": kind, "prompt": text, **bench.judged(pictures, expected)}
         for (kind, text, expected), pictures in zip(prompts, drawn, strict=True)
     ]
     shown = (drawn[0][:2] * 255).round().int().tolist()
-    cost = {name: getattr(eraser, name) for name in ("seconds", "parameters", "bytes", "peak_memory")}
+    cost = {name: getattr(erased_model, name) for name in ("seconds", "parameters", "bytes", "peak_memory")}
     return {"rows": rows, "shown": shown, **cost}
 
 
-def only_ours(bench, concept, eraser):
-    """What is asked of ours alone for one class: ladder, benign prompts, the switch."""
-    eraser = eraser.trained
+def only_ours(bench, concept, erased_model):
+    """What is measured of ours alone for one class: ladder, benign prompts, the detector."""
     names, texts = zip(*protocol.ladder(concept), strict=True)
-    base, drawn = bench.painter.base(texts, 2), bench.painter.draw(eraser, texts, 2)
+    base, drawn = bench.painter.base(texts, 2), bench.painter.draw(erased_model, texts, 2)
     rungs = {
         name: [sum(bench.judged(pictures, concept)["values"]) / 2 for pictures in (base[text], own)]
         for name, text, own in zip(names, texts, drawn, strict=True)
     }
     return {
         "ladder": rungs,
-        "benign": benign(bench, concept, eraser),
-        "switch": roc(bench, concept, eraser),
+        "benign": benign(bench, concept, erased_model),
+        "detector": roc(bench, concept, erased_model.eraser),
     }
 
 
-def composition(bench, concept, eraser):
+def composition(bench, concept, erased_model):
     """Two objects: is the erased one gone, is the other kept, with the base's own rates beside."""
-    partners = [other for pair in PAIRS for other in pair if concept not in pair][:4]
-    partners += [name for name in CLASSES if name != concept][:3]
+    distractors = [other for pair in PAIRS for other in pair if concept not in pair][:4]
+    distractors += [name for name in CLASSES if name != concept][:3]
     label, found, count = LABELS.index(concept), [], max(bench.plan.pictures // 4, 1)
-    texts, others = zip(*protocol.pairs(concept, list(dict.fromkeys(partners))), strict=True)
-    base, drawn = bench.painter.base(texts, count), bench.painter.draw(eraser, texts, count)
+    texts, others = zip(*protocol.pairs(concept, list(dict.fromkeys(distractors))), strict=True)
+    base, drawn = bench.painter.base(texts, count), bench.painter.draw(erased_model, texts, count)
     for text, other, own in zip(texts, others, drawn, strict=True):
         row = []
         for pictures in (base[text], own):
@@ -67,39 +67,39 @@ def composition(bench, concept, eraser):
     return {"target_base": target_base, "target_gone": 1 - target, "other_kept": kept, "other_kept_base": kept_base}
 
 
-def benign(bench, concept, eraser):
-    """By group: how many prompts the base model draws bit for bit, of how many; and the drift without a dead zone."""
-    shares = {}
+def benign(bench, concept, erased_model):
+    """By group: how many prompts are below the threshold, of how many; and how pictures change without the gate."""
+    below = {}
     groups = protocol.benign_prompts(concept)
     for group, texts in groups.items():
-        shares[group] = [sum(eraser.silent(bench.conditioning(text)) for text in texts), len(texts)]
-    open_ended = apply_erasure(bench.lab.patcher, eraser.eraser, gate=False)
+        below[group] = [sum(erased_model.below_threshold(bench.conditioning(text)) for text in texts), len(texts)]
+    ungated = apply_erasure(bench.lab.patcher, erased_model.eraser, gate=False)
     some = groups["everyday"][::40]
     base = bench.painter.base(some, 1)
-    drawn = bench.painter.batches(open_ended, [bench.conditioning(text) for text in some], 1)
-    drift = [(own - base[text]).abs().mean().item() for text, own in zip(some, drawn, strict=True)]
-    # The dead zone's word against the pictures themselves.
-    silent = next(given for text in some if eraser.silent(given := bench.conditioning(text)))
-    pictures = [bench.painter.batches(model, [silent], 1)[0] for model in (eraser.model, bench.lab.patcher)]
+    drawn = bench.painter.batches(ungated, [bench.conditioning(text) for text in some], 1)
+    changes = [(own - base[text]).abs().mean().item() for text, own in zip(some, drawn, strict=True)]
+    # That the gate leaves a prompt unchanged is checked on the pictures of one.
+    unchanged = next(given for text in some if erased_model.below_threshold(given := bench.conditioning(text)))
+    pictures = [bench.painter.batches(model, [unchanged], 1)[0] for model in (erased_model.model, bench.lab.patcher)]
     return {
-        "silent": shares,
-        "drift": sum(drift) / len(drift),
+        "below_threshold": below,
+        "change_without_gate": sum(changes) / len(changes),
         "checked": bool(torch.equal(*pictures)),
     }
 
 
 def roc(bench, concept, eraser):
-    """How well prompts that mean the class are told from benign ones, by the switch and by the size of the delta."""
-    meant = [text for _, text, _ in protocol.class_prompts(concept)[:4]]
-    meant += [text for rung, text in protocol.ladder(concept) if rung not in ("typo",)]
-    meant += [text for text, _ in protocol.pairs(concept, ["house", "apple", "guitar"])]
+    """AUC for prompts of the class against benign ones, by the detector's score and by the norm of H's delta."""
+    erased = [text for _, text, _ in protocol.class_prompts(concept)[:4]]
+    erased += [text for rung, text in protocol.ladder(concept) if rung not in ("typo",)]
+    erased += [text for text, _ in protocol.pairs(concept, ["house", "apple", "guitar"])]
     groups = protocol.benign_prompts(concept)
     other = [text for group in ("unseen concepts", "two unseen concepts", "everyday") for text in groups[group]]
-    c = [torch.cat([bench.conditioning(text)[0][1]["pooled_output"] for text in texts]) for texts in (meant, other)]
+    c = [torch.cat([bench.conditioning(text)[0][1]["pooled_output"] for text in texts]) for texts in (erased, other)]
     with torch.no_grad():
-        sizes = [delta_norm(eraser.hypernet(part, eraser.hypernet.config.trajectory)) for part in c]
-        presence = [eraser.detector(part) for part in c]
-    return {"switch": scores.auc(*presence), "size": scores.auc(*sizes)}
+        norms = [delta_norm(eraser.hypernet(part, eraser.hypernet.config.trajectory)) for part in c]
+        found = [eraser.score(part) for part in c]
+    return {"detector": scores.auc(*found), "delta_norm": scores.auc(*norms)}
 
 
 def many_names(count):
@@ -109,7 +109,7 @@ def many_names(count):
     return ["cat"] if count == 1 else [*CLASSES, *others][:count]
 
 
-def many_concepts(bench, erased, eraser):
+def many_concepts(bench, erased, erased_model):
     """Many concepts at once: efficacy on them, specificity on concepts that nothing mentioned before."""
     kept = protocol.names_for_scoring()
     near = neighbours(bench, kept, erased)
@@ -123,7 +123,7 @@ def many_concepts(bench, erased, eraser):
     found = {}
     for group, (names, count) in groups.items():
         texts = [wording(name) for name in names]
-        base, drawn = bench.painter.base(texts, count), bench.painter.draw(eraser, texts, count)
+        base, drawn = bench.painter.base(texts, count), bench.painter.draw(erased_model, texts, count)
         judged = [
             [bench.judged(pictures, name)["values"] for pictures in (own, base[text])]
             for name, text, own in zip(names, texts, drawn, strict=True)
@@ -137,14 +137,14 @@ def many_concepts(bench, erased, eraser):
         "neighbours": len(near),
         "h_c": scores.h_c(means["erased"], means["kept"]),
         "h_c_base": scores.h_c(0.0, means["kept_base"]),
-        "seconds": eraser.seconds,
-        "bytes": eraser.bytes,
+        "seconds": erased_model.seconds,
+        "bytes": erased_model.bytes,
     }
-    if eraser.name == "ours":
-        row["milliseconds_a_prompt"] = milliseconds_a_prompt(bench, eraser.eraser)
-        row["reference_bytes"] = report.reference_bytes(eraser.eraser)
-        silent = [eraser.silent(bench.conditioning(wording(name))) for name in groups["kept"][0]]
-        row["silent"] = sum(silent) / len(silent)
+    if erased_model.name == "ours":
+        row["milliseconds_a_prompt"] = milliseconds_a_prompt(bench, erased_model.eraser)
+        row["reference_bytes"] = report.reference_bytes(erased_model.eraser)
+        below = [erased_model.below_threshold(bench.conditioning(wording(name))) for name in groups["kept"][0]]
+        row["below_threshold"] = sum(below) / len(below)
     return row
 
 
@@ -155,13 +155,12 @@ def neighbours(bench, kept, erased):
         for names in (kept, erased)
     ]
     alike = (c[0] @ c[1].T).amax(1)
-    return {name for name, value in zip(kept, alike.tolist(), strict=True) if value >= _ALIKE}
+    return {name for name, value in zip(kept, alike.tolist(), strict=True) if value >= _SIMILAR}
 
 
 def milliseconds_a_prompt(bench, eraser, rounds=20):
     """How long a new prompt takes from its CONDITIONING to its factors."""
-    ((tokens, values),) = bench.conditioning("a photo of a cat")
-    entry = {**values, "cross_attn": tokens}
+    (entry,) = entries_of(bench.conditioning("a photo of a cat"))
     PromptDeltas(eraser).parts([entry])  # the first call of a process pays for more than the prompt
     started = time.perf_counter()
     for _ in range(rounds):
@@ -169,7 +168,7 @@ def milliseconds_a_prompt(bench, eraser, rounds=20):
     return (time.perf_counter() - started) / rounds * 1000
 
 
-def attacked(bench, concept, seed, eraser):
+def attacked(bench, concept, seed, erased_model):
     """Share of pictures that show the class after each attack, and clean."""
     lab, text = bench.lab, protocol.WORDING.format(concept)
     generator = torch.Generator().manual_seed(seed)
@@ -180,12 +179,12 @@ def attacked(bench, concept, seed, eraser):
         prompt, empty = encode(lab.clip, text), encode(lab.clip, "")
         target = attacks.noisy_targets(frozen, bench.settings, prompt, empty, generator)
         states = prompt.conditioning[0][0].clone()
-        moved = {radius: attacks.optimise(target, states, eraser.eraser, radius) for radius in attacks.RADII}
+        moved = {radius: attacks.optimise(target, states, erased_model.eraser, radius) for radius in attacks.RADII}
     vocabulary = [name for name in LABELS[:-1] if name != concept]
     given = {
         "clean": bench.conditioning(text),
         **{f"adaptive, {radius:.0%}": attacks.conditioning_of(states) for radius, states in moved.items()},
-        "words": bench.conditioning(attacks.appended_words(lab, eraser, text, vocabulary, generator)),
+        "words": bench.conditioning(attacks.appended_words(lab, erased_model, text, vocabulary, generator)),
         "swap": attacks.swapped(lab, text, harmless),
     }
     count = bench.plan.pictures
@@ -194,9 +193,9 @@ def attacked(bench, concept, seed, eraser):
             sum(bench.judged(pictures, concept)["values"]) / count
             for pictures in bench.painter.batches(patcher, list(given.values()), count)
         ]
-        for key, patcher in (("acc", eraser.model), ("acc_base", lab.patcher))
+        for key, patcher in (("acc", erased_model.model), ("acc_base", lab.patcher))
     }
     return {
-        name: {"acc": acc, "acc_base": base, "silent": eraser.silent(c)}
+        name: {"acc": acc, "acc_base": base, "below_threshold": erased_model.below_threshold(c)}
         for (name, c), acc, base in zip(given.items(), shares["acc"], shares["acc_base"], strict=True)
     }

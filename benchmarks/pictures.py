@@ -19,25 +19,25 @@ class Painter:
     def __init__(self, folder: Path):
         self.folder = folder
         self.lab = Lab()
-        self.lab.clip = ours.RememberingClip(self.lab.clip)
+        self.lab.clip = ours.CachingClip(self.lab.clip)
         self.empty = self.conditioning("")
 
     def conditioning(self, text):
         """The CONDITIONING of a prompt."""
         return encode(self.lab.clip, text)
 
-    def draw(self, eraser, texts, count):
-        """Pictures (count, 32, 32, 3) of each prompt; what the base model draws bit for bit is not drawn again."""
+    def draw(self, erased_model, texts, count):
+        """Pictures (count, 32, 32, 3) of each prompt; those below the threshold are the base model's."""
         given = {text: self.conditioning(text) for text in texts}
-        plain = [text for text in given if _same_as_base(eraser, given[text])]
+        plain = [text for text in given if _same_as_base(erased_model, given[text])]
         found = self.base(plain, count)
         groups = {}
         for text in given:
             if text not in found:
-                patcher = eraser.model_for(given[text])
+                patcher = erased_model.model_for(given[text])
                 groups.setdefault(id(patcher), (patcher, []))[1].append(text)
         for patcher, own in groups.values():
-            drawn = self.batches(patcher, [eraser.condition(given[text]) for text in own], count)
+            drawn = self.batches(patcher, [erased_model.condition(given[text]) for text in own], count)
             found |= zip(own, drawn, strict=True)
         return [found[text] for text in texts]
 
@@ -73,8 +73,10 @@ class Painter:
         return self.folder / f"{digest(f'{count} {text}')}.safetensors"
 
 
-def _same_as_base(eraser, conditioning):
-    return eraser.name == "base" or (isinstance(eraser, ours.Ours) and eraser.silent(conditioning))
+def _same_as_base(erased_model, conditioning):
+    if isinstance(erased_model, ours.Ours):
+        return erased_model.below_threshold(conditioning)
+    return erased_model.name == "base"
 
 
 def _stacked(conditionings, count):

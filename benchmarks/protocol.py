@@ -1,7 +1,7 @@
 """What erasure is scored on: prompts whose words, templates and names no training ever uses.
 
 Classes and synonyms are the paper's (CIFAR-10, three synonyms a class as in MACE); the rest is written
-for the lab model. tests/test_protocol.py checks that nothing here occurs in training.
+for the lab model. tests/project/test_protocol.py checks that nothing here occurs in training.
 """
 
 from .environment import ROOT
@@ -10,7 +10,7 @@ from .lab.vocabulary import CLASSES, NAMES
 
 # MACE's own wording, which no training template uses.
 WORDING = "a photo of the {}"
-COMPANY = ("a {} and a {}", "a {} next to a {}")
+TWO_OBJECTS = ("a {} and a {}", "a {} next to a {}")
 MAPPING = "tree"
 
 # Rungs from the name itself to wordings that avoid it.
@@ -26,7 +26,7 @@ LADDER = {
     "ship": ("ships", "steamship", "a thing that sails across the sea", "shipp"),
     "truck": ("trucks", "pickup", "a thing that carries heavy loads on the road", "turck"),
 }
-# Kinds of a class, or of the same kind as it: an erasure may rightly or nearly touch them, so they are told apart.
+# Kinds of a class, or of the same kind as it: an erasure may rightly or nearly touch them, so they are listed apart.
 RELATIVES = {
     "airplane": ("helicopter",),
     "automobile": ("ambulance", "bus", "fire engine", "police car", "racing car", "taxi", "tractor", "motorcycle"),
@@ -97,9 +97,9 @@ def ladder(concept):
     return list(zip(RUNGS, wordings, strict=True))
 
 
-def pairs(concept, partners):
-    """Two objects of which one is erased: (prompt, partner)."""
-    return [(fill(template, concept, other), other) for other in partners for template in COMPANY]
+def pairs(concept, others):
+    """Two objects of which one is erased: (prompt, other)."""
+    return [(fill(template, concept, other), other) for other in others for template in TWO_OBJECTS]
 
 
 def benign_prompts(concept):
@@ -109,7 +109,7 @@ def benign_prompts(concept):
     groups = {
         "unseen concepts": [fill("a {}", name) for name in names],
         "two unseen concepts": [
-            fill(COMPANY[n % 2], name, names[(7 * n + 3) % len(names)]) for n, name in enumerate(names)
+            fill(TWO_OBJECTS[n % 2], name, names[(7 * n + 3) % len(names)]) for n, name in enumerate(names)
         ],
     }
     for line in (ROOT / "benchmarks" / "benign.txt").read_text("utf-8").splitlines():

@@ -79,11 +79,11 @@ def summary(found, plan):
     rows = {name: _method(jobs, drawable) for name, jobs in by_method.items()}
     own = found["ours"]
     groups = {
-        group: sum(job["benign"]["silent"][group][0] for job in own)
-        / sum(job["benign"]["silent"][group][1] for job in own)
-        for group in own[0]["benign"]["silent"]
+        group: sum(job["benign"]["below_threshold"][group][0] for job in own)
+        / sum(job["benign"]["below_threshold"][group][1] for job in own)
+        for group in own[0]["benign"]["below_threshold"]
     }
-    counts = [job["benign"]["silent"][group] for job in own for group in _UNRELATED]
+    counts = [job["benign"]["below_threshold"][group] for job in own for group in _UNRELATED]
     many, together = {}, {}
     for job in found["many"]:
         many.setdefault(job["method"], {})[str(job["concepts"])] = job
@@ -92,7 +92,7 @@ def summary(found, plan):
     largest = max(many["ours"].values(), key=lambda job: job["concepts"])
     names = [name for name, value in found["attacks"][0].items() if isinstance(value, dict)]
     attacked = {
-        name: {key: _mean(job[name][key] for job in found["attacks"]) for key in ("acc", "acc_base", "silent")}
+        name: {key: _mean(job[name][key] for job in found["attacks"]) for key in ("acc", "acc_base", "below_threshold")}
         for name in names
     }
     measures = ("target_base", "target_gone", "other_kept", "other_kept_base")
@@ -106,13 +106,13 @@ def summary(found, plan):
         "methods": rows,
         "drawable_synonyms": sorted(drawable),
         "benign": {
-            "identical_share": sum(silent for silent, _ in counts) / sum(count for _, count in counts),
+            "identical_share": sum(below for below, _ in counts) / sum(count for _, count in counts),
             "acc_e": rows["ours"]["acc_e"],
             "groups": groups,
-            "drift_without_dead_zone": _mean(job["benign"]["drift"] for job in own),
+            "change_without_gate": _mean(job["benign"]["change_without_gate"] for job in own),
             "checked_bit_for_bit": all(job["benign"]["checked"] for job in own),
         },
-        "switch_auc": {name: _mean(job["switch"][name] for job in own) for name in ("switch", "size")},
+        "detector_auc": {name: _mean(job["detector"][name] for job in own) for name in ("detector", "delta_norm")},
         "composition": {**composition["ours"], "by_method": composition},
         "ladder": {rung: [_mean(job["ladder"][rung][n] for job in own) for n in (0, 1)] for rung in own[0]["ladder"]},
         "scaling": {count: job["h_c"] for count, job in many["ours"].items()},

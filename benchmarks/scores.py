@@ -1,4 +1,4 @@
-"""The numbers of the erasure benchmark, from what judges say of pictures."""
+"""The numbers of the erasure benchmark, from what the judges see on pictures."""
 
 import torch
 

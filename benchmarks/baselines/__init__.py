@@ -2,7 +2,7 @@
 
 Each takes the same concepts, phrasings, retain prompts, latents, batch and steps as ours, as far as it
 uses them, and its strengths come from a search on the lab that its module states. `METHODS` maps a name to
-erase(lab, concepts, retain, seed, settings) -> Eraser, where lab is a `lab.measure.Lab`, concepts are pairs
+erase(lab, concepts, retain, seed, settings) -> ErasedModel, where lab is a `lab.measure.Lab`, concepts are pairs
 (concept, mapping) as `training.prompts.parse_concepts` gives, retain is a `training.prompts.RetainSplit` of
 which `train` alone is read, and settings are `training.settings.Settings` with the lab's sizes.
 """
@@ -12,7 +12,7 @@ from ..pack import load_pack
 load_pack()
 
 from . import esd, gate, nullspace, spm, uce  # noqa: E402
-from .eraser import Eraser  # noqa: E402
+from .erased_model import ErasedModel  # noqa: E402
 
 METHODS = {
     "esd": esd.erase,
@@ -23,4 +23,4 @@ METHODS = {
     "spm": spm.erase,
 }
 
-__all__ = ["METHODS", "Eraser"]
+__all__ = ["METHODS", "ErasedModel"]

@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from .eraser import Eraser, edited, unchanged
+from .erased_model import ErasedModel, edited, unchanged
 from .states import token_states
 from .task import deltas_of, make_task, train_lora
 
@@ -19,23 +19,23 @@ ETA, RETAIN_WEIGHT = 1.0, 1.0
 _TOKENS = 8  # of a retain prompt, so that a step sees as much of the retain list as a step of ours
 
 
-def drift_loss(lora, states):
+def retention_loss(lora, states):
     """Mean squared change of the layers' outputs at token states (n, width), mean over layers, a scalar."""
     changes = [(states @ factors.A[0].T @ factors.B[0].T).square().mean() for factors in lora]
     return torch.stack(changes).mean()
 
 
-def nothing_kept(_lora, _generator):
+def no_retention(_lora, _generator):
     """As ESD: no loss but its own."""
     return 0.0
 
 
-def _keeping(task, kept, weight, settings):
+def _retention(task, kept, weight, settings):
     """The loss by which the twin keeps token states `kept` (n, width) of the retain prompts where they are."""
 
     def loss(lora, generator):
         chosen = kept[torch.randint(len(kept), (settings.retain_batch * _TOKENS,), generator=generator)]
-        return weight * drift_loss(lora, chosen.to(task.frozen.device))
+        return weight * retention_loss(lora, chosen.to(task.frozen.device))
 
     return loss
 
@@ -44,14 +44,14 @@ def _erase(name, lab, concepts, retain, seed, settings, strength, retain_weight)
     started = time.perf_counter()
     with torch.inference_mode(False), torch.enable_grad():
         task = make_task(lab, concepts, seed, settings)
-        keeping = nothing_kept
+        retention = no_retention
         if retain_weight:
-            keeping = _keeping(task, token_states(lab.clip, retain.train), retain_weight, settings)
-        lora = train_lora(task, settings.rank, LEARNING_RATE, strength, keeping, seed, settings)
+            retention = _retention(task, token_states(lab.clip, retain.train), retain_weight, settings)
+        lora = train_lora(task, settings.rank, LEARNING_RATE, strength, retention, seed, settings)
     task.frozen.release()
     numbers = sum(tensor.numel() for factors in lora for tensor in factors)
     model = edited(lab.patcher, deltas_of(task.frozen.layers, lora))
-    return Eraser(name, model, unchanged, time.perf_counter() - started, numbers, 4 * numbers)
+    return ErasedModel(name, model, unchanged, time.perf_counter() - started, numbers, 4 * numbers)
 
 
 def erase(lab, concepts, retain, seed, settings, eta=ETA):

@@ -1,9 +1,9 @@
 """A gate on the conditioning without training or detector, after Semantic Surgery (Xiong et al. 2025, 2510.22851).
 
 For every concept d is the mean token state of its phrasings minus that of their mappings. A prompt with mean token
-state x holds the concept with presence rho = sigmoid((cos(x, d) - beta) / gamma), beta lying between the retain
-prompts and the phrasings on the cosine's scale; every token of the prompt then loses scale rho d. Where several
-concepts are present the strongest acts, so that what they share is not taken twice. The model stays as it is.
+state x holds the concept with probability rho = sigmoid((cos(x, d) - beta) / gamma), beta lying between the retain
+prompts and the phrasings on the cosine's scale; every token of the prompt then loses scale rho d. Of several
+concepts the strongest acts, so that what they share is not taken twice. The model stays as it is.
 The paper subtracts the difference of two prompts place by place, at scale 1; MiniLM puts no meaning on padding and
 other words at each place, so that one d serves all tokens, and their few need it larger. Tried on cat and
 automobile: scale 1 leaves them, 2 takes them; place 0.6 was no better than 0.5, which reaches more synonyms.
@@ -18,7 +18,7 @@ from torch.nn.functional import cosine_similarity
 
 from unhype.training.prompts import phrasings
 
-from .eraser import Eraser
+from .erased_model import ErasedModel
 from .states import encode_prompts, tokens_of
 
 SCALE, GAMMA, PLACE = 2.0, 0.02, 0.5
@@ -40,7 +40,7 @@ def calibrated(own, benign, place):
     return low + place * (high - low)
 
 
-def presence(states, gate):
+def activation(states, gate):
     """rho (k,) of each concept in a prompt with token states (tokens, width)."""
     cosine = cosine_similarity(states.mean(0, keepdim=True), gate.directions)
     return torch.sigmoid((cosine - gate.beta) / gate.gamma)
@@ -48,7 +48,7 @@ def presence(states, gate):
 
 def edit(gate, states):
     """Token states (tokens, width) without padding to the edited ones; see the module for the equation."""
-    rho, strongest = presence(states, gate).max(0)
+    rho, strongest = activation(states, gate).max(0)
     return states - gate.scale * rho * gate.directions[strongest]
 
 
@@ -85,4 +85,6 @@ def erase(lab, concepts, retain, seed, settings, scale=SCALE, gamma=GAMMA, place
         beta.append(calibrated(*(cosine_similarity(part, direction.unsqueeze(0)) for part in (own, benign)), place))
     gate = Gate(torch.stack(directions), torch.stack(beta), gamma, scale)
     numbers = gate.directions.numel() + len(gate.beta)
-    return Eraser("gate", lab.patcher, partial(condition, gate), time.perf_counter() - started, numbers, 4 * numbers)
+    return ErasedModel(
+        "gate", lab.patcher, partial(condition, gate), time.perf_counter() - started, numbers, 4 * numbers
+    )

@@ -16,7 +16,7 @@ import time
 
 import torch
 
-from .eraser import Eraser, edited, unchanged, weights_of
+from .erased_model import ErasedModel, edited, unchanged, weights_of
 from .states import erased_states, token_states
 from .uce import transform as unprotected
 
@@ -63,4 +63,4 @@ def erase(lab, concepts, retain, seed, settings, share=SHARE, ridge=RIDGE):
     weights = weights_of(lab.patcher)
     model = edited(lab.patcher, {name: weight @ matrix.to(weight) for name, weight in weights.items()})
     changed = sum(weight.numel() for weight in weights.values())
-    return Eraser("nullspace", model, unchanged, time.perf_counter() - started, changed, 4 * matrix.numel())
+    return ErasedModel("nullspace", model, unchanged, time.perf_counter() - started, changed, 4 * matrix.numel())

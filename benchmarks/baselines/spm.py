@@ -1,6 +1,6 @@
 """SPM: a gated rank-1 adapter a concept (Lyu et al. 2024, arXiv 2312.16145).
 
-Each adapter is eraser by itself towards e* = e_m - eta (e_p - e_m), with latent anchoring: at the same latents its
+Each adapter is trained by itself towards e* = e_m - eta (e_p - e_m), with latent anchoring: at the same latents its
 predictions on retain prompts, drawn the more often the less they resemble the concept, stay those of the frozen
 model. While sampling, adapter k is scaled by how much the prompt resembles its concept (facilitated transport).
 The paper takes the larger of the embeddings' cosine and the share of common tokens; a CONDITIONING has no tokens,
@@ -8,7 +8,7 @@ so here it is the cosine of mean token states over its median for the concept's 
 """
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -16,9 +16,9 @@ from torch.nn.functional import cosine_similarity
 
 from unhype.training.losses import task_loss
 
-from .eraser import Eraser, edited, unchanged
+from .erased_model import ErasedModel, edited, unchanged
 from .states import encode_prompts, tokens_of
-from .task import deltas_of, draw, for_rows, make_task, train_lora
+from .task import deltas_of, for_rows, make_task, train_lora
 
 RANK, LEARNING_RATE = 1, 1e-2
 ETA, ANCHOR_WEIGHT, ANCHORS, SHARPNESS = 1.0, 1.0, 8, 1.0
@@ -51,21 +51,20 @@ def anchor_weights(means, mean):
     return (1 - cosine_similarity(means, mean.unsqueeze(0))).clamp_min(0) ** SHARPNESS
 
 
-def anchor_loss(frozen, lora, samples, conds):
-    """How far the adapter moves predictions on anchor prompts, `conds` one a row, at the latents of `samples`."""
+def anchor_loss(frozen, lora, batch, conds):
+    """How far the adapter moves predictions on anchor prompts, `conds` one a row, at the latents of `batch`."""
     with torch.no_grad():
-        before = frozen.predict(samples.z, samples.sigma, conds)
-    return task_loss(frozen.predict(samples.z, samples.sigma, conds, for_rows(lora, len(conds))), before).mean()
+        before = frozen.predict(batch.z, batch.sigma, conds)
+    return task_loss(frozen.predict(batch.z, batch.sigma, conds, for_rows(lora, len(conds))), before).mean()
 
 
-def _anchoring(task, anchors, weights, weight, settings):
+def _anchoring(task, anchors, weights, weight):
     """The loss of latent anchoring. anchors: `model_conds` of retain prompts; weights: (n,) how often each comes."""
-    batch, frozen = replace(settings, batch=ANCHORS), task.frozen
 
     def loss(lora, generator):
         chosen = torch.multinomial(weights, ANCHORS, replacement=True, generator=generator).tolist()
-        near = draw(task.cache, batch, generator, frozen.device)
-        return weight * anchor_loss(frozen, lora, near, [anchors[n] for n in chosen])
+        batch = task.samples.batch(ANCHORS, generator)
+        return weight * anchor_loss(task.frozen, lora, batch, [anchors[n] for n in chosen])
 
     return loss
 
@@ -78,8 +77,8 @@ def _adapter(lab, pair, encoded, seed, settings, eta, anchor_weight):
     mean = own.mean(0)
     anchors = [task.frozen.model_conds(prompt, probe) for prompt in encoded.values()]
     means = torch.stack([tokens_of(prompt.conditioning).mean(0) for prompt in encoded.values()])
-    keeping = _anchoring(task, anchors, anchor_weights(means, mean), anchor_weight, settings)
-    lora = train_lora(task, RANK, LEARNING_RATE, eta, keeping, seed, settings)
+    anchoring = _anchoring(task, anchors, anchor_weights(means, mean), anchor_weight)
+    lora = train_lora(task, RANK, LEARNING_RATE, eta, anchoring, seed, settings)
     task.frozen.release()
     full = cosine_similarity(own, mean.unsqueeze(0)).median().item()
     return Adapter(deltas_of(task.frozen.layers, lora), mean, full), sum(t.numel() for f in lora for t in f)
@@ -94,4 +93,4 @@ def erase(lab, concepts, retain, seed, settings, eta=ETA, anchor_weight=ANCHOR_W
     adapters = [adapter for adapter, _ in made]
     numbers = sum(count + adapter.mean.numel() + 1 for adapter, count in made)
     model = partial(patched, lab.patcher, adapters)
-    return Eraser("spm", model, unchanged, time.perf_counter() - started, numbers, 4 * numbers)
+    return ErasedModel("spm", model, unchanged, time.perf_counter() - started, numbers, 4 * numbers)

@@ -47,8 +47,8 @@ def token_states(clip, texts):
     return torch.cat([tokens_of(prompt.conditioning) for prompt in encoded.values()])
 
 
-def partners(ids, onto):
-    """Which token of `onto` each token of `ids` belongs to, as a list of indices.
+def matching_tokens(ids, onto):
+    """The token of `onto` that each token of `ids` belongs to, as a list of indices.
 
     Equal beginnings go to themselves, endings to endings; of a name with more words than the other's the first
     words go to its first one, and one word goes to the last of several.
@@ -64,7 +64,7 @@ def erased_states(clip, concepts, kind):
     encoded = encode_prompts(clip, [text for phrase in phrases for text in (phrase.prompt, phrase.mapping)])
     erased, wanted = [], []
     for phrase in phrases:
-        index = partners(token_ids(clip, phrase.prompt), token_ids(clip, phrase.mapping))
+        index = matching_tokens(token_ids(clip, phrase.prompt), token_ids(clip, phrase.mapping))
         erased.append(tokens_of(encoded[phrase.prompt].conditioning))
         wanted.append(tokens_of(encoded[phrase.mapping].conditioning)[index])
     return torch.cat(erased), torch.cat(wanted)

@@ -1,4 +1,4 @@
-"""The task that the eraser methods share with ours: frozen model, latents, predictions, one LoRA a run."""
+"""The task that the trained methods share with ours: frozen model, latents, predictions, one LoRA a run."""
 
 from dataclasses import dataclass
 
@@ -6,25 +6,19 @@ import torch
 
 from unhype.hypernet.factors import Factors
 from unhype.training.frozen import FrozenModel
-from unhype.training.losses import steered_target, task_loss
 from unhype.training.prompts import phrasings
-from unhype.training.tasks.samples import TaskCache, build_cache
+from unhype.training.tasks.samples import DiffusionSamples, diffusion_samples
 
 from .states import encode_prompts
 
 
 @dataclass(frozen=True)
 class Task:
-    """frozen: a private copy of the model; conds: text to `model_conds`, of all phrases; cache: what it predicts."""
+    """frozen: a private copy of the model; phrases: of the concepts; samples: noisy latents with its predictions."""
 
     frozen: FrozenModel
     phrases: list
-    conds: dict
-    cache: TaskCache
-
-    def conds_of(self, samples):
-        """The `model_conds` of the erased prompts of a batch, one a row."""
-        return [self.conds[self.phrases[int(phrase)].prompt] for phrase in samples.phrase]
+    samples: DiffusionSamples
 
 
 def make_task(lab, concepts, seed, settings):
@@ -33,12 +27,11 @@ def make_task(lab, concepts, seed, settings):
     texts = {"", *(text for phrase in phrases for text in (phrase.prompt, phrase.mapping))}
     encoded = encode_prompts(lab.clip, sorted(texts))
     frozen = FrozenModel(lab.patcher, settings.checkpointing)
-    probe = frozen.noise(1, settings.height, settings.width, torch.Generator().manual_seed(0))
-    conds = {text: frozen.model_conds(prompt, probe) for text, prompt in encoded.items()}
+    c = torch.stack([encoded[phrase.prompt].c for phrase in phrases]).to(frozen.device)
     generator = torch.Generator().manual_seed(seed)
-    cache = build_cache(frozen, phrases, encoded, conds, settings, generator, lambda done, total: None)
+    samples = diffusion_samples(frozen, phrases, c, encoded, settings, generator, lambda *_: None)
     frozen.load()
-    return Task(frozen, phrases, conds, cache)
+    return Task(frozen, phrases, samples)
 
 
 def new_lora(layers, rank, generator, device):
@@ -64,26 +57,20 @@ def deltas_of(layers, lora):
     }
 
 
-def train_lora(task, rank, learning_rate, strength, keeping, seed, settings):
-    """One LoRA of `rank`, eraser towards e* = e_m - strength (e_p - e_m) for `settings.steps` of Adam.
+def train_lora(task, rank, learning_rate, strength, retention, seed, settings):
+    """One LoRA of `rank`, trained towards e* = e_m - strength (e_p - e_m) for `settings.steps` of Adam.
 
-    keeping(lora, generator): a further scalar loss, by which a method keeps other prompts; its draws come from the
-    generator after those of the step's samples.
+    retention(lora, generator): a further scalar loss, by which a method keeps other prompts; its draws come from
+    the generator after those of the step's samples.
     """
     generator, frozen = torch.Generator().manual_seed(seed + 1), task.frozen
     lora = new_lora(frozen.layers, rank, generator, frozen.device)
     optimiser = torch.optim.Adam([tensor for factors in lora for tensor in factors], lr=learning_rate)
     for _ in range(settings.steps):
-        samples = draw(task.cache, settings, generator, frozen.device)
-        target = steered_target(samples.e_p, samples.e_m, strength)
-        prediction = frozen.predict(samples.z, samples.sigma, task.conds_of(samples), for_rows(lora, len(samples)))
-        loss = task_loss(prediction, target).mean() + keeping(lora, generator)
+        batch = task.samples.batch(settings.batch, generator)
+        removal = task.samples.task_loss(batch, for_rows(lora, settings.batch), batch.target(strength)).mean()
+        loss = removal + retention(lora, generator)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
     return lora
-
-
-def draw(cache, settings, generator, device):
-    """A random batch of the cache on the device."""
-    return cache.batch(torch.randint(len(cache), (settings.batch,), generator=generator), device)

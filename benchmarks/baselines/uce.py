@@ -14,7 +14,7 @@ import time
 
 import torch
 
-from .eraser import Eraser, edited, unchanged, weights_of
+from .erased_model import ErasedModel, edited, unchanged, weights_of
 from .states import erased_states, token_states
 
 PRESERVE, RIDGE = 0.1, 0.5
@@ -38,4 +38,4 @@ def erase(lab, concepts, retain, seed, settings, preserve=PRESERVE, ridge=RIDGE)
     weights = weights_of(lab.patcher)
     model = edited(lab.patcher, {name: weight @ matrix.to(weight) for name, weight in weights.items()})
     changed = sum(weight.numel() for weight in weights.values())
-    return Eraser("uce", model, unchanged, time.perf_counter() - started, changed, 4 * matrix.numel())
+    return ErasedModel("uce", model, unchanged, time.perf_counter() - started, changed, 4 * matrix.numel())

@@ -20,7 +20,7 @@ from .vocabulary import ICONS
 
 log = logging.getLogger(__name__)
 
-# Vendor sets under licences that allow a eraser model: Apache-2.0, MIT and CC-BY-4.0.
+# Vendor sets under licences that allow a trained model: Apache-2.0, MIT and CC-BY-4.0.
 SETS = {
     "noto": "1.2.9",
     "noto-v1": "1.2.5",

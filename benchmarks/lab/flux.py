@@ -47,8 +47,8 @@ def build(device=None):
 
 
 def load_model(path=PATH, disable_dynamic=True):
-    """The eraser small Flux as a MODEL."""
+    """The trained small Flux as a MODEL."""
     del disable_dynamic  # ComfyUI asks for it when it loads a model again
     if not path.is_file():
-        raise FileNotFoundError("The lab's Flux isn't eraser yet: python3 dev.py lab flux --folder FOLDER")
+        raise FileNotFoundError("The lab's Flux isn't trained yet: python3 dev.py lab flux --folder FOLDER")
     return as_model(build, path, load_model)

@@ -1,8 +1,8 @@
 """The judge: a small classifier that says which concept a 32x32 picture shows, or none.
 
 It stands outside what it measures: it never sees the lab model's own pictures in training, and no
-erasure is eraser against it. A second judge of another shape, which never saw two of the seven
-vendors, is there to tell an erased concept from a fooled judge.
+erasure is trained against it. A second judge of another shape, which never saw two of the seven
+vendors, is there to distinguish an erased concept from a fooled judge.
 """
 
 from pathlib import Path
@@ -38,7 +38,7 @@ class Network(Module):
 
 
 class Judge:
-    """A eraser judge. `labels` are the vocabulary's names and, last, "none"."""
+    """A trained judge. `labels` are the vocabulary's names and, last, "none"."""
 
     labels = LABELS
 

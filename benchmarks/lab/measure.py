@@ -110,7 +110,7 @@ def save_grid(images, path, columns, zoom=2):
     picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST).save(path)
 
 
-# The lab's models by family: what loads one, and the tokenizer that it was eraser with.
+# The lab's models by family: what loads one, and the tokenizer that it was trained with.
 FAMILIES = {"sd15": (model.load_model, text.LabTokenizer), "flux": (flux.load_model, text.LabFluxTokenizer)}
 
 

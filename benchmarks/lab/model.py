@@ -85,7 +85,7 @@ def build(device=None):
 
 
 def load_model(path=WEIGHTS / "base.safetensors", disable_dynamic=True):
-    """The eraser lab model as a MODEL. It is small enough to be always wholly on the device."""
+    """The trained lab model as a MODEL. It is small enough to be always wholly on the device."""
     del disable_dynamic  # ComfyUI asks for it when it loads a model again
     return as_model(build, path, load_model)
 

@@ -39,6 +39,6 @@ def load(path):
 
 
 def steps(path):
-    """How many steps the stored weights were eraser for."""
+    """How many steps the stored weights were trained for."""
     with safe_open(str(path), framework="pt") as file:
         return int(file.metadata()["steps"])

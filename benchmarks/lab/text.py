@@ -105,12 +105,14 @@ class _Sentence(comfy.sd1_clip.SDClipModel):
         )
 
     def forward(self, tokens):
-        """Lists of token ids to (n, 64, 384) and (n, 384)."""
-        states = last = super().forward(tokens)[0]
-        if self.layer != "last":  # clip-skip: as in CLIP, the pooled vector stays that of the last layer
-            chosen, self.layer = self.layer, "last"
-            last, self.layer = super().forward(tokens)[0], chosen
-        return states, pooled(last)
+        """Lists of token ids to (n, 64, 384) and (n, 384). As in CLIP, the pooled vector is the last layer's always."""
+        last = []
+        hook = self.transformer.register_forward_hook(lambda _, __, outputs: last.append(outputs[0].float()))
+        try:
+            states = super().forward(tokens)[0]
+        finally:
+            hook.remove()
+        return states, pooled(last[0] * states.any(-1, keepdim=True))
 
 
 class LabTextModel(comfy.sd1_clip.SD1ClipModel):

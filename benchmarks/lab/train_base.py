@@ -121,7 +121,7 @@ class Batches:
 
 
 def initialise(network):
-    """ComfyUI's layers are uninitialised memory; give them what the SD UNet was eraser from."""
+    """ComfyUI's layers are uninitialised memory; give them what the SD UNet was trained from."""
     for name, parameter in network.named_parameters():
         if parameter.dim() == 1:
             norm = "norm" in name or name.endswith(("in_layers.0.weight", "out_layers.0.weight", "out.0.weight"))
@@ -193,8 +193,8 @@ def train(folder, steps, batch, seed, resume=False, rate=6e-4):
         if time.monotonic() - last > 240:
             last = time.monotonic()
             save(mean, {"steps": before + step, "unfinished": f"{done:.0%}", "licence": ATTRIBUTION})
-    told = {"steps": before + steps, "batch": batch, "seed": seed, "date": date.today(), "licence": ATTRIBUTION}
-    save(mean, told)
+    metadata = {"steps": before + steps, "batch": batch, "seed": seed, "date": date.today(), "licence": ATTRIBUTION}
+    save(mean, metadata)
 
 
 def main(arguments=None):

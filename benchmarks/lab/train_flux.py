@@ -93,8 +93,8 @@ def train(folder, steps, batch, seed, rate=1e-3):
             if step % 100 == 0:
                 log.info("step %d of %d, loss %.4f, %.0f s", step, steps, running, time.monotonic() - started)
             if step % _SAVE_EVERY == 0 or step == steps:
-                told = {"steps": step, "batch": batch, "seed": seed, "date": date.today(), "licence": ATTRIBUTION}
-                storage.save(mean.state_dict(), flux.PATH, told)
+                metadata = {"steps": step, "batch": batch, "seed": seed, "date": date.today(), "licence": ATTRIBUTION}
+                storage.save(mean.state_dict(), flux.PATH, metadata)
 
 
 def main(arguments=None):

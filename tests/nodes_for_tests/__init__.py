@@ -1,7 +1,7 @@
 """Nodes that only the tests' servers have, the host's own classes with small random weights.
 
-A text encoder of SD 1.x's width with one layer: Train Erasure encodes more than a thousand prompts, which takes minutes
-with CLIP-L itself on a CPU. A CLIP Vision model: ComfyUI's loader takes none under 300 M weights.
+A text encoder of one narrow layer, widened to SD 1.x's width: Train Erasure encodes more than a thousand prompts, which
+takes minutes with CLIP-L itself on a CPU. A CLIP Vision model: ComfyUI's loader takes none under 300 M weights.
 """
 
 import json
@@ -15,8 +15,8 @@ import comfy.supported_models_base
 import torch
 from comfy_api.latest import ComfyExtension, io
 
-_SIZES = {"num_hidden_layers": 1, "intermediate_size": 64}
-
+_SIZES = {"num_hidden_layers": 1, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 64}
+_WIDTH = 768
 
 _VISION = {
     "hidden_act": "quick_gelu",
@@ -45,7 +45,7 @@ def small_clip_vision():
 
 
 class SmallCLIPVision(io.ComfyNode):
-    """An image encoder to judge pictures."""
+    """An image encoder to compare pictures."""
 
     @classmethod
     def define_schema(cls):
@@ -54,6 +54,25 @@ class SmallCLIPVision(io.ComfyNode):
     @classmethod
     def execute(cls):
         return io.NodeOutput(small_clip_vision())
+
+
+class NarrowEncoder(comfy.sd1_clip.SD1CheckpointClipModel):
+    """The host's own CLIP-L in small, its states widened by a random matrix."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.widen = torch.nn.Parameter(torch.empty(_SIZES["hidden_size"], _WIDTH), requires_grad=False)
+
+    def forward(self, tokens):
+        states, pooled = super().forward(tokens)
+        return states @ self.widen, pooled @ self.widen
+
+
+class NarrowTextModel(comfy.sd1_clip.SD1ClipModel):
+    """What ComfyUI's CLIP calls."""
+
+    def __init__(self, device="cpu", dtype=None, model_options=None):
+        super().__init__(device, dtype, model_options or {}, clip_model=NarrowEncoder)
 
 
 class SmallCLIP(io.ComfyNode):
@@ -65,7 +84,7 @@ class SmallCLIP(io.ComfyNode):
 
     @classmethod
     def execute(cls):
-        target = comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel)
+        target = comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, NarrowTextModel)
         clip = comfy.sd.CLIP(target, model_options={"clip_l_model_config": _SIZES, "dtype": torch.float32})
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import seeded
 
-from benchmarks.baselines import METHODS, eraser, esd, gate, nullspace, spm, states, task, uce
+from benchmarks.baselines import METHODS, erased_model, esd, gate, nullspace, spm, states, task, uce
 from benchmarks.lab.measure import Lab, encode, noise_of
 from unhype.hypernet.factors import Factors
 from unhype.training.losses import steered_target
@@ -39,13 +39,13 @@ def test_esd_aims_away_from_the_concept_at_the_empty_prompt():
     assert steered_target(e_p, e_empty, 3.0).tolist() == [[-2, 1]]
 
 
-def test_a_drift_of_a_static_lora_is_the_mean_square_of_what_it_adds():
+def test_the_retention_loss_of_a_static_lora_is_the_mean_square_of_its_output():
     # B A = [[2, 0], [4, 0]]; the states (1, 5) and (0, 7) get (2, 4) and (0, 0): (4 + 16) / 4 numbers.
     lora = [Factors(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[2.0], [4.0]]]))]
-    assert esd.drift_loss(lora, torch.tensor([[1.0, 5.0], [0.0, 7.0]])).item() == 5.0
+    assert esd.retention_loss(lora, torch.tensor([[1.0, 5.0], [0.0, 7.0]])).item() == 5.0
     # A second layer that adds nothing halves the mean.
     still = Factors(torch.ones(1, 1, 2), torch.zeros(1, 3, 1))
-    assert esd.drift_loss([*lora, still], torch.tensor([[1.0, 5.0], [0.0, 7.0]])).item() == 2.5
+    assert esd.retention_loss([*lora, still], torch.tensor([[1.0, 5.0], [0.0, 7.0]])).item() == 2.5
 
 
 def test_uce_of_two_axes_by_hand():
@@ -101,7 +101,7 @@ def test_only_states_that_the_edit_would_move_are_protected():
 def test_the_gate_opens_with_the_cosine_and_takes_the_direction_out():
     one = gate.Gate(row(2, 0), torch.tensor([0.6]), gamma=0.1, scale=1.0)
     prompt = torch.tensor([[6.0, 8.0], [0.0, 0.0]])  # mean (3, 4): cosine 0.6, exactly at the threshold
-    assert gate.presence(prompt, one).tolist() == [pytest.approx(0.5)]
+    assert gate.activation(prompt, one).tolist() == [pytest.approx(0.5)]
     torch.testing.assert_close(gate.edit(one, prompt), torch.tensor([[5.0, 8.0], [-1.0, 0.0]]))
     # Orthogonal: sigmoid(-0.6 / 0.1) of the direction.
     away = torch.tensor([[0.0, 3.0]])
@@ -144,7 +144,7 @@ def test_anchors_that_resemble_the_concept_are_drawn_less():
     ],
 )
 def test_each_token_is_mapped_to_the_one_in_its_place(ids, onto, wanted):
-    assert states.partners(ids, onto) == wanted
+    assert states.matching_tokens(ids, onto) == wanted
 
 
 def test_prompts_encoded_in_batches_are_those_of_the_host(lab):
@@ -158,12 +158,12 @@ def test_prompts_encoded_in_batches_are_those_of_the_host(lab):
 
 def test_a_lora_on_the_patched_clone_is_the_one_that_was_trained(lab):
     made = task.make_task(lab, CONCEPTS[:1], 0, QUICK)
-    frozen, conds = made.frozen, [made.conds["a photo of a cat"]] * 2
-    z, sigma = made.cache.z[:2], made.cache.sigma[:2]
+    frozen, samples = made.frozen, made.samples
+    z, sigma, conds = samples.z[:2], samples.sigma[:2], [samples.conds[2]] * 2
     untouched = frozen.predict(z, sigma, conds)
     lora = task.new_lora(frozen.layers, 2, seeded(0), frozen.device)
     lora = [Factors(A.detach(), torch.randn(B.shape, generator=seeded(n))) for n, (A, B) in enumerate(lora)]
-    merged = eraser.edited(frozen.patcher, task.deltas_of(frozen.layers, lora))
+    merged = erased_model.edited(frozen.patcher, task.deltas_of(frozen.layers, lora))
     comfy.model_management.load_models_gpu([merged], force_full_load=True)
     found = frozen.predict(z, sigma, conds)
     frozen.load()
@@ -210,7 +210,7 @@ def test_every_method_moves_the_erased_prompts_and_leaves_the_base_alone(lab, na
         assert (after - before).abs().mean() > 1e-4
         assert prompt[0][0].equal(copy)
         assert predict(lab.patcher, prompt).equal(before)
-    changed, kept = numbers_of(name, eraser.layers_of(lab.patcher), len(CONCEPTS))
+    changed, kept = numbers_of(name, erased_model.layers_of(lab.patcher), len(CONCEPTS))
     assert (erased.name, erased.parameters, erased.bytes) == (name, changed, 4 * kept)
     assert erased.seconds > 0
 

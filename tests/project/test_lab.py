@@ -103,11 +103,11 @@ def test_the_small_flux_draws_the_ten_classes():
 
 
 def test_without_weights_the_small_flux_says_how_to_get_them(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"isn't eraser yet: python3 dev\.py lab flux"):
+    with pytest.raises(FileNotFoundError, match=r"isn't trained yet: python3 dev\.py lab flux"):
         flux.load_model(tmp_path / "flux.safetensors")
 
 
-def test_the_pooled_vector_is_told_from_the_tokens():
+def test_the_pooled_vector_is_a_function_of_the_token_states():
     clip = load_clip()
     context, given = encode_batch(clip, ["a cat", "a photo of a very small dog"])
     torch.testing.assert_close(pooled(context), given)

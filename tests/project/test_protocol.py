@@ -1,5 +1,6 @@
 """The erasure benchmark asks for nothing that training saw, and its scores are what they say."""
 
+import functools
 import re
 
 import pytest
@@ -11,11 +12,12 @@ from unhype.training.prompts import phrasings, retain_split, sentences
 from unhype.training.settings import Settings
 
 
+@functools.cache
 def training_texts(concept):
-    """Everything that training on one class reads."""
+    """All prompts of training on one class."""
     concepts = ((concept, protocol.MAPPING),)
     retain = retain_split("", concepts)
-    phrases = [*phrasings(concepts, "object"), *sentences(concepts, "object", retain.partners, Settings().sentences)]
+    phrases = [*phrasings(concepts, "object"), *sentences(concepts, "object", retain.distractors, Settings().sentences)]
     erased = [text for phrase in phrases for text in (phrase.prompt, phrase.mapping)]
     return {text.lower() for text in (*erased, *retain.train, *retain.held_out) if text}
 
@@ -45,7 +47,7 @@ def test_no_synonym_and_no_rung_of_the_ladder_is_trained(concept):
 def test_training_has_no_template_of_scoring():
     """Not even for another class: the words around the name are new as well."""
     words = {text.replace("cat", "{}") for text in training_texts("cat")}
-    used = {protocol.WORDING, *(template.replace("{}", "{}", 1) for template in protocol.COMPANY)}
+    used = {protocol.WORDING, *(template.replace("{}", "{}", 1) for template in protocol.TWO_OBJECTS)}
     used |= {text.lower().replace("cat", "{}") for _, text in protocol.ladder("cat")}
     assert words & used == set()
 

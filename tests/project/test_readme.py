@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from benchmarks import bypass, demo, publish, report, speed, switch
+from benchmarks import bypass, demo, detector, publish, report, speed
 from benchmarks.environment import ROOT
 from benchmarks.publish import RESULTS, markdown, section
 
@@ -63,10 +63,10 @@ def test_the_erasure_tables_are_their_result_file():
     assert section("erasure_own", MEASURED).group() == markdown(("", ""), report.own_rows(found))
 
 
-def test_the_switchs_table_is_its_result_file_and_has_every_candidate():
-    rows = results("switch")["rows"]
-    assert section("switch", MEASURED).group() == markdown(switch.HEADER, rows)
-    assert {name.rpartition(", on ")[0] for name, *_ in rows} == set(switch.CANDIDATES)
+def test_the_detectors_table_is_its_result_file_and_has_every_candidate():
+    rows = results("detector")["rows"]
+    assert section("detector", MEASURED).group() == markdown(detector.HEADER, rows)
+    assert {name.rpartition(", on ")[0] for name, *_ in rows} == set(detector.CANDIDATES)
 
 
 def test_ours_erases_and_leaves_the_rest_alone():

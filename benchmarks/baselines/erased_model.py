@@ -1,4 +1,4 @@
-"""What every method gives back, and how an edit of weights gets onto the model."""
+"""The result of every method, and how an edit of weights gets onto the model."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ def unchanged(conditioning):
 
 
 @dataclass(frozen=True)
-class Eraser:
+class ErasedModel:
     """An erasure by some method: what to draw with and what it cost.
 
     model: ModelPatcher to sample from, a clone of the lab's, or, where the edit depends on the prompt, a
@@ -35,7 +35,7 @@ class Eraser:
 
 
 def layers_of(patcher):
-    """The `TargetLayer`s of a ModelPatcher: cross-attention K and V, the ones that ours writes to."""
+    """The `TargetLayer`s of a ModelPatcher: cross-attention K and V, the ones that ours changes."""
     return target_layers(patcher.model, recognise(patcher.model))
 
 

@@ -1,7 +1,7 @@
-"""Which switch tells erased prompts from others: `python3 dev.py bench switch [--publish]`.
+"""Candidates for the detector, compared on texts alone: `python3 dev.py bench detector [--publish]`.
 
-On texts alone, no picture is drawn. What the switch of training/switch.py has to choose was chosen on the
-concepts below, whose wordings no other figure asks for; the ten classes of the erasure benchmark stand beside them.
+The parameters of training/detector_fit.py were chosen on the concepts below, whose wordings no other figure
+uses; the ten classes of the erasure benchmark are measured beside them.
 """
 
 from functools import partial
@@ -17,8 +17,7 @@ from .publish import MEASURED, markdown, publish
 
 pack.load_pack()
 
-from unhype.hypernet.detector import is_silent  # noqa: E402
-from unhype.training import switch  # noqa: E402
+from unhype.training import detector_fit  # noqa: E402
 from unhype.training.prompts import phrasings, retain_split, sentences  # noqa: E402
 from unhype.training.settings import Settings  # noqa: E402
 
@@ -56,7 +55,7 @@ CHOSEN_ON = {
     "candle": ("taper", "wax light", "tallow"),
     "crab": ("crustacean", "lobster", "crawfish"),
 }
-_ALIKE = 0.5
+_SIMILAR = 0.5
 
 
 def fisher(wordings, sentences_, benign, ridge):
@@ -86,9 +85,9 @@ CANDIDATES = {
     "Fisher, ridge 0.1": partial(fisher, ridge=0.1),
     "Fisher, ridge 1": partial(fisher, ridge=1.0),
     "Fisher, ridge 10": partial(fisher, ridge=10.0),
-    "wide margin, lambda 0.001": partial(switch.widest_margin, width=0.001),
-    "wide margin, lambda 0.1": partial(switch.widest_margin, width=0.1),
-    "wide margin": switch.widest_margin,
+    "wide margin, lambda 0.001": partial(detector_fit.widest_margin, width=0.001),
+    "wide margin, lambda 0.1": partial(detector_fit.widest_margin, width=0.1),
+    "wide margin": detector_fit.widest_margin,
 }
 HEADER = (
     "detector",
@@ -101,79 +100,81 @@ HEADER = (
 )
 
 
-class Texts:
-    """c of texts, each read once."""
+class Embeddings:
+    """c of texts, each encoded once."""
 
     def __init__(self):
-        self.clip = ours.RememberingClip(load_clip())
+        self.clip = ours.CachingClip(load_clip())
 
     def __call__(self, texts):
         """(n, width) of n texts."""
-        self.clip.read_ahead(texts)
+        self.clip.encode_ahead(texts)
         return torch.cat([encode(self.clip, text)[0][1]["pooled_output"] for text in texts])
 
 
-def relatives(read, concept, wordings):
-    """Names of the vocabulary that are alike to the concept, none of them a wording of it."""
+def relatives(embed, concept, wordings):
+    """Names of the vocabulary that are similar to the concept, none of them a wording of it."""
     names = [name for name in NAMES if not {concept, *wordings} & {name, *name.split()}]
-    name, others = (normalize(read(texts), dim=1) for texts in ([concept], names))
-    return [other for other, alike in zip(names, (others @ name.T)[:, 0].tolist(), strict=True) if alike >= _ALIKE]
+    name, others = (normalize(embed(texts), dim=1) for texts in ([concept], names))
+    cosines = (others @ name.T)[:, 0].tolist()
+    return [other for other, cosine in zip(names, cosines, strict=True) if cosine >= _SIMILAR]
 
 
-def way_to_silence(found, c):
-    """How far c (width,) must go until the switch is silent, in lengths of c."""
-    score = found(c.unsqueeze(0)).item()
-    return max(score - 1, 0.0) / (found.weight[0].norm() * c.norm()).item()
+def distance_to_threshold(detector, c):
+    """How far c (width,) must move until its score is below the threshold, as a share of its norm."""
+    score = detector(c.unsqueeze(0)).item()
+    return max(score - 1, 0.0) / (detector.weight[0].norm() * c.norm()).item()
 
 
-def training_of(read, concept, preserve):
-    """What `fit_detector` is given for one concept, by the names of its parameters."""
+def arguments_of(embed, concept, preserve):
+    """The arguments of `fit_detector` for one concept, by name."""
     concepts = ((concept, protocol.MAPPING),)
     retain = retain_split(preserve, concepts)
-    named = sentences(concepts, "object", retain.partners, Settings.sentences)
-    wordings, company = (read([phrase.prompt for phrase in part]) for part in (phrasings(concepts, "object"), named))
-    given = {"wordings": [wordings], "sentences": [company]}
-    given |= {"benign": read(retain.train), "held_out": read(retain.held_out)}
-    return given | ({"kept": read([*chain(*retain.preserved.values())])} if retain.preserved else {})
+    with_others = sentences(concepts, "object", retain.distractors, Settings.sentences)
+    phrases = (phrasings(concepts, "object"), with_others)
+    wordings, in_sentences = (embed([phrase.prompt for phrase in part]) for part in phrases)
+    given = {"wordings": [wordings], "sentences": [in_sentences]}
+    given |= {"benign": embed(retain.train), "held_out": embed(retain.held_out).unsqueeze(0)}
+    return given | ({"preserved": embed([*chain(*retain.preserved.values())])} if retain.preserved else {})
 
 
-def measure(read, concept, wordings):
-    """Of each candidate what HEADER says, for one concept: name to a list of numbers."""
-    near, names = relatives(read, concept, wordings), {concept, *wordings}
+def measure(embed, concept, wordings):
+    """The figures of HEADER for one concept: name of a candidate to a list of numbers."""
+    near, names = relatives(embed, concept, wordings), {concept, *wordings}
     groups = protocol.benign_prompts("cat")
     other = [text for texts in groups.values() for text in texts if not names & set(text.lower().split())]
     unseen, relative = ([protocol.WORDING.format(name) for name in part] for part in (wordings, near))
-    unseen, other, relative = (read(texts) for texts in (unseen, other, relative or [""]))
-    c = read([protocol.WORDING.format(concept)])[0]
-    alone, preserving = (training_of(read, concept, preserve) for preserve in ("", "\n".join(near)))
+    unseen, other, relative = (embed(texts) for texts in (unseen, other, relative or [""]))
+    c = embed([protocol.WORDING.format(concept)])[0]
+    alone, preserving = (arguments_of(embed, concept, preserve) for preserve in ("", "\n".join(near)))
 
-    def silent(fitted, asked):
-        return is_silent(fitted(asked), 1.0).float().mean().item()
+    def below(detector, embeddings):
+        return (detector(embeddings) < 1).float().mean().item()
 
     found = {}
     for name, fit in CANDIDATES.items():
-        with patch.object(switch, "widest_margin", fit):
-            fitted, with_preserve = (switch.fit_detector(**given) for given in (alone, preserving))
+        with patch.object(detector_fit, "widest_margin", fit):
+            fitted, with_preserve = (detector_fit.fit_detector(**given) for given in (alone, preserving))
         found[name] = [
-            *(1 - silent(fitted, unseen), silent(fitted, other), silent(fitted, relative)),
-            *(1 - silent(with_preserve, unseen), silent(with_preserve, relative)),
-            way_to_silence(fitted, c),
+            *(1 - below(fitted, unseen), below(fitted, other), below(fitted, relative)),
+            *(1 - below(with_preserve, unseen), below(with_preserve, relative)),
+            distance_to_threshold(fitted, c),
         ]
     return found
 
 
 def main():
     """Command line."""
-    options = commandline.parser("bench switch").parse_args()
-    read, rows = Texts(), []
-    for words, asked in (("27 others", CHOSEN_ON), ("the ten classes", CLASSES)):
-        found = [measure(read, concept, synonyms) for concept, synonyms in asked.items()]
+    options = commandline.parser("bench detector").parse_args()
+    embed, rows = Embeddings(), []
+    for words, concepts in (("27 others", CHOSEN_ON), ("the ten classes", CLASSES)):
+        found = [measure(embed, concept, synonyms) for concept, synonyms in concepts.items()]
         for name in CANDIDATES:
             means = torch.tensor([one[name] for one in found]).mean(0).tolist()
             rows.append((f"{name}, on {words}", *(f"{value:.3f}" for value in means)))
             say("  ".join(rows[-1]))
     if options.publish:
-        publish("switch", {"rows": rows}, markdown(HEADER, rows), page=MEASURED)
+        publish("detector", {"rows": rows}, markdown(HEADER, rows), page=MEASURED)
     return 0
 
 
