@@ -14,23 +14,28 @@ if TYPE_CHECKING:
 log = logging.getLogger("unhype")
 
 
-def memory_line(frozen: "FrozenModel", hypernet: Hypernet, settings: Settings, tokens: int) -> str:
-    """One line about the memory that a run takes; the log gets a longer one. tokens: of a prompt."""
-    if settings.objective == "attention":
-        step, samples = _attention_step(frozen, settings.attention_batch, tokens), f"{settings.attention_batch} prompts"
-    else:
-        step, samples = _diffusion_step(frozen, settings), f"{settings.batch} pictures"
+def memory_of(frozen: "FrozenModel", hypernet: Hypernet, settings: Settings, tokens: int) -> tuple[int, int, int]:
+    """Roughly the bytes that training takes: (model, hypernet with its optimiser, one step). tokens: of a prompt."""
     # Weights, gradients and Adam's two moments, fp32.
     trained = 4 * 4 * sum(parameter.numel() for parameter in hypernet.parameters())
-    parts = [part / 1e9 for part in (frozen.patcher.model_size(), trained, step)]
+    attention = settings.objective == "attention"
+    step = _attention_step(frozen, settings.attention_batch, tokens) if attention else _diffusion_step(frozen, settings)
+    return frozen.patcher.model_size(), trained, step
+
+
+def memory_line(parts: tuple[int, int, int], settings: Settings) -> str:
+    """One line about the bytes of `memory_of`; the log gets a longer one."""
+    attention = settings.objective == "attention"
+    samples = f"{settings.attention_batch} prompts" if attention else f"{settings.batch} pictures"
+    gigabytes = [part / 1e9 for part in parts]
     log.info(
         "UnHype: Training takes roughly %.1f GB of memory: %.1f for the model, %.1f for the hypernet and %.1f for a "
         "step of %s.",
-        sum(parts),
-        *parts,
+        sum(gigabytes),
+        *gigabytes,
         samples,
     )
-    return "Memory: about {:.1f} GB (model {:.1f}, hypernet {:.1f}, step {:.1f})".format(sum(parts), *parts)
+    return "Memory: about {:.1f} GB (model {:.1f}, hypernet {:.1f}, step {:.1f})".format(sum(gigabytes), *gigabytes)
 
 
 def _diffusion_step(frozen: "FrozenModel", settings: Settings) -> int:

@@ -20,7 +20,7 @@ from .encode import Prompts, encode_prompts
 from .eraser_fit import fit_eraser, training_record
 from .frozen import FrozenModel, differentiable, out_of_memory_errors
 from .loop import TrainingError, new_state, train
-from .memory import memory_line
+from .memory import memory_line, memory_of
 from .plan import Plan, Request, find_finished, make_plan
 from .preview import Previewer
 from .retention import Retention
@@ -85,7 +85,8 @@ def _run(model: Any, clip: Any, plan: Plan, path: Path, report: Report) -> Outco
         generator = Generator().manual_seed(settings.seed + 1)
         hypernet = _new_hypernet(plan, prompts.encoded[""].c.shape[0], generator).to(frozen.device)
         tokens = prompts.encoded[""].conditioning[0][0].shape[1]
-        report("preparing", 0, 1, note=memory_line(frozen, hypernet, settings, tokens))
+        memory = memory_of(frozen, hypernet, settings, tokens)
+        report("preparing", 0, 1, note=memory_line(memory, settings))
         state = new_state(hypernet, settings, generator)
         with differentiable():
             task, retention = _task(clip, plan, frozen, prompts, report), _retention(plan, prompts, frozen.device)

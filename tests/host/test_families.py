@@ -14,7 +14,6 @@ from comfy.ldm.flux.model import Flux, FluxParams
 from families import INSTANCES, NAMES, instance, key_of, prompt
 from tiny import (
     CONTEXT,
-    CPU,
     TRAINING,
     detector_of,
     merged,
@@ -41,6 +40,7 @@ from unhype.hypernet.targets import PREFIX, UnsupportedModelError, family_by_key
 from unhype.training import blocks
 from unhype.training.encode import MissingEmbeddingError, encode
 from unhype.training.frozen import FrozenModel, differentiable
+from unhype.training.memory import memory_of
 from unhype.training.plan import Request
 from unhype.training.run import train_erasure
 
@@ -91,7 +91,7 @@ def with_offset_patches(model, eraser, *conditionings_of):
     """The model under the host's own patches for slices of weights, with what H writes for a prompt."""
     clone = model.clone()
     for hypernet, c in conditionings_of or ((eraser, None),):
-        for layer, factors in zip(hypernet.network.config.layers, hypernet.network(c.unsqueeze(0), 300), strict=True):
+        for layer, factors in zip(hypernet.hypernet.config.layers, hypernet.hypernet(c.unsqueeze(0), 300), strict=True):
             key = (f"{PREFIX}{layer.name}.weight", (0, layer.start, layer.outputs))
             clone.add_patches({key: ("diff", (factors.B[0] @ factors.A[0],))})
     return clone
@@ -243,10 +243,10 @@ def test_a_base_of_lower_precision_is_patched_alike(name, dtype):
 
 def test_a_hypernet_of_another_family_is_refused_by_name():
     flux, sd = instance("flux"), tiny_model("sd15")
-    message = r"eraser for Flux\.1, but the model is Stable Diffusion 1\.x. Connect a Flux\.1 model"
+    message = r"trained for Flux\.1, but the model is Stable Diffusion 1\.x. Connect a Flux\.1 model"
     with pytest.raises(HypernetFileError, match=message):
         apply_erasure(sd, hypernet("flux", flux))
-    with pytest.raises(HypernetFileError, match=r"eraser for Flux\.1, but the model is Chroma"):
+    with pytest.raises(HypernetFileError, match=r"trained for Flux\.1, but the model is Chroma"):
         apply_erasure(instance("chroma"), hypernet("flux", flux))
 
 
@@ -525,13 +525,13 @@ def test_the_memory_is_announced_before_training(name, model, tmp_path, caplog):
     with caplog.at_level("INFO"):
         train_erasure(model, FamilyClip(name), request(tmp_path), lambda *_, **__: None)
     assert "Training takes roughly" in caplog.text
-    frozen = FrozenModel(model, checkpointing=True)
-    plain = FrozenModel(model, checkpointing=False)
-    network = Hypernet(hypernet(name, model).network.config)
-    noise = frozen.noise(4, 64, 64, seeded(0))
+    frozen, plain = (FrozenModel(model, checkpointing=keep) for keep in (True, False))
+    network = Hypernet(hypernet(name, model).hypernet.config)
     weights = sum(value.numel() * value.element_size() for value in model.model.state_dict().values())
-    parts = frozen.memory(network, frozen.diffusion_memory(noise))
-    assert parts[0] == weights
-    assert parts[1] == 16 * sum(parameter.numel() for parameter in network.parameters())
-    assert parts[2] <= plain.diffusion_memory(noise)
-    assert noise.device == CPU
+    sparing, whole = (
+        memory_of(kind, network, replace(SMALL, objective="direct", checkpointing=kind.checkpointing), 8)
+        for kind in (frozen, plain)
+    )
+    assert sparing[0] == weights
+    assert sparing[1] == 16 * sum(parameter.numel() for parameter in network.parameters())
+    assert sparing[2] <= whole[2]

@@ -142,7 +142,7 @@ class Bench:
             callback = None
             if fault.place == "H":
                 for hypernet in self.hypernets:
-                    stack.callback(hypernet.network.register_forward_pre_hook(lambda *_: step()).remove)
+                    stack.callback(hypernet.hypernet.register_forward_pre_hook(lambda *_: step()).remove)
             elif fault.place == "layer":
                 stack.enter_context(forward_of(self.model.model.diffusion_model.get_submodule(LAYER), step))
             elif fault.place == "callback":
@@ -182,7 +182,7 @@ class Bench:
             sorted(model.injections),
         )
         hypernets = [
-            {name: weight.sum().item() for name, weight in h.network.state_dict().items()} for h in self.hypernets
+            {name: weight.sum().item() for name, weight in h.hypernet.state_dict().items()} for h in self.hypernets
         ]
         prompts = [[(tokens.sum().item(), *sorted(rest)) for tokens, rest in each] for each in self.prompts]
         return modules, hooks, kept, called, options, parts, hypernets, prompts
