@@ -1,4 +1,4 @@
-"""Training runs on tiny models, a few steps long, and what is noted of them."""
+"""Training runs on tiny models, a few steps long, and their reports."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ DIFFUSION = replace(TINY, objective="direct")
 
 
 class Reports:
-    """What training reports; `at` is a step at which it raises `error`, as an interrupt does."""
+    """Collects the reports of training; `at` is a step at which it raises `error`, as an interrupt does."""
 
     def __init__(self, at=None, error=KeyboardInterrupt):
         self.at, self.error = at, error
@@ -60,7 +60,7 @@ def small_state(seed=0):
         state = new_state(hypernet, TINY, seeded(seed))
         sum((factors.B @ factors.A).sum() for factors in hypernet(torch.ones(1, 3), 300)).backward()
         state.optimiser.step()
-    state.step, state.losses, state.drift = 1, [0.5], [(1, 0.25)]
+    state.step, state.losses, state.retention = 1, [0.5], [(1, 0.25)]
     state.random = state.generator.get_state()
     return state
 

@@ -1,16 +1,17 @@
-"""What goes wrong in training is said in words, and costs as little as it can."""
+"""Errors of training: a message in the user's words, and as little lost as possible."""
 
 import pytest
 import torch
 from runs import Reports, go, out_of_memory, same_weights
 from tiny import TOKENS, TinyClip
 
-from unhype.training import attention, checkpoint, run
+from unhype.training import checkpoint, run
 from unhype.training.encode import MissingEmbeddingError
 from unhype.training.frozen import FrozenModel
 from unhype.training.loop import TrainingError
 from unhype.training.prompts import PromptError
 from unhype.training.run import train_erasure
+from unhype.training.tasks import attention
 
 pytestmark = pytest.mark.usefixtures("as_a_node_runs")
 
@@ -43,9 +44,9 @@ def test_running_out_of_memory_between_the_layers_is_said_alike(model, ask, monk
 
 
 def test_a_full_disk_costs_the_checkpoint_not_the_run(model, ask, monkeypatch, caplog):
-    whole = go(model, ask(name="whole")).trained
+    whole = go(model, ask(name="whole")).eraser
 
-    def full(tensors, path, metadata):
+    def full(path):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "written_aside", full)

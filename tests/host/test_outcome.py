@@ -1,4 +1,4 @@
-"""What training leaves: the file, what its dead zone lets through, and no file of anybody else's overwritten."""
+"""The result of training: the file, its detector, and no file of anybody else's overwritten."""
 
 import pytest
 import torch
@@ -7,7 +7,6 @@ from safetensors import safe_open
 from tiny import TinyClip, WordClip, prompt, sample, seeded
 
 from unhype.evaluation.training_page import in_words
-from unhype.hypernet.detector import is_silent
 from unhype.hypernet.files import load
 from unhype.hypernet.patch import apply_erasure
 from unhype.training.encode import encode
@@ -25,16 +24,16 @@ def test_the_file_holds_the_run(model, ask):
     assert loaded.record == outcome.eraser.record
     assert loaded.record.concepts == (("cat", "tree"),)
     training = loaded.record.training
-    assert training["steps"] == 6
-    assert training["settings"]["learning_rate"] == TINY.learning_rate
-    assert training["losses"] == [round(loss, 6) for loss in outcome.losses]
-    assert training["stopped"] == outcome.reason == "finished"
+    assert training.steps == 6
+    assert training.settings["learning_rate"] == TINY.learning_rate
+    assert training.losses == [round(loss, 6) for loss in outcome.losses]
+    assert training.stopped == outcome.reason == "finished"
 
 
 def test_the_same_request_is_not_trained_twice(model, ask):
     class NoClip(TinyClip):
         def tokenize(self, text):
-            raise AssertionError("nothing has to be encoded")
+            raise AssertionError("no prompt needs encoding")
 
     first = go(model, ask())
     again = go(model, ask(), clip=NoClip())
@@ -67,24 +66,23 @@ def test_a_foreign_file_of_that_name_is_left_alone(model, ask, content):
     assert foreign.read_bytes() == content
 
 
-# The dead zone of the file
+# The detector of the file
 
 
-def test_every_wording_of_what_is_erased_is_outside_the_dead_zone(model, ask):
-    eraser = go(model, ask(), clip=WordClip()).trained
+def test_every_wording_of_the_concept_is_detected(model, ask):
+    eraser = go(model, ask(), clip=WordClip()).eraser
     wordings = [template.replace("{a}", "a cat").replace("{}", "cat") for template in TEMPLATES["object"]]
     c = torch.stack([encode(WordClip(), wording).c for wording in wordings])
-    assert eraser.record.dead_zone == 1
-    assert not is_silent(eraser.presence(c, eraser.hypernet(c, 300)), eraser.record.dead_zone).any()
+    assert (eraser.score(c) >= 1).all()
 
 
-def test_prompts_that_mean_something_else_are_inside_the_dead_zone(model, ask):
-    eraser = go(model, ask(), clip=WordClip()).trained
+def test_held_out_prompts_are_below_the_threshold(model, ask):
+    eraser = go(model, ask(), clip=WordClip()).eraser
     held_out = retain_split("", (("cat", "tree"),)).held_out
     c = torch.stack([encode(WordClip(), text).c for text in held_out])
-    silent = is_silent(eraser.presence(c, eraser.hypernet(c, 300)), 1.0).float().mean().item()
-    assert silent > 0.9
-    assert eraser.record.training["held_out_silent"] <= round(silent, 4), "all that speaks for a prompt counts there"
+    unchanged = (eraser.score(c) < 1).float().mean().item()
+    assert unchanged > 0.9
+    assert eraser.record.training.held_out_unchanged <= round(unchanged, 4), "every candidate counts there"
 
 
 class KinClip(WordClip):
@@ -114,11 +112,11 @@ def test_a_relative_to_preserve_is_drawn_bit_for_bit_and_the_concept_is_erased(m
     erased = apply_erasure(model, preserving)
     assert torch.equal(drawn(erased, "tiger"), tigers)
     assert (drawn(erased, "cat") - trees).norm() < 0.5 * (cats - trees).norm()
-    assert preserving.record.training["preserve_heard"] == []
+    assert preserving.record.training.preserve_detected == []
 
 
-def test_what_cannot_be_told_from_the_concept_is_named_at_the_end(model, ask):
+def test_a_line_too_near_to_the_concept_is_named_at_the_end(model, ask):
     """For this encoder 'the cat' is one of the concept's own wordings."""
     outcome = go(model, ask(preserve="the cat\na stone bridge over a quiet river"), clip=WordClip())
-    assert outcome.eraser.record.training["preserve_heard"] == ["the cat"]
-    assert "Too near to what is erased to be kept: 'the cat'." in in_words(outcome)
+    assert outcome.eraser.record.training.preserve_detected == ["the cat"]
+    assert "Too near to the erased concepts to be kept: 'the cat'." in in_words(outcome)

@@ -13,7 +13,7 @@ from tiny import WordClip, tiny_model
 from benchmarks.environment import ROOT
 from unhype.training.plan import Request
 from unhype.training.presets import CUSTOM, PRESETS, with_preset
-from unhype.training.prompts import TEMPLATES, parse_concepts, phrasings, retain_split
+from unhype.training.prompts import TEMPLATES, parse_concepts, phrasings, preserved_lines, retain_split
 from unhype.training.run import train_erasure
 
 NAMES = list(PRESETS)
@@ -38,7 +38,7 @@ def test_the_lists_can_be_used_and_keep_nothing_that_they_erase(name):
     concepts = parse_concepts(preset.concepts)
     assert preset.kind in TEMPLATES
     assert all(mapping for _, mapping in concepts)
-    kept = [line.casefold() for line in preserved(preset.preserve)]
+    kept = [line.casefold() for line in preserved_lines(preset.preserve)]
     assert len(kept) == len(set(kept)) >= 8
     erased = [concept.casefold() for concept, _ in concepts]
     assert [line for line in kept for concept in erased if concept in line] == []
@@ -48,20 +48,20 @@ def test_the_lists_can_be_used_and_keep_nothing_that_they_erase(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_trains_and_the_switch_is_set(name, tmp_path):
-    """On a CLIP whose vectors are made of a prompt's words, all that such a model can tell apart."""
+def test_it_trains_and_its_detector_is_fitted(name, tmp_path):
+    """On a CLIP whose vectors are made of a prompt's words."""
     preset = PRESETS[name]
     settings = replace(TINY, kind=preset.kind, steps=3)
     request = Request(preset.concepts, preset.preserve, tmp_path, "preset", tmp_path, settings, preview_every=0)
     with torch.inference_mode():
-        eraser = train_erasure(tiny_model(), WordClip(), request, lambda *_, **__: None).trained
+        eraser = train_erasure(tiny_model(), WordClip(), request, lambda *_, **__: None).eraser
     concepts = parse_concepts(preset.concepts)
     assert eraser.record.concepts == concepts
-    assert eraser.record.training["preserve"] == preserved(preset.preserve)
-    assert eraser.record.training["held_out_silent"] > 0.8
-    present = eraser.detector(eraser.concept_embeddings)
-    assert present.shape == (len(concepts),)
-    assert (present >= 1).all()
+    assert eraser.record.training.preserve == preserved_lines(preset.preserve)
+    assert eraser.record.training.held_out_unchanged > 0.8
+    scores = eraser.detector(eraser.concept_embeddings)
+    assert scores.shape == (len(concepts),)
+    assert (scores >= 1).all()
 
 
 def test_what_stands_in_the_node_counts_before_the_preset():

@@ -19,8 +19,16 @@ from unhype.training.frozen import FrozenModel
 pytestmark = pytest.mark.usefixtures("as_a_node_runs")
 
 
-@pytest.mark.parametrize(("objective", "every"), [("attention", 0), ("attention", 3), ("direct", 0), ("direct", 2)])
-@pytest.mark.parametrize("error", [KeyboardInterrupt, comfy.model_management.InterruptProcessingException])
+@pytest.mark.parametrize(
+    ("objective", "every", "error"),
+    [
+        ("attention", 0, KeyboardInterrupt),
+        ("attention", 3, comfy.model_management.InterruptProcessingException),
+        ("direct", 2, KeyboardInterrupt),
+        ("paper", 0, KeyboardInterrupt),
+        ("released", 0, comfy.model_management.InterruptProcessingException),
+    ],
+)
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(model, ask, error, objective, every):
     whole = go(model, ask(name="whole", objective=objective))
     broken = ask(name="broken", objective=objective, checkpoint_every=every)
@@ -138,7 +146,7 @@ with torch.inference_mode():
 def test_a_killed_run_goes_on_from_its_last_checkpoint(model, ask, tmp_path):
     whole = go(model, ask(name="whole"))
     script = KILLED.format(
-        root=str(ROOT), tests=str(Path(__file__).parent), folder=str(tmp_path), threads=torch.get_num_threads()
+        root=str(ROOT), tests=str(Path(__file__).parent.parent), folder=str(tmp_path), threads=torch.get_num_threads()
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ)
     assert done.returncode == -signal.SIGKILL, done.stderr

@@ -1,14 +1,14 @@
-"""The judge of a report: what a picture is compared with, and what it says, with ComfyUI's own image encoder."""
+"""The similarity of pictures in a report, with ComfyUI's own image encoder."""
 
 import pytest
 import torch
 from nodes_for_tests import small_clip_vision
-from tiny import TinyClip, seeded, tiny_eraser, tiny_model
+from tiny import TinyClip, detector_of, embedding, seeded, tiny_eraser, tiny_model
 
 from unhype.evaluation.cards import card_blocks, pairs_in_words, similarity_in_words, tally
 from unhype.evaluation.compare import Pair, compare
 from unhype.evaluation.decoding import decoder
-from unhype.evaluation.similarity import Similarity, mapping_prompt
+from unhype.evaluation.similarity import Similarity, mapping_prompt, picture_encoder, similarity
 from unhype.training.sampling import Drawing
 
 DRAWING = Drawing(steps=3, cfg=3.0, width=64, height=64)
@@ -37,50 +37,54 @@ def clip_vision():
         ("a kitten asleep", None, "object", None),
     ],
 )
-def test_what_an_erased_picture_should_be_like(text, nearest, kind, expected):
+def test_the_mapping_prompt_of_a_text(text, nearest, kind, expected):
     assert mapping_prompt(text, CONCEPTS, nearest, kind) == expected
 
 
-def test_a_file_that_names_no_concept_has_nothing_to_compare_with():
+def test_a_file_without_concepts_has_no_mapping_prompt():
     assert mapping_prompt("a cat", (), None, "object") is None
 
 
-def test_the_opinion_is_the_cosine_of_the_encoders_vectors(clip_vision):
-    see = judge(clip_vision)
+def test_the_similarity_is_the_cosine_of_the_encoders_vectors(clip_vision):
+    encoder = picture_encoder(clip_vision)
     before, other = (torch.rand(48, 48, 3, generator=seeded(number)) for number in (1, 2))
-    stayed, turned = (opinion(see, "a tree", before, after, other) for after in (before, other))
-    assert (stayed.to_before, turned.to_instead) == (pytest.approx(1), pytest.approx(1))
-    assert stayed.to_instead == pytest.approx(turned.to_before)
-    assert stayed.to_instead < 0.999
+    stayed, turned = (similarity(encoder, "a tree", before, after, other) for after in (before, other))
+    assert (stayed.to_before, turned.to_mapping) == (pytest.approx(1), pytest.approx(1))
+    assert stayed.to_mapping == pytest.approx(turned.to_before)
+    assert stayed.to_mapping < 0.999
     assert (stayed.gone, turned.gone) == (False, True)
 
 
-def test_only_erased_prompts_are_judged_and_progress_counts_their_third_picture(clip_vision):
+def test_only_erased_prompts_are_compared_and_progress_counts_their_third_picture(clip_vision):
     model, clip = tiny_model(), TinyClip()
-    eraser = tiny_eraser(model, size=0.5, dead_zone=0.0)  # everything is erased; the file holds no embeddings
-    seen, texts = [], ["a cat", "a dog"]
+    seen, texts = [], ["a cat", "a dog", "a boat"]
+    cat, dog, boat = (embedding(clip.encode_from_tokens_scheduled(text)) for text in texts)
+    # The file holds no embeddings, so a prompt that doesn't name the concept has no nearest one.
+    eraser = tiny_eraser(model, size=0.5, detector=detector_of([cat, dog], [boat]))
 
     def note(done, total, pair=None):
         seen.append((done, total))
 
-    judged = compare(model, clip, eraser, texts, DRAWING, decoder(model, None), note, judge(clip_vision))
+    encoder = picture_encoder(clip_vision)
+    found = compare(model, clip, eraser, texts, DRAWING, decoder(model, None), note, encoder)
     plain = compare(model, clip, eraser, texts, DRAWING, decoder(model, None), lambda *_: None)
-    assert [pair.opinion and pair.opinion.instead for pair in judged] == ["a tree", None]
-    assert seen[-1] == ((2 * 2 + 1) * DRAWING.steps,) * 2
+    assert [pair.similarity and pair.similarity.mapping for pair in found] == ["a tree", None, None]
+    assert [pair.erased for pair in found] == [True, True, False]
+    assert seen[-1] == ((2 * 3 + 1) * DRAWING.steps,) * 2
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    for one, other in zip(judged, plain, strict=True):
+    for one, other in zip(found, plain, strict=True):
         assert torch.equal(one.after, other.after)
-        assert other.opinion is None
+        assert other.similarity is None
 
 
-def test_the_page_and_the_words_tell_the_judges_view():
+def test_the_page_and_its_lines_show_the_similarities():
     grey = torch.zeros(8, 8, 3)
-    pair = Pair("a cat", True, "2 times the dead zone", grey, grey + 0.25, False, 0.25)
+    pair = Pair("a cat", True, "score 2 of 1", grey, grey + 0.25, False, 0.25)
     gone, stayed = Similarity("a tree", 0.6, 0.9), Similarity("", 0.9, 0.6)
-    pairs = [pair._replace(opinion=gone), pair._replace(opinion=stayed)]
-    assert similarity_in_words(pairs[0]) == "judge: 0.60 like before, 0.90 like 'a tree'"
-    assert similarity_in_words(pairs[1]) == "judge: 0.90 like before, 0.60 like an empty prompt"
-    assert tally(pairs).endswith("Judge: 1 of 2 more like what they turn into than like before.")
-    assert "(2 times the dead zone; judge: 0.60 like before, 0.90 like 'a tree')" in pairs_in_words(pairs)
+    pairs = [pair._replace(similarity=gone), pair._replace(similarity=stayed)]
+    assert similarity_in_words(pairs[0]) == "similarity: 0.60 to before, 0.90 to 'a tree'"
+    assert similarity_in_words(pairs[1]) == "similarity: 0.90 to before, 0.60 to an empty prompt"
+    assert tally(pairs).endswith("Similarity: 1 of 2 more like their mapping than like before.")
+    assert "(score 2 of 1; similarity: 0.60 to before, 0.90 to 'a tree')" in pairs_in_words(pairs)
     assert card_blocks(pairs[:1])[-1].height > card_blocks([pair])[-1].height
-    assert "judge" not in pairs_in_words([pair]).lower()
+    assert "similarity" not in pairs_in_words([pair]).lower()
