@@ -314,7 +314,7 @@ def test_the_folder_is_comfyuis_own(folder):
 
 SOURCES = [
     ROOT / "__init__.py",
-    *(path for room in ("nodes", "hypernet", "training") for path in ROOT.glob(f"{room}/*.py")),
+    *(path for room in ("hypernet", "training", "evaluation", "nodes") for path in (ROOT / room).rglob("*.py")),
 ]
 NAMES = [path.relative_to(ROOT).as_posix() for path in SOURCES]
 # Programs from files and strings, other processes, and the network.
@@ -343,7 +343,7 @@ def calls_of(path):
 
 
 def of_room(room):
-    return [path for path in SOURCES if path.parent.name == room and path.parent != ROOT]
+    return [path for path in SOURCES if path.relative_to(ROOT).parts[0] == room]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=NAMES)
@@ -354,13 +354,14 @@ def test_every_character_shows_on_every_console(path):
 @pytest.mark.parametrize("path", SOURCES, ids=NAMES)
 def test_nothing_runs_programs_from_data_or_talks_to_the_network(path):
     assert {name.split(".")[0] for name in imports_of(path)} & FORBIDDEN_MODULES == set()
-    # The authors' files are pickles, of which torch reads nothing but weights.
-    read_safely = {"torch.load"} if path.name == "conversion.py" else set()
-    assert set(calls_of(path)) & FORBIDDEN_CALLS == read_safely
+    # The authors' files and checkpoints are pickles, of which torch loads nothing but weights.
+    loaded_safely = {"torch.load"} if path.name in ("conversion.py", "checkpoint.py") else set()
+    assert set(calls_of(path)) & FORBIDDEN_CALLS == loaded_safely
 
 
-def test_pickles_are_read_for_their_weights_only():
-    source = ast.parse((ROOT / "hypernet" / "conversion.py").read_text("utf-8"))
+@pytest.mark.parametrize("name", ["hypernet/conversion.py", "training/checkpoint.py"])
+def test_pickles_are_loaded_for_their_weights_only(name):
+    source = ast.parse((ROOT / name).read_text("utf-8"))
     calls = [node for node in ast.walk(source) if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"]
     assert [[ast.unparse(word) for word in call.keywords if word.arg == "weights_only"] for call in calls] == [
         ["weights_only=True"]
@@ -376,20 +377,41 @@ def test_device_and_layers_are_left_to_comfyui(path):
 
 @pytest.mark.parametrize(
     ("room", "doors"),
-    [("hypernet", ["hypernet/patch.py"]), ("training", ["training/drawing.py", "training/frozen.py"])],
+    [
+        ("hypernet", ["hypernet/patch.py"]),
+        ("training", ["training/frozen.py", "training/sampling.py"]),
+        ("evaluation", ["evaluation/decoding.py"]),
+    ],
     ids=lambda v: str(v),
 )
 def test_the_engine_meets_comfyui_at_its_doors_only(room, doors):
-    host = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "nodes", "server", "execution"}
+    host = {
+        "comfy",
+        "comfy_api",
+        "comfy_extras",
+        "comfy_execution",
+        "folder_paths",
+        "latent_preview",
+        "nodes",
+        "server",
+        "execution",
+    }
     meeting = [path for path in of_room(room) if {name.split(".")[0] for name in imports_of(path)} & host]
     assert sorted(path.relative_to(ROOT).as_posix() for path in meeting) == doors
 
 
-@pytest.mark.parametrize(("room", "others"), [("hypernet", ("training", "nodes")), ("training", ("nodes",))])
+@pytest.mark.parametrize(
+    ("room", "others"),
+    [
+        ("hypernet", ("training", "evaluation", "nodes")),
+        ("training", ("evaluation", "nodes")),
+        ("evaluation", ("nodes",)),
+    ],
+)
 def test_rooms_import_in_one_direction(room, others):
     own = {name for path in of_room(room) for name in imports_of(path) if name.startswith(".")}
     assert own
-    assert not [name for name in own if name.split(".")[1] in others]
+    assert not [name for name in own if name.lstrip(".").split(".")[0] in others]
 
 
 def test_the_pack_needs_no_package_beside_comfyuis_own():
