@@ -44,7 +44,7 @@ def go(model, request, report=None, clip=None):
 
 def same_weights(one, other):
     """Whether two `Eraser`s have the same network, bit for bit."""
-    one, other = one.network.state_dict(), other.network.state_dict()
+    one, other = one.hypernet.state_dict(), other.hypernet.state_dict()
     return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
 
 
