@@ -20,7 +20,7 @@ from chunks import (
     whole,
     without_regressor,
 )
-from parts import MODEL_PARTS
+from model_parts import MODEL_PARTS
 from safetensors.torch import load_file, save_file
 from tiny import CONTEXT, POOLED, TOKENS, detector_of, noted_calls, overridden, sample, seeded, tiny_eraser, tiny_model
 

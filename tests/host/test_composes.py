@@ -16,7 +16,8 @@ import comfy.samplers
 import pytest
 import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
-from parts import GUIDER_PARTS, MODEL_PARTS, PROMPT_PARTS, Missing, run_node
+from model_parts import MODEL_PARTS, Missing, run_node
+from prompt_parts import GUIDER_PARTS, PROMPT_PARTS
 from tiny import LATENT, embedding, overridden, prompt, seeded, tiny_eraser, tiny_model
 
 from benchmarks.environment import ROOT
@@ -238,7 +239,7 @@ def test_parts_stacked_on_both_sides(model, eraser):
 
 
 def test_a_merge_takes_the_weights_of_its_second_model_only(model, eraser):
-    """No patch survives there, so the help of Apply Concept Erasure says where to connect."""
+    """No patch survives there, so the help of Apply Concept Erasure names the input to connect to."""
     erased, other, guider = apply_erasure(model, eraser), tiny_model(seed=9), GUIDER_PARTS["cfg"]
 
     def merged_into_other(second):

@@ -16,7 +16,8 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from hypothesis import strategies as st
-from parts import GUIDER_PARTS, MODEL_PARTS, PROMPT_PARTS, Missing
+from model_parts import MODEL_PARTS, Missing
+from prompt_parts import GUIDER_PARTS, PROMPT_PARTS
 from tiny import LATENT, detector_of, embedding, overridden, prompt, seeded, tiny_eraser, tiny_model
 
 from unhype.hypernet.files import tensors_of
@@ -82,7 +83,7 @@ class Bench:
 
     def __init__(self):
         self.model = tiny_model()
-        # The second has a detector; one of the prompts that `parts` adds is below its threshold.
+        # The second has a detector; one of the prompts that the parts add is below its threshold.
         above, below = (POSITIVE, prompt(2, tokens=16), prompt(4)), (prompt(2), prompt(6))
         detector = detector_of([*map(embedding, above)], [*map(embedding, below)])
         self.erasers = [tiny_eraser(self.model), tiny_eraser(self.model, seed=7, detector=detector)]
