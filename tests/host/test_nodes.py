@@ -418,5 +418,5 @@ def test_the_pack_needs_no_package_beside_comfyuis_own():
     tomllib = pytest.importorskip("tomllib")
     declared = set(tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"])
     used = {name.split(".")[0] for path in SOURCES for name in imports_of(path) if not name.startswith(".")}
-    host = {"comfy", "comfy_api", "folder_paths", "server", "PIL"}
+    host = {"comfy", "comfy_api", "folder_paths", "latent_preview", "server", "PIL"}
     assert used - host - set(sys.stdlib_module_names) == declared

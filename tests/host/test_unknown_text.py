@@ -40,8 +40,13 @@ def pooled_only(texts):
 FOREIGN = [[text(50)[0][0], {"pooled_output": torch.ones(1, POOLED + 8)}]]
 
 
-@pytest.mark.parametrize("positive", [FOREIGN, [[FOREIGN[0][0], {}]]], ids=["another encoder's", "without"])
-def test_base_leaves_unknown_text_alone_and_warns_once(model, pooled_only, caplog, positive):
+@pytest.mark.parametrize(
+    "values",
+    [FOREIGN[0][1], {}, {"pooled_output": None}, {"pooled_output": torch.zeros(1, POOLED)}],
+    ids=["another encoder's", "missing", "none", "zeroed"],
+)
+def test_base_leaves_unknown_text_alone_and_warns_once(model, pooled_only, caplog, values):
+    positive = [[FOREIGN[0][0], values]]
     with caplog.at_level(logging.INFO):
         assert is_base(model, pooled_only, positive + positive)
     assert caplog.text.count("carries no embedding that fits hypernet 'tiny'; it runs the model unchanged") == 1
