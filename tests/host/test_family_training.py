@@ -20,7 +20,7 @@ from unhype.hypernet.targets import recognise, target_layers
 from unhype.training import blocks
 from unhype.training.encode import MissingEmbeddingError, encode
 from unhype.training.frozen import FrozenModel, differentiable
-from unhype.training.memory import memory_line
+from unhype.training.memory import memory_line, memory_of
 from unhype.training.plan import Request
 from unhype.training.run import train_erasure
 
@@ -114,7 +114,8 @@ def test_the_memory_line_counts_weights_parameters_and_a_step(name, model, erase
     def memory(checkpointing):
         frozen, network = FrozenModel(model, checkpointing), Hypernet(eraser.hypernet.config)
         with caplog.at_level("INFO"):
-            line = memory_line(frozen, network, replace(SMALL, objective="direct", checkpointing=checkpointing), 8)
+            settings = replace(SMALL, objective="direct", checkpointing=checkpointing)
+            line = memory_line(memory_of(frozen, network, settings, 8), settings)
         record = caplog.records[-1]
         assert "Training takes roughly" in record.getMessage()
         total, *parts, samples = record.args
