@@ -3,6 +3,7 @@
 import hashlib
 import re
 from dataclasses import replace
+from functools import cache
 
 import torch
 from torch.nn import Linear, Module
@@ -85,21 +86,23 @@ class PoolingClip(TinyClip):
     """A CLIP without an encoder whose pooled vector is a function of its tokens, as in real ones, and whose last
     layer but one gives other token states."""
 
+    MAP = normal(POOLED, CONTEXT, seed=2)
+    OTHER_LAYER = torch.linalg.qr(normal(CONTEXT, CONTEXT, seed=3))[0]
+
     def __init__(self, layer=-1):
         self.layer = layer
 
     def clone(self):
-        return PoolingClip(self.layer)
+        return type(self)(self.layer)
 
     def clip_layer(self, layer):
         self.layer = layer
 
     def encode_from_tokens_scheduled(self, tokens):
         ((cross, _),) = super().encode_from_tokens_scheduled(tokens)
-        map_ = normal(POOLED, CONTEXT, seed=2) / CONTEXT**0.5
-        pooled = torch.nn.functional.normalize(cross[0].mean(0), dim=0) @ map_.T * CONTEXT**0.5
+        pooled = torch.nn.functional.normalize(cross[0].mean(0), dim=0) @ self.MAP.T
         if self.layer == -2:
-            cross = cross @ torch.linalg.qr(normal(CONTEXT, CONTEXT, seed=3))[0] + 0.5
+            cross = cross @ self.OTHER_LAYER + 0.5
         return [[cross, {"pooled_output": pooled.unsqueeze(0)}]]
 
 
@@ -112,6 +115,11 @@ class NotingClip(TinyClip):
     def encode_from_tokens_scheduled(self, tokens):
         self.texts.append(tokens)
         return super().encode_from_tokens_scheduled(tokens)
+
+
+@cache
+def _vector(number, width):
+    return normal(width, seed=number)
 
 
 class WordClip(TinyClip):
@@ -132,7 +140,7 @@ class WordClip(TinyClip):
 
     def encode_from_tokens_scheduled(self, tokens):
         def vectors(ids, width=CONTEXT):
-            return torch.stack([torch.randn(width, generator=seeded(number)) for number in ids])
+            return torch.stack([_vector(number, width) for number in ids])
 
         ids = [number for number, _ in tokens["words"][0]]
         cross = vectors(ids) + 0.1 * vectors(range(100, 100 + self.LENGTH))
