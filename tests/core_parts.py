@@ -199,7 +199,12 @@ def detector_of(above, below, score=2.0):
 def random_regressor(widths=(CONTEXT,), layers=1, rank=5, width=POOLED, seed=11):
     """A `PooledRegressor` of random maps, as a file holds it."""
     features, encoders = 2 * sum(widths), len(widths)
-    shapes = (layers, encoders, width, rank), (layers, rank, features), (layers, encoders, width), (layers, features + 1)
+    shapes = (
+        (layers, encoders, width, rank),
+        (layers, rank, features),
+        (layers, encoders, width),
+        (layers, features + 1),
+    )
     up, down, bias, key = ((normal(*shape, seed=seed + n) / 4).half().float() for n, shape in enumerate(shapes))
     return PooledRegressor(tuple(widths), up, down, bias, key)
 

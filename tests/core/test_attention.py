@@ -218,7 +218,9 @@ def test_every_candidate_of_a_wording_is_drawn(monkeypatch):
 
 def test_padding_of_zeros_costs_nothing(monkeypatch):
     plain = task(unchanged=2)
-    padded = TokenPairs(*(torch.cat([side, torch.zeros(3, 9, 6)], 1) for side in (plain.pairs.erased, plain.pairs.mapping)))
+    padded = TokenPairs(
+        *(torch.cat([side, torch.zeros(3, 9, 6)], 1) for side in (plain.pairs.erased, plain.pairs.mapping))
+    )
     tokens = []
     monkeypatch.setattr(torch.nn.Linear, "forward", lambda layer, x: tokens.append(x.shape[1]) or x @ layer.weight.T)
     losses = [own.loss(new_hypernet(), seeded(0)) for own in (plain, replace(plain, pairs=padded))]
