@@ -18,7 +18,7 @@ from benchmarks.server import PACKS, ComfyServer
 def pytest_configure(config):
     """Load the pack, or what of it works without ComfyUI."""
     paths = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
-    only_core = all("core" in path.parts for path in paths)
+    only_core = all(path.is_relative_to(ROOT / "tests" / "core") for path in paths)
     (load_core if only_core else load_pack)()
 
 
