@@ -178,7 +178,7 @@ REFUSED = [
     (settings(embedding_model="nv_embed"), r"another text encoder \(nv_embed\)"),
     (settings(use_orig_concat=True), "use_orig_concat"),
     (settings(use_pooler=False), "use_pooler off"),
-    (settings(rank=4), "not the rank 4 that its config says"),
+    (settings(rank=4), "not the rank 4 of its config"),
     (put("left_head.0.weight", 1.0, (HIDDEN, 3)), "does not fit together"),
     (put("xR_const_flat", 1.0), "for every prompt"),
     (put("left_head.2.weight", float("nan")), "not numbers"),
@@ -198,7 +198,7 @@ def test_without_a_rank_anywhere_a_file_is_refused(tmp_path):
         config.pop("rank")
         drop("original")(state, config)
 
-    with pytest.raises(HypernetFileError, match="does not say its rank"):
+    with pytest.raises(HypernetFileError, match="names no rank"):
         import_weights(sd_file(tmp_path, change))
 
 

@@ -397,7 +397,7 @@ def test_strange_values_anywhere_in_the_description_raise_nothing_else(tmp_path,
             holder[place[-1]] = strange
             save_file(weights, str(path), metadata={**words, f"unhype.{part}": json.dumps(values)})
             outcomes.append(attempt(path))
-    assert len(outcomes) > 100
+    assert len(outcomes) >= 100
     assert sum(outcome is not None for outcome in outcomes) > len(outcomes) / 4
 
 

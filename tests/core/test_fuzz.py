@@ -1,6 +1,6 @@
 """Hostile files: whatever is wrong with one, it is refused by name and in little memory.
 
-A run of the suite damages a hundred files; `python3 dev.py test tests/core/test_fuzz.py --files 5000 --seed 7`
+A run of the suite damages twenty files; `python3 dev.py test tests/core/test_fuzz.py --files 5000 --seed 7`
 damages as many as you like.
 """
 
@@ -252,7 +252,7 @@ def test_every_damaged_checkpoint_is_taken_or_left(request, tmp_path, peak):
     path, fresh = tmp_path / "hostile.pt", small_state()
     save_checkpoint(small_state(), path, "recipe")
     found = outcomes(path, count, seed, cut_or_change, lambda path: load_checkpoint(fresh, path, "recipe"))
-    assert found[False] > count / 3
+    assert found[False] > count / 4
     assert set(found) <= {False, True}
 
 
