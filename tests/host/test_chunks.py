@@ -16,13 +16,12 @@ from chunks import (
     is_base,
     random_regressor,
     run,
-    texts_for,
     whole,
     without_regressor,
 )
 from model_parts import MODEL_PARTS
 from safetensors.torch import load_file, save_file
-from tiny import CONTEXT, POOLED, TOKENS, detector_of, noted_calls, overridden, sample, seeded, tiny_eraser, tiny_model
+from tiny import CONTEXT, POOLED, TOKENS, detector_of, noted_calls, sample, seeded, tiny_eraser, tiny_model
 
 import nodes
 from unhype.hypernet.deltas import PromptDeltas
@@ -31,23 +30,6 @@ from unhype.hypernet.record import TextEncoder
 from unhype.hypernet.rows import SpanMasks
 
 pytestmark = pytest.mark.usefixtures("as_a_node_runs")
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return tiny_model()
-
-
-@pytest.fixture
-def model(tiny):
-    comfy.model_management.unload_all_models()
-    yield tiny
-    assert overridden(tiny) == []
-
-
-@pytest.fixture(scope="module")
-def texts(tiny):
-    return texts_for(tiny)
 
 
 # Plain prompts

@@ -3,33 +3,15 @@
 import logging
 from dataclasses import replace
 
-import comfy.model_management
 import pytest
 import torch
-from chunks import check, concat, embedding_of, is_base, run, text, texts_for, without_regressor
-from tiny import POOLED, TOKENS, overridden, tiny_model
+from chunks import check, concat, embedding_of, is_base, run, text, without_regressor
+from tiny import POOLED, TOKENS
 
 from unhype.hypernet.patch import apply_erasure
 from unhype.hypernet.record import HypernetFileError, TextEncoder
 
 pytestmark = pytest.mark.usefixtures("as_a_node_runs")
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return tiny_model()
-
-
-@pytest.fixture
-def model(tiny):
-    comfy.model_management.unload_all_models()
-    yield tiny
-    assert overridden(tiny) == []
-
-
-@pytest.fixture(scope="module")
-def texts(tiny):
-    return texts_for(tiny)
 
 
 @pytest.fixture
