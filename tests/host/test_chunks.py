@@ -3,8 +3,6 @@
 import logging
 from dataclasses import replace
 
-import comfy.model_management
-import comfy.samplers
 import pytest
 import torch
 from chunks import (
@@ -17,6 +15,7 @@ from chunks import (
     random_regressor,
     run,
     whole,
+    with_another_prompt,
     without_regressor,
 )
 from model_parts import MODEL_PARTS
@@ -202,16 +201,7 @@ def test_a_zeroed_conditioning_is_the_base_without_a_warning(model, texts, caplo
 
 def test_later_chunks_of_a_prompt_that_a_node_encodes_while_sampling_are_detected(model, texts):
     long = concat(texts.boat, texts.cat)
-
-    def more_guidance(args):
-        entry = {"cross_attn": long[0][0], "model_conds": {}, "uuid": 0, **long[0][1]}
-        x = args["input"]
-        hand = comfy.samplers.encode_model_conds(args["model"].extra_conds, [entry], x, x.device, "positive")
-        (other,) = comfy.samplers.calc_cond_batch(args["model"], [hand], x, args["timestep"], args["model_options"])
-        return args["cond"] + other
-
-    with noted_calls(apply_erasure(model, texts.eraser)) as (clone, calls):
-        clone.set_model_sampler_cfg_function(more_guidance)
+    with noted_calls(with_another_prompt(apply_erasure(model, texts.eraser), long)) as (clone, calls):
         sample(clone, texts.boat, NEGATIVE, steps=2)
     assert sum(int(call.reads(long).sum()) for call in calls) == 4
     check(model, texts.eraser, calls, (long, [(TOKENS, 2 * TOKENS, embedding_of(texts.cat))]))

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from chunks import check, concat, embedding_of, is_base, run, text, without_regressor
-from tiny import POOLED, TOKENS
+from chunks import NEGATIVE, check, concat, embedding_of, is_base, run, text, with_another_prompt, without_regressor
+from tiny import POOLED, TOKENS, sample
 
 from unhype.hypernet.patch import apply_erasure
 from unhype.hypernet.record import HypernetFileError, TextEncoder
@@ -32,6 +32,12 @@ def test_base_leaves_unknown_text_alone_and_warns_once(model, pooled_only, caplo
     with caplog.at_level(logging.INFO):
         assert is_base(model, pooled_only, positive + positive)
     assert caplog.text.count("carries no embedding that fits hypernet 'tiny'; it runs the model unchanged") == 1
+
+
+def test_unknown_text_that_a_node_encodes_in_every_step_warns_once(model, texts, pooled_only, caplog):
+    with caplog.at_level(logging.INFO):
+        sample(with_another_prompt(apply_erasure(model, pooled_only), FOREIGN), texts.boat, NEGATIVE, steps=3)
+    assert caplog.text.count("it runs the model unchanged") == 1
 
 
 def test_strict_erases_unknown_text_as_the_concept_with_the_highest_score(model, texts, pooled_only, caplog):
