@@ -123,10 +123,12 @@ def as_a_node_runs():
 
 @pytest.fixture
 def model():
-    """A tiny SD 1.x model."""
-    from tiny import tiny_model
+    """A tiny SD 1.x model, on which no test leaves an override."""
+    from tiny import overridden, tiny_model
 
-    return tiny_model()
+    model = tiny_model()
+    yield model
+    assert overridden(model) == []
 
 
 @pytest.fixture

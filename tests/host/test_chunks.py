@@ -3,8 +3,6 @@
 import logging
 from dataclasses import replace
 
-import comfy.model_management
-import comfy.samplers
 import pytest
 import torch
 from chunks import (
@@ -16,13 +14,13 @@ from chunks import (
     is_base,
     random_regressor,
     run,
-    texts_for,
     whole,
+    with_another_prompt,
     without_regressor,
 )
 from model_parts import MODEL_PARTS
 from safetensors.torch import load_file, save_file
-from tiny import CONTEXT, POOLED, TOKENS, detector_of, noted_calls, overridden, sample, seeded, tiny_eraser, tiny_model
+from tiny import CONTEXT, POOLED, TOKENS, detector_of, noted_calls, sample, seeded, tiny_eraser, tiny_model
 
 import nodes
 from unhype.hypernet.deltas import PromptDeltas
@@ -31,23 +29,6 @@ from unhype.hypernet.record import TextEncoder
 from unhype.hypernet.rows import SpanMasks
 
 pytestmark = pytest.mark.usefixtures("as_a_node_runs")
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return tiny_model()
-
-
-@pytest.fixture
-def model(tiny):
-    comfy.model_management.unload_all_models()
-    yield tiny
-    assert overridden(tiny) == []
-
-
-@pytest.fixture(scope="module")
-def texts(tiny):
-    return texts_for(tiny)
 
 
 # Plain prompts
@@ -220,16 +201,7 @@ def test_a_zeroed_conditioning_is_the_base_without_a_warning(model, texts, caplo
 
 def test_later_chunks_of_a_prompt_that_a_node_encodes_while_sampling_are_detected(model, texts):
     long = concat(texts.boat, texts.cat)
-
-    def more_guidance(args):
-        entry = {"cross_attn": long[0][0], "model_conds": {}, "uuid": 0, **long[0][1]}
-        x = args["input"]
-        hand = comfy.samplers.encode_model_conds(args["model"].extra_conds, [entry], x, x.device, "positive")
-        (other,) = comfy.samplers.calc_cond_batch(args["model"], [hand], x, args["timestep"], args["model_options"])
-        return args["cond"] + other
-
-    with noted_calls(apply_erasure(model, texts.eraser)) as (clone, calls):
-        clone.set_model_sampler_cfg_function(more_guidance)
+    with noted_calls(with_another_prompt(apply_erasure(model, texts.eraser), long)) as (clone, calls):
         sample(clone, texts.boat, NEGATIVE, steps=2)
     assert sum(int(call.reads(long).sum()) for call in calls) == 4
     check(model, texts.eraser, calls, (long, [(TOKENS, 2 * TOKENS, embedding_of(texts.cat))]))
