@@ -4,7 +4,7 @@ ComfyUI loads it in full; where only the core tier is asked for, its modules tha
 """
 
 import json
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -133,20 +133,7 @@ def model():
 
 @pytest.fixture
 def ask(tmp_path):
-    """Makes the request for a training run; words that are settings go into the settings."""
-    from runs import TINY
+    """Makes the request for a training run, see `runs.request_in`."""
+    from runs import request_in
 
-    from unhype.training.plan import Request
-
-    def make(concepts="cat -> tree", preserve="", name="eraser", **changes):
-        settings = {key: changes.pop(key) for key in list(changes) if hasattr(TINY, key)}
-        return Request(
-            concepts,
-            preserve,
-            tmp_path / "models",
-            name,
-            tmp_path / "checkpoints",
-            **{"checkpoint_every": 0, "preview_every": 0, "settings": replace(TINY, **settings), **changes},
-        )
-
-    return make
+    return partial(request_in, tmp_path)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from core_parts import TINY, TinyClip
 
+from unhype.training.plan import Request
 from unhype.training.run import train_erasure
 
 # With diffusion steps, and so with sampler runs beforehand.
@@ -33,9 +34,17 @@ class Reports:
                 raise self.error
 
 
+def request_in(folder, concepts="cat -> tree", preserve="", name="eraser", **changes):
+    """A `plan.Request` for a run in `folder`; keywords that are settings go into the settings."""
+    settings = replace(TINY, **{key: changes.pop(key) for key in list(changes) if hasattr(TINY, key)})
+    options = {"checkpoint_every": 0, "preview_every": 0, "settings": settings, **changes}
+    return Request(concepts, preserve, folder / "models", name, folder / "checkpoints", **options)
+
+
 def go(model, request, report=None, clip=None):
-    """Train; returns the `run.Outcome`."""
-    return train_erasure(model, clip or TinyClip(), request, report or Reports())
+    """Train as a node does, under inference mode; returns the `run.Outcome`."""
+    with torch.inference_mode():
+        return train_erasure(model, clip or TinyClip(), request, report or Reports())
 
 
 def same_weights(one, other):

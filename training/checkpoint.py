@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..hypernet.files import written_aside
 from .loop import TrainingState
-
-# Of Adam.
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 log = logging.getLogger("unhype")
 
@@ -46,10 +44,11 @@ def load_checkpoint(state: TrainingState, path: Path, recipe: str) -> bool:
         return False
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        if content["recipe"] != recipe or not _is_sane(content, state):
+        if content["recipe"] != recipe:
             return False
+        _check(content, state)
     except Exception as error:  # damaged files raise errors of many types
-        log.warning("UnHype: the checkpoint '%s' can't be used (%s); training starts anew.", path.name, type(error))
+        log.warning("UnHype: the checkpoint '%s' can't be used (%r); training starts anew.", path.name, error)
         return False
     state.hypernet.load_state_dict(content["hypernet"])
     state.optimiser.load_state_dict(content["optimiser"])
@@ -60,15 +59,26 @@ def load_checkpoint(state: TrainingState, path: Path, recipe: str) -> bool:
     return True
 
 
-def _is_sane(content: dict[str, Any], state: TrainingState) -> bool:
-    """Whether a checkpoint has the state's tensors, and numbers everywhere; may raise for a damaged one."""
+def _check(content: dict[str, Any], state: TrainingState) -> None:
+    """Raise for a checkpoint that lacks something, or that holds what the state can't take."""
     torch.Generator().set_state(content["random"])
-    weights, moments = content["hypernet"], content["optimiser"]["state"]
-    expected = {name: tensor.shape for name, tensor in state.hypernet.state_dict().items()}
-    parts = [(moments[n][name], p.shape) for n, p in enumerate(state.hypernet.parameters()) for name in _MOMENTS]
-    return (
-        {name: tensor.shape for name, tensor in weights.items()} == expected
-        and all(moment.shape == shape for moment, shape in parts)
-        and all(bool(torch.isfinite(tensor).all()) for tensor in (*weights.values(), *(moment for moment, _ in parts)))
-        and 0 <= content["step"] == len(content["losses"])
-    )
+    _check_tensors(content["hypernet"], state.hypernet.state_dict())
+    groups, own = content["optimiser"]["param_groups"], state.optimiser.state_dict()["param_groups"]
+    if [group["params"] for group in groups] != [group["params"] for group in own]:
+        raise ValueError("the optimiser of another run")
+    for n, parameter in enumerate(state.hypernet.parameters()):
+        moments = {"step": torch.tensor(0.0), "exp_avg": parameter, "exp_avg_sq": parameter}  # as Adam keeps them
+        _check_tensors(content["optimiser"]["state"][n], moments)
+    losses, retention = content["losses"], content["retention"]
+    if not 0 <= content["step"] == len(losses):
+        raise ValueError(f"{len(losses)} losses of {content['step']!r} steps")
+    points = [(0, loss) for loss in losses] + [(step, error) for step, error in retention]
+    if not all(isinstance(number, int | float) for point in points for number in point):
+        raise ValueError("curves that are not numbers")
+
+
+def _check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    if {name: tensor.shape for name, tensor in found.items()} != {name: own.shape for name, own in expected.items()}:
+        raise ValueError("tensors of another run")
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in found.values()):
+        raise ValueError("values that are not numbers")

@@ -95,7 +95,9 @@ def train(
     Each callback is called after every step and may raise to interrupt. Returns "finished" or "early", the
     reason why training ended.
     """
-    while state.step < settings.steps:
+    while not stops_early(state.retention):  # also before the first step: a resumed run may have ended already
+        if state.step >= settings.steps:
+            return "finished"
         state.random = state.generator.get_state()
         train_step(state, task, retention, settings)
         if state.step % settings.watch_every == 0 or state.step == settings.steps:
@@ -103,6 +105,4 @@ def train(
         state.random = state.generator.get_state()
         for callback in callbacks:
             callback(state)
-        if stops_early(state.retention):
-            return "early"
-    return "finished"
+    return "early"

@@ -9,6 +9,7 @@ import itertools
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -245,14 +246,15 @@ def sentences(concepts: Sequence[tuple[str, str]], kind: str, distractors: Seque
     return found
 
 
-def object_pairs(distractors: Sequence[str], count: int) -> list[str]:
+@lru_cache(maxsize=4)  # plan and report page ask for the same ones; hashing 100,000 pairs takes a second
+def object_pairs(distractors: tuple[str, ...], count: int) -> tuple[str, ...]:
     """`count` benign prompts that are built as `sentences` are, of two distractors each."""
     pairs = _shuffled(itertools.permutations(distractors, 2), "company")[:count]
     templates = WITH_OTHERS["object"]
-    return [
+    return tuple(
         templates[n % len(templates)].replace("{c}", with_article(one)).replace("{o}", with_article(other))
         for n, (one, other) in enumerate(pairs)
-    ]
+    )
 
 
 def _mentions(prompt: str, names: Collection[str]) -> bool:
@@ -289,9 +291,9 @@ def retain_split(
         concept = len(line.split()) <= 3
         own[line] = tuple(fill(template, line) for template in TEMPLATES[kind][:8]) if concept else (line,)
     names_of_others = {group for group, _ in kept if len(group.split()) <= 2 and not _mentions(group, names)}
-    unseen = sorted(group for group in names_of_others if _is_held_out(group))
-    distractors = sorted(names_of_others.difference(unseen))
+    unseen = tuple(sorted(group for group in names_of_others if _is_held_out(group)))
+    distractors = tuple(sorted(names_of_others.difference(unseen)))
     train = dict.fromkeys([*train, *itertools.chain(*own.values()), *object_pairs(distractors, _BENIGN_PAIRS)])
     held_out = dict.fromkeys([*held_out, *object_pairs(unseen, _BENIGN_PAIRS // 2)])
     held_out = tuple(prompt for prompt in held_out if prompt not in train)
-    return RetainSplit(tuple(train), held_out, tuple(distractors), own)
+    return RetainSplit(tuple(train), held_out, distractors, own)

@@ -1,22 +1,32 @@
-"""Errors of training: a message in the user's words, and as little lost as possible."""
+"""Errors of a training run: each is said in words, and costs as little as it can."""
 
 import pytest
 import torch
-from runs import Reports, go, out_of_memory, same_weights
-from tiny import TOKENS, TinyClip
+from runs import Reports, go, out_of_memory, request_in, same_weights
+from tiny import CONTEXT, TOKENS, TinyClip, tiny_model
 
 from unhype.training import checkpoint, run
 from unhype.training.encode import MissingEmbeddingError
 from unhype.training.frozen import FrozenModel
 from unhype.training.loop import TrainingError
 from unhype.training.prompts import PromptError
-from unhype.training.run import train_erasure
 from unhype.training.tasks import attention
 
 pytestmark = pytest.mark.usefixtures("as_a_node_runs")
 
 
-def test_a_loss_that_is_no_number_names_the_learning_rate(model, ask):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The outcome of a run without an error."""
+    return go(tiny_model(), request_in(tmp_path_factory.mktemp("whole")))
+
+
+def full(*_):
+    """Stands for a call that writes to a full disk."""
+    raise OSError(28, "No space left on device")
+
+
+def test_a_loss_that_is_not_finite_names_the_learning_rate(model, ask):
     with pytest.raises(
         TrainingError, match=r"no longer a number at step \d+\. Lower the learning rate \(it is 1e\+30\)"
     ):
@@ -24,61 +34,55 @@ def test_a_loss_that_is_no_number_names_the_learning_rate(model, ask):
 
 
 @pytest.mark.parametrize("when", ["preparing", "training"])
-def test_running_out_of_memory_says_what_to_lower(model, ask, monkeypatch, when):
+def test_out_of_memory_in_the_network_names_what_to_lower(model, ask, monkeypatch, when):
     predict = FrozenModel.predict
 
-    def full(self, z, sigma, conds, factors=None):
+    def predict_or_fail(self, z, sigma, conds, factors=None):
         if when == "preparing" or factors is not None:
             out_of_memory()
         return predict(self, z, sigma, conds, factors)
 
-    monkeypatch.setattr(FrozenModel, "predict", full)
+    monkeypatch.setattr(FrozenModel, "predict", predict_or_fail)
     with pytest.raises(TrainingError, match=r"ran out of memory\. Lower 'batch'.*'checkpointing'"):
         go(model, ask(objective="direct"))
 
 
-def test_running_out_of_memory_between_the_layers_is_said_alike(model, ask, monkeypatch):
+def test_out_of_memory_of_the_attention_objective_names_its_own_settings(model, ask, monkeypatch):
     monkeypatch.setattr(attention, "changes_of", out_of_memory)
     with pytest.raises(TrainingError, match=r"ran out of memory\. Set 'preview_every' to 0"):
         go(model, ask())
 
 
-def test_a_full_disk_costs_the_checkpoint_not_the_run(model, ask, monkeypatch, caplog):
-    whole = go(model, ask(name="whole")).eraser
-
-    def full(path):
-        raise OSError(28, "No space left on device")
-
+def test_a_full_disk_costs_the_checkpoint_not_the_run(model, ask, whole, monkeypatch, caplog):
     monkeypatch.setattr(checkpoint, "written_aside", full)
-    outcome = go(model, ask(name="full", checkpoint_every=2))
+    outcome = go(model, ask(checkpoint_every=2))
     assert outcome.reason == "finished"
-    assert same_weights(outcome.eraser, whole)
+    assert same_weights(outcome.eraser, whole.eraser)
     assert "could not write the checkpoint" in caplog.text
     assert "No space left on device" in caplog.text
 
 
-def test_when_the_file_cannot_be_written_the_next_try_does_not_train_again(model, ask, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
+def test_when_the_file_cannot_be_written_the_next_try_does_not_train_again(model, ask, whole, monkeypatch):
     monkeypatch.setattr(run, "save", full)
     with pytest.raises(OSError, match="No space left"):
         go(model, ask(checkpoint_every=3))
     monkeypatch.undo()
     report = Reports()
-    assert go(model, ask(checkpoint_every=3), report).path.is_file()
+    outcome = go(model, ask(checkpoint_every=3), report)
+    assert outcome.path.is_file()
     assert report.steps == []
+    assert same_weights(outcome.eraser, whole.eraser)
 
 
 def test_a_missing_clip_is_named(model, ask):
     with pytest.raises(TrainingError, match="no CLIP is connected"):
-        train_erasure(model, None, ask(), Reports())
+        run.train_erasure(model, None, ask(), Reports())
 
 
 def test_a_clip_without_a_pooled_embedding_is_named(model, ask):
     class Clip(TinyClip):
         def encode_from_tokens_scheduled(self, tokens):
-            return [[torch.ones(1, TOKENS, 32), {"pooled_output": None}]]
+            return [[torch.ones(1, TOKENS, CONTEXT), {"pooled_output": None}]]
 
     with pytest.raises(MissingEmbeddingError, match="gives no pooled prompt embedding"):
         go(model, ask(), clip=Clip())
@@ -87,4 +91,4 @@ def test_a_clip_without_a_pooled_embedding_is_named(model, ask):
 @pytest.mark.parametrize(("concepts", "preserve"), [("", ""), ("cat -> cat", ""), ("cat", "cat")])
 def test_lists_that_cannot_be_used_are_refused_before_anything_is_encoded(model, ask, concepts, preserve):
     with pytest.raises(PromptError):
-        train_erasure(model, object(), ask(concepts, preserve), Reports())
+        go(model, ask(concepts, preserve), clip=object())

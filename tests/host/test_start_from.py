@@ -1,48 +1,48 @@
-"""Going on from an existing hypernet: its concepts and weights are kept, and it has to fit."""
+"""Training from an existing eraser: its concepts and weights are kept, and it has to fit."""
 
 import pytest
 import torch
-from runs import go
+from runs import go, request_in
 from tiny import POOLED, tiny_eraser, tiny_model
 
 from unhype.hypernet.files import load
 from unhype.hypernet.record import HypernetFileError
 from unhype.training.loop import TrainingError
+from unhype.training.plan import make_plan
 
 pytestmark = pytest.mark.usefixtures("as_a_node_runs")
 
 
-def test_going_on_joins_the_concepts_and_starts_from_the_weights(model, ask):
-    first = go(model, ask("cat -> tree\ndog -> house")).eraser
-    kept = {name: weight.clone() for name, weight in first.hypernet.state_dict().items()}
-    start = load(ask().folder / "eraser.safetensors")
-    second = go(model, ask("DOG -> lamp\nbird", name="more", start_from=start, steps=1, learning_rate=1e-12)).eraser
-    assert second.record.concepts == (("cat", "tree"), ("DOG", "lamp"), ("bird", ""))
-    for name, weight in second.hypernet.state_dict().items():
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A trained eraser of two concepts, of another size than the requests ask for."""
+    wish = request_in(tmp_path_factory.mktemp("start"), "cat -> tree\ndog -> house", rank=1, basis=3, hidden=5)
+    return load(go(tiny_model(), wish).path)
+
+
+def test_concepts_join_and_weights_are_the_start_of_the_new_ones(model, ask, start):
+    kept = {name: weight.clone() for name, weight in start.hypernet.state_dict().items()}
+    wish = ask("DOG -> lamp\nbird", start_from=start, steps=1, rank=4, learning_rate=1e-12)
+    grown = go(model, wish).eraser
+    assert grown.record.concepts == (("cat", "tree"), ("DOG", "lamp"), ("bird", ""))
+    assert grown.hypernet.config == start.hypernet.config
+    for name, weight in grown.hypernet.state_dict().items():
         torch.testing.assert_close(weight, kept[name], rtol=0, atol=1e-9)
     assert all(torch.equal(weight, kept[name]) for name, weight in start.hypernet.state_dict().items())
+    assert not any(weight.requires_grad for weight in start.hypernet.parameters())
+    assert go(model, wish).reason == "already trained"
 
 
-def test_going_on_keeps_the_size_of_the_network(model, ask):
-    start = go(model, ask(rank=1, basis=3, hidden=5)).eraser
-    grown = go(model, ask("dog", name="more", start_from=start, rank=4, steps=1)).eraser
-    assert grown.hypernet.config == start.hypernet.config
+def test_another_start_is_another_run(model, ask, start):
+    recipes = [make_plan(model, ask("dog", start_from=one)).recipe for one in (start, tiny_eraser(model), None)]
+    assert len(set(recipes)) == 3
 
 
-def test_going_on_from_another_hypernet_is_another_run(model, ask):
-    start, other = (go(model, ask(name=f"start{seed}", seed=seed)).eraser for seed in (0, 1))
-    first = go(model, ask("dog", name="more", start_from=start))
-    assert go(model, ask("dog", name="more", start_from=start)).reason == "already trained"
-    assert go(model, ask("dog", name="more", start_from=other)).path != first.path
-
-
-def test_going_on_with_another_clip_is_refused(model, ask):
-    start = tiny_eraser(model, width=POOLED + 1)
+def test_a_start_from_another_clip_is_refused(model, ask):
     with pytest.raises(TrainingError, match="was trained with another CLIP"):
-        go(model, ask("dog", start_from=start))
+        go(model, ask("dog", start_from=tiny_eraser(model, width=POOLED + 1)))
 
 
-def test_going_on_with_another_family_is_refused(model, ask):
-    start = tiny_eraser(tiny_model("sdxl"))
+def test_a_start_of_another_family_is_refused(model, ask):
     with pytest.raises(HypernetFileError, match=r"was trained for Stable Diffusion XL, but the model is"):
-        go(model, ask("dog", start_from=start))
+        go(model, ask("dog", start_from=tiny_eraser(tiny_model("sdxl"))))
