@@ -291,10 +291,10 @@ def test_a_list_without_files_says_how_to_get_one(nodes, folder):
 
 
 def test_an_authors_file_is_imported_by_the_node(nodes, folder):
-    from families import instance
-    from test_import import seeded, their_file
+    from core_parts import seeded
+    from published_parts import their_file, their_layers
 
-    state, config = their_file("flux", 1, instance("flux"), seeded(1))
+    state, config = their_file("flux", 1, their_layers("flux"), seeded(1))
     torch.save({"state_dict": state, "config": config}, folder / "theirs.pth")
     node = nodes["UnHypeImportWeights"].PREPARE_CLASS_CLONE({"hidden_inputs": {}})
     first = node.fingerprint_inputs("theirs.pth", "")
