@@ -172,7 +172,7 @@ HARD_HEADER = (
 
 
 def hard_rows(results):
-    """What tells methods apart that all erase one class well: two objects in one prompt, and many concepts."""
+    """What separates methods that all erase one class well: two objects in one prompt, and many concepts."""
     together, many = results["composition"]["by_method"], results["many"]
     best = next(iter(many.values()))
     kept = next(iter(together.values()))["other_kept_base"]

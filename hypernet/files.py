@@ -53,6 +53,8 @@ def written_aside(path: Path) -> Generator[Path]:
     try:
         yield part
         part.replace(path)
+    except (SafetensorError, OSError) as error:
+        raise OSError(f"Could not write {path}: {error}") from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -85,10 +87,7 @@ def save(eraser: Eraser, path: Path, extra: Mapping[str, str] | None = None) -> 
     tensors = {name: tensor if exact else tensor.half() for name, tensor in tensors_of(eraser).items()}
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     with written_aside(path) as part:
-        try:
-            save_file(tensors, str(part), metadata=metadata_of(eraser, extra))
-        except SafetensorError as error:
-            raise OSError(f"Could not write {path}: {error}") from error
+        save_file(tensors, str(part), metadata=metadata_of(eraser, extra))
 
 
 def read_tensors(file: Any, shapes: Mapping[str, tuple[int, ...]], path: Path, dtype: str = "F32") -> dict[str, Tensor]:

@@ -102,7 +102,7 @@ class PublishedHypernet(Module):
             a = self.alpha_base[n] + g * self.alpha[n]
             left = a * (getattr(self, f"L_const_{n}") + g * self.left[n](v))
             right = g * self.right[n](v)
-            A = rearrange(left, "p (in_ rank) -> p rank in_", rank=config.rank)
-            B = rearrange(right, "p (rank out) -> p out rank", rank=config.rank)
+            A = rearrange(left, "p (inputs rank) -> p rank inputs", rank=config.rank)
+            B = rearrange(right, "p (rank outputs) -> p outputs rank", rank=config.rank)
             layers.append(Factors(A, B))
         return layers

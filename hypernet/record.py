@@ -234,6 +234,8 @@ def _parse_record(values: dict[str, Any]) -> Record:
 
 def _typed(kind: type[_T], values: dict[str, Any]) -> _T:
     """An instance of the dataclass `kind` from the keys that it knows, each of its default's type."""
+    if type(values) is not dict:
+        raise ValueError(f"{short(repr(values))} must be a dict")
     known: dict[str, Any] = {}
     for own in fields(kind):
         if own.name in values:

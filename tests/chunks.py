@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import NamedTuple
 
+import comfy.samplers
 import torch
 from tiny import CONTEXT, POOLED, TOKENS, detector_scoring, noted_calls, replay, sample, seeded, tiny_eraser
 from torch.nn.functional import linear
@@ -82,6 +83,21 @@ def concat(*conditionings):
     for other in others:
         (together,) = nodes.ConditioningConcat().concat(together, other)
     return together
+
+
+def with_another_prompt(model, conditioning):
+    """A clone that encodes another prompt in every step of the sampling, as core's legacy Perp-Neg does."""
+
+    def more_guidance(args):
+        entry = {"cross_attn": conditioning[0][0], "model_conds": {}, "uuid": 0, **conditioning[0][1]}
+        x = args["input"]
+        encoded = comfy.samplers.encode_model_conds(args["model"].extra_conds, [entry], x, x.device, "positive")
+        (other,) = comfy.samplers.calc_cond_batch(args["model"], [encoded], x, args["timestep"], args["model_options"])
+        return args["cond"] + other
+
+    clone = model.clone()
+    clone.set_model_sampler_cfg_function(more_guidance)
+    return clone
 
 
 def on_tokens(model, eraser, call, deltas):

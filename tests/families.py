@@ -1,8 +1,9 @@
 """A tiny instance of every family, of the host's own classes: one entry each, beside the UNets of `tiny`.
 
-What an older host lacks, or does not take yet, is skipped with the reason.
+Families that an older host lacks are skipped with the reason.
 """
 
+import hashlib
 import inspect
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 from comfy.ldm.chroma.model import ChromaParams
 from comfy.ldm.flux.model import FluxParams
 from comfy.ldm.lumina.model import NextDiT
-from tiny import CONTEXT, CPU, LATENT, POOLED, TOKENS, draw_weights, seeded
+from tiny import CONTEXT, CPU, LATENT, POOLED, TOKENS, draw_weights, seeded, tiny_eraser
 
 WIDE = 256
 
@@ -21,7 +22,7 @@ WIDE = 256
 class Instance(NamedTuple):
     """config: the host's class; network: its sizes. rows: name of each target to (start, outputs, features).
 
-    pooled: width of the pooled vector, None for families that are driven by their tokens.
+    pooled: width of the pooled embedding, None for families whose c comes from their tokens.
     """
 
     config: str
@@ -211,11 +212,44 @@ def instance(name, seed=0, dtype=torch.float32):
 
 
 def prompt(name, seed, tokens=TOKENS):
-    """The CONDITIONING of a made-up prompt as this family's encoder gives it."""
+    """The CONDITIONING of a made-up prompt, of the shape that this family's encoder gives."""
     generator = seeded(seed)
     cross = torch.randn(1, tokens, CONTEXT, generator=generator)
     width = INSTANCES[name].pooled
     pooled = None if width is None else torch.randn(1, width, generator=generator)
-    # Gemma and Qwen say which tokens are valid; Lumina of older hosts can't do without.
+    # Gemma and Qwen give a mask of valid tokens, which Lumina of older hosts needs.
     mask = {"attention_mask": torch.ones(1, tokens, dtype=torch.long)} if key_of(name) == "lumina2" else {}
     return [[cross, {"pooled_output": pooled, **mask}]]
+
+
+def embedding_of(name, conditioning):
+    """The c of a made-up prompt, computed by hand."""
+    ((cross, entry),) = conditioning
+    if INSTANCES[name].pooled:
+        return entry["pooled_output"][0]
+    return (cross[0] / cross[0].square().mean(1, keepdim=True).sqrt()).mean(0)
+
+
+def eraser_for(name, model, **options):
+    """An eraser with random weights for an instance."""
+    return tiny_eraser(model, width=INSTANCES[name].pooled or CONTEXT, **options)
+
+
+class FamilyClip:
+    """A CLIP without an encoder: each text has its own random conditioning, language models' of several lengths."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def clone(self):
+        return self
+
+    def clip_layer(self, layer):
+        """As in encoders that have no such choice."""
+
+    def tokenize(self, text):
+        return text
+
+    def encode_from_tokens_scheduled(self, text):
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+        return prompt(self.name, seed, tokens=8 if INSTANCES[self.name].pooled else 6 + seed % 3)

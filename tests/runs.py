@@ -1,23 +1,19 @@
-"""Training runs on tiny models, a few steps long, and what is noted of them."""
+"""Training runs on tiny models, a few steps long, and their reports."""
 
 from dataclasses import replace
 
 import torch
-from tiny import TRAINING, TinyClip, seeded
+from core_parts import TINY, TinyClip
 
-from unhype.hypernet.network import Hypernet, HypernetConfig
-from unhype.hypernet.targets import TargetLayer
-from unhype.training.loop import new_state
 from unhype.training.plan import Request
 from unhype.training.run import train_erasure
 
-TINY = replace(TRAINING, steps=6, basis=4, batch=3, attention_batch=6, sentences=8)
 # With diffusion steps, and so with sampler runs beforehand.
 DIFFUSION = replace(TINY, objective="direct")
 
 
 class Reports:
-    """What training reports; `at` is a step at which it raises `error`, as an interrupt does."""
+    """Collects the reports of training; `at` is a step at which it raises `error`, as an interrupt does."""
 
     def __init__(self, at=None, error=KeyboardInterrupt):
         self.at, self.error = at, error
@@ -62,18 +58,6 @@ def same_weights(one, other):
 def checkpoints(request):
     """The checkpoint files that a request has left."""
     return list(request.checkpoints.glob("*"))
-
-
-def small_state(seed=0):
-    """A training state after one step, without a diffusion model."""
-    with torch.inference_mode(False), torch.enable_grad():
-        hypernet = Hypernet(HypernetConfig(3, (TargetLayer("a", 2, 2),), rank=1, hidden=2), seeded(seed))
-        state = new_state(hypernet, TINY, seeded(seed))
-        sum((factors.B @ factors.A).sum() for factors in hypernet(torch.ones(1, 3), 300)).backward()
-        state.optimiser.step()
-    state.step, state.losses, state.drift = 1, [0.5], [(1, 0.25)]
-    state.random = state.generator.get_state()
-    return state
 
 
 def out_of_memory(*_, **__):

@@ -1,8 +1,6 @@
-"""Models of a few thousand weights, made of ComfyUI's own classes, with prompts and a sampler run for them."""
+"""Models of a few thousand weights, made of ComfyUI's own classes, with a sampler run for them."""
 
 import copy
-import hashlib
-import re
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -14,29 +12,28 @@ import comfy.sd
 import comfy.supported_models
 import torch
 from comfy.patcher_extension import WrappersMP
+from core_parts import (  # noqa: F401 - tests of models take their prompts from here too
+    CONTEXT,
+    POOLED,
+    TOKENS,
+    TRAINING,
+    TinyClip,
+    WordClip,
+    detector_of,
+    detector_scoring,
+    embedding,
+    prompt,
+    seeded,
+)
 
 from unhype.hypernet.base_model import base_model_of
-from unhype.hypernet.detector import Detector
 from unhype.hypernet.eraser import Eraser
 from unhype.hypernet.network import Hypernet, HypernetConfig
 from unhype.hypernet.record import Record
 from unhype.hypernet.targets import recognise, target_layers
-from unhype.training.settings import Settings
 
 CPU = torch.device("cpu")
-CONTEXT, POOLED, TOKENS, LATENT = 32, 24, 8, 8
-# A training run that such models bear.
-TRAINING = Settings(
-    rank=2,
-    hidden=8,
-    retain_batch=8,
-    width=64,
-    height=64,
-    rollouts=2,
-    pictures=2,
-    sampler_steps=3,
-    kept_steps=2,
-)
+LATENT = 8
 
 _UNET = {
     "image_size": 32,
@@ -89,11 +86,6 @@ _FAMILIES = {
 FAMILIES = tuple(_FAMILIES)
 
 
-def seeded(seed):
-    """A generator of its own for each draw that has to be repeated."""
-    return torch.Generator().manual_seed(seed)
-
-
 def draw_weights(network, seed):
     """Give every parameter of a host's network, which comes uninitialised, random numbers of a sane size."""
     generator = seeded(seed)
@@ -125,60 +117,6 @@ def tiny_model(family="sd15", seed=0, context=CONTEXT, dtype=torch.float32, oper
     return comfy.model_patcher.ModelPatcher(base, CPU, CPU)
 
 
-def prompt(seed, tokens=TOKENS, width=POOLED):
-    """The CONDITIONING of a made-up prompt."""
-    generator = seeded(seed)
-    cross = torch.randn(1, tokens, CONTEXT, generator=generator)
-    return [[cross, {"pooled_output": torch.randn(1, width, generator=generator)}]]
-
-
-def embedding(conditioning):
-    """The vector that drives H for a made-up prompt, (POOLED,)."""
-    return conditioning[0][1]["pooled_output"][0]
-
-
-class TinyClip:
-    """A CLIP without an encoder: each text has its own random conditioning, the same on every machine."""
-
-    def clone(self):
-        return self
-
-    def clip_layer(self, layer):
-        """As in encoders that have no such choice."""
-
-    def tokenize(self, text):
-        return text
-
-    def encode_from_tokens_scheduled(self, tokens):
-        return prompt(int.from_bytes(hashlib.sha256(tokens.encode()).digest()[:4], "big"))
-
-
-class WordClip(TinyClip):
-    """A CLIP whose tokens are the words of a text, with ids as ComfyUI's tokenizers give them.
-
-    A token's state is its word's own vector and a little of its place. The pooled vector is the mean of others, of
-    the words of more than two letters; it is wide enough to tell a word among others.
-    """
-
-    LENGTH, WIDTH, BEGIN, END = 20, 128, 1, 2
-
-    def tokenize(self, text):
-        words = re.findall(r"\w+", text.lower())[: self.LENGTH - 2]
-        ids = [self.BEGIN, *(int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big") for word in words)]
-        ids += [self.END] * (self.LENGTH - len(ids))
-        spoken = [word for word in zip(ids[1:], words, strict=False) if len(word[1]) > 2]
-        return {"words": [[(number, 1.0) for number in ids]], "spoken": [number for number, _ in spoken]}
-
-    def encode_from_tokens_scheduled(self, tokens):
-        def vectors(ids, width=CONTEXT):
-            return torch.stack([torch.randn(width, generator=seeded(number)) for number in ids])
-
-        ids = [number for number, _ in tokens["words"][0]]
-        cross = vectors(ids) + 0.1 * vectors(range(100, 100 + self.LENGTH))
-        pooled = vectors(tokens["spoken"] or [self.END], self.WIDTH).mean(0)
-        return [[cross.unsqueeze(0), {"pooled_output": pooled.unsqueeze(0)}]]
-
-
 def tiny_eraser(model, seed=0, size=0.05, rank=2, width=POOLED, concepts=(("cat", "tree"),), detector=None):
     """An eraser for `model` with random weights everywhere; without a detector every prompt gets a delta."""
     family = recognise(model.model)
@@ -190,17 +128,6 @@ def tiny_eraser(model, seed=0, size=0.05, rank=2, width=POOLED, concepts=(("cat"
             weight.copy_(torch.randn(weight.shape, generator=generator) * size)
     record = Record(family.key, tuple(concepts), base_model_of(model, layers), embedding=family.embedding)
     return Eraser(network.half().float().requires_grad_(False).eval(), record, "tiny", detector)
-
-
-def detector_scoring(c, scores):
-    """A `Detector` that gives the embeddings c (n, width) these scores (n, concepts), n at most width."""
-    return Detector((torch.linalg.pinv(c) @ scores).T.contiguous(), torch.zeros(scores.shape[1]))
-
-
-def detector_of(above, below, score=2.0):
-    """A `Detector` of one concept that gives the embeddings `above` (width,) this score and those `below` zero."""
-    scores = torch.tensor([[score]] * len(above) + [[0.0]] * len(below))
-    return detector_scoring(torch.stack([*above, *below]), scores)
 
 
 def sample(model, positive, negative, cfg=3.0, pictures=2, steps=3, seed=5):

@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from PIL import Image
-
 from .checkpoint import save_checkpoint
 from .loop import TrainingState
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from .preview import Previewer
 
 log = logging.getLogger("unhype")
@@ -31,7 +31,7 @@ class Report(Protocol):
         stage: str,
         done: int,
         total: int,
-        picture: Image.Image | None = None,
+        picture: "Image.Image | None" = None,
         history: History | None = None,
         note: str | None = None,
     ) -> None: ...

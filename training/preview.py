@@ -54,7 +54,8 @@ class Previewer:
         """A PIL image with a row a prompt, before on the left and after on the right."""
         if self.before is None:
             self.before = self._draw(self.frozen.patcher)
-        eraser = Eraser(hypernet, Record(self.frozen.family.key, ()), "preview")
+        family = self.frozen.family
+        eraser = Eraser(hypernet, Record(family.key, (), embedding=family.embedding), "preview")
         after = self._draw(apply_erasure(self.frozen.patcher, eraser))
         step = _TILE + _BORDER
         sheet = Image.new("RGB", (2 * step, len(self.prompts) * (step + _LABEL)), "white")

@@ -1,24 +1,21 @@
-"""The attention objective: which token becomes which, what the layers have to change, and that H learns it."""
+"""The attention task: which token becomes which, what the layers have to change, and that H learns it."""
 
 import random
 from dataclasses import replace
 from types import SimpleNamespace
 
-import comfy.ops
-import comfy.sd1_clip
-import comfy.sdxl_clip
 import pytest
 import torch
-from runs import TINY, Reports
-from tiny import TinyClip, WordClip, seeded, tiny_model
+from core_parts import LAYERS, TinyClip, WordClip, network_of, normal, seeded
 
 from unhype.hypernet.factors import Factors, delta_norm, lowrank_delta
 from unhype.hypernet.network import Hypernet, HypernetConfig
-from unhype.hypernet.targets import TargetLayer
-from unhype.training.encode import encode
-from unhype.training.plan import Request
-from unhype.training.prompts import TEMPLATES, fill, retain_split
-from unhype.training.run import train_erasure
+from unhype.hypernet.targets import TargetLayer, family_by_key
+from unhype.training.draws import jittered
+from unhype.training.encode import encode, encode_prompts
+from unhype.training.loop import new_state, train
+from unhype.training.prompts import TEMPLATES, Phrase, fill, phrasings, retain_split
+from unhype.training.retention import Retention
 from unhype.training.settings import Settings
 from unhype.training.tasks.attention import (
     AttentionTask,
@@ -26,7 +23,6 @@ from unhype.training.tasks.attention import (
     align,
     attention_loss,
     changes_of,
-    jittered,
     token_ids,
     token_pairs,
 )
@@ -85,21 +81,6 @@ def test_whatever_the_words_the_ends_stay_paired(padding):
         assert [mapping[pairs[n]] for n in kept] == [erased[n] for n in kept]
 
 
-@pytest.mark.parametrize("tokenizer", [comfy.sd1_clip.SD1Tokenizer, comfy.sdxl_clip.SDXLTokenizer], ids=["SD1", "SDXL"])
-def test_the_hosts_own_tokenizers_are_read(tokenizer):
-    clip = SimpleNamespace(tokenize=tokenizer().tokenize_with_weights)
-    erased, mapping, longer = (
-        token_ids(clip, text)
-        for text in ("a photo of a cat on a sofa", "a photo of a tree on a sofa", "a photo of a fire engine on a sofa")
-    )
-    assert len(erased) == len(mapping) == 77
-    assert align(erased, mapping) == list(range(77))
-    changed = [n for n in range(77) if erased[n] != mapping[n]]
-    assert changed == [5]
-    assert align(erased, longer) == [0, 1, 2, 3, 4, 5, *range(7, 77), 76]
-    assert len(token_ids(clip, "word " * 100)) == 154
-
-
 def test_a_textual_inversion_is_an_id_of_its_own():
     vector = torch.ones(3)
     clip = SimpleNamespace(tokenize=lambda text: {"l": [[(1, 1.0), (vector, 1.0)], [(2, 0.5), (vector, 1.0)]]})
@@ -119,7 +100,7 @@ STATES = {
 
 
 def test_without_ids_the_tokens_are_paired_in_their_order():
-    pairs = token_pairs(TinyClip(), [("erased", "mapping"), ("long", "erased")], STATES)
+    pairs = token_pairs(TinyClip(), [Phrase(0, "erased", "mapping"), Phrase(0, "long", "erased")], STATES)
     assert len(pairs) == 2
     assert pairs.erased.shape == pairs.mapping.shape == (2, 5, 2)
     assert torch.equal(pairs.erased[0], torch.cat([STATES["erased"], torch.zeros(2, 2)]))
@@ -130,7 +111,7 @@ def test_without_ids_the_tokens_are_paired_in_their_order():
 
 def test_ids_of_another_length_than_the_states_are_not_trusted():
     clip = SimpleNamespace(tokenize=lambda text: {"l": [[(1, 1.0), (2, 1.0)]]})
-    without, distrusted = (token_pairs(one, [("erased", "mapping")], STATES) for one in (TinyClip(), clip))
+    without, distrusted = (token_pairs(one, [Phrase(0, "erased", "mapping")], STATES) for one in (TinyClip(), clip))
     assert torch.equal(distrusted.mapping, without.mapping)
 
 
@@ -138,7 +119,7 @@ def test_with_ids_the_states_follow_the_alignment():
     clip = WordClip()
     texts = "a cat in the house", "a fire engine in the house"
     states = {text: encode(clip, text).conditioning[0][0][0] for text in texts}
-    pairs = token_pairs(clip, [texts], states)
+    pairs = token_pairs(clip, [Phrase(0, *texts)], states)
     assert torch.equal(pairs.erased[0], states[texts[0]])
     own = align(*(token_ids(clip, text) for text in texts))
     assert own[:6] == [0, 1, 2, 4, 5, 6]
@@ -148,25 +129,29 @@ def test_with_ids_the_states_follow_the_alignment():
 # What the layers have to change, and the loss
 
 
-def linear(inputs, outputs, bias=False, dtype=torch.float32):
-    layer = comfy.ops.manual_cast.Linear(inputs, outputs, bias=bias, dtype=dtype)
-    with torch.no_grad():
-        for number, weight in enumerate(layer.parameters()):
-            weight.copy_(torch.randn(weight.shape, generator=seeded(number)))
-    return layer.requires_grad_(False)
+class Casting(torch.nn.Linear):
+    """A layer that casts its weight to its input's type, as quantised ones of the host do."""
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 
-@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_changes_are_read_through_the_layers_whatever_their_type_and_bias(dtype, bias):
-    layers = [linear(6, size, bias, dtype) for size in (4, 9)]
-    X_p, X_m = (torch.randn(2, 5, 6, generator=seeded(seed)) for seed in (7, 8))
-    found = changes_of(layers, X_p, X_m)
+def test_changes_are_those_of_the_layers_whatever_their_dtype(dtype):
+    layers = [network_of([layer]).get_submodule(layer.name).to(dtype) for layer in LAYERS]
+    X_p, X_m = normal(2, 5, 6, seed=7), normal(2, 5, 6, seed=8)
     tolerance = 1e-5 if dtype == torch.float32 else 0.02 if dtype == torch.float16 else 0.15
-    for layer, change in zip(layers, found, strict=True):
+    for layer, change in zip(layers, changes_of(layers, X_p, X_m), strict=True):
         assert change.dtype == torch.float32
         assert not change.requires_grad
         torch.testing.assert_close(change, (X_m - X_p) @ layer.weight.float().T, rtol=0, atol=tolerance)
+
+
+def test_a_weight_of_eight_bits_is_left_to_its_layer():
+    layer = network_of(LAYERS[:1], Casting).get_submodule(LAYERS[0].name).to(torch.float8_e4m3fn)
+    X_p, X_m = normal(2, 5, 6, seed=7), normal(2, 5, 6, seed=8)
+    (change,) = changes_of([layer], X_p, X_m)
+    torch.testing.assert_close(change, (X_m - X_p) @ layer.weight.float().T, rtol=1e-4, atol=1e-4)
 
 
 def test_the_loss_by_hand():
@@ -175,14 +160,14 @@ def test_the_loss_by_hand():
     double = Factors(torch.eye(2).unsqueeze(0), 2 * torch.eye(2).unsqueeze(0))
     nothing = Factors(torch.eye(2).unsqueeze(0), torch.zeros(1, 2, 2))
     # First layer: [[2, 0], [0, 2]] - 0.5 [[1, 2], [3, 4]] = [[1.5, -1], [-1.5, 0]], squares 5.5 over a scale of 2.
-    # Second layer: nothing but [[0.5, 1], [1.5, 2]], squares 7.5 over 1.
+    # Second layer: no delta, which leaves [[0.5, 1], [1.5, 2]], squares 7.5 over 1.
     found = attention_loss([double, nothing], X_p, changes, torch.tensor([0.5]), [2.0, 1.0])
     assert found.tolist() == [(5.5 / 2 + 7.5) / 2]
 
 
 def test_the_loss_is_zero_where_the_delta_is_what_has_to_change_and_nowhere_else():
-    X_p, g = torch.randn(3, 5, 6, generator=seeded(0)), torch.tensor([1.0, 0.5, 0.25])
-    factors = Factors(torch.randn(3, 2, 6, generator=seeded(1)), torch.randn(3, 4, 2, generator=seeded(2)))
+    X_p, g = normal(3, 5, 6), torch.tensor([1.0, 0.5, 0.25])
+    factors = Factors(normal(3, 2, 6, seed=1), normal(3, 4, 2, seed=2))
     changes = [lowrank_delta(X_p, factors) / g.view(3, 1, 1)]
     assert attention_loss([factors], X_p, changes, g, [1.0]).max() < 1e-9
     for A, B, place in ((1.01, 1.0, g), (1.0, 0.99, g), (1.0, 1.0, g * 1.01)):
@@ -191,7 +176,7 @@ def test_the_loss_is_zero_where_the_delta_is_what_has_to_change_and_nowhere_else
 
 
 def test_jitter_is_a_share_of_the_spread():
-    c = torch.randn(50, 400, generator=seeded(0)) * 3
+    c = normal(50, 400) * 3
     noise = jittered(c, 0.1, seeded(1)) - c
     assert noise.square().mean().sqrt().item() == pytest.approx(0.3, rel=0.05)
     assert torch.equal(jittered(c, 0.1, seeded(1)) - c, noise)
@@ -201,13 +186,13 @@ def test_jitter_is_a_share_of_the_spread():
 MANY = Settings(attention_batch=4000)
 
 
-def task(unchanged=0, c_views=1):
+def task(unchanged=0, candidates=1, settings=MANY):
     """One wording, and sentences in which nothing has to change, for one layer."""
-    layer = linear(6, 4)
-    X_p, X_m = (torch.randn(1, 5, 6, generator=seeded(seed)) for seed in (1, 2))
-    same = torch.randn(unchanged, 5, 6, generator=seeded(3))
-    pairs = TokenPairs(torch.cat([X_p, same]), torch.cat([X_m, same]))
-    return AttentionTask([layer], pairs, 1, torch.randn(c_views * len(pairs), 3, generator=seeded(4)))
+    layer = TargetLayer("only", 6, 4)
+    same = normal(unchanged, 5, 6, seed=3)
+    pairs = TokenPairs(*(torch.cat([normal(1, 5, 6, seed=seed), same]) for seed in (1, 2)))
+    c = normal(candidates, len(pairs), 3, seed=4)
+    return AttentionTask([network_of([layer]).only], pairs, 1, c, settings)
 
 
 def new_hypernet():
@@ -216,58 +201,88 @@ def new_hypernet():
 
 def test_a_network_that_changes_nothing_has_the_loss_of_its_place_on_the_trajectory():
     """g^2 on average: half of the samples at 1, the others all along the way, where it is a third."""
-    assert task().loss(new_hypernet(), MANY, seeded(0)).item() == pytest.approx(0.5 + 0.5 / 3, abs=0.02)
+    assert task().loss(new_hypernet(), seeded(0)).item() == pytest.approx(0.5 + 0.5 / 3, abs=0.02)
 
 
 def test_half_of_the_samples_are_plain_wordings():
-    assert task(unchanged=7).loss(new_hypernet(), MANY, seeded(0)).item() == pytest.approx(0.25 + 0.25 / 3, abs=0.02)
+    assert task(unchanged=7).loss(new_hypernet(), seeded(0)).item() == pytest.approx(0.25 + 0.25 / 3, abs=0.02)
 
 
-def test_every_view_of_a_wording_is_drawn(monkeypatch):
-    several, seen = task(unchanged=2, c_views=3), []
-    network = new_hypernet()
-    monkeypatch.setattr(network, "forward", lambda c, step: seen.append(c) or Hypernet.forward(network, c, step))
-    several.loss(network, replace(MANY, attention_batch=200, jitter=0.0), seeded(0))
-    assert len({tuple(row) for row in seen[0].tolist()}) == 9
+def test_every_candidate_of_a_wording_is_drawn(monkeypatch):
+    several = task(unchanged=2, candidates=3, settings=replace(MANY, attention_batch=200, jitter=0.0))
+    network, drawn = new_hypernet(), []
+    monkeypatch.setattr(network, "forward", lambda c, step: drawn.append(c) or Hypernet.forward(network, c, step))
+    several.loss(network, seeded(0))
+    assert {tuple(row) for row in drawn[0].tolist()} == {tuple(row) for row in several.c.flatten(0, 1).tolist()}
+
+
+def test_padding_of_zeros_costs_nothing(monkeypatch):
+    plain = task(unchanged=2)
+    padded = TokenPairs(
+        *(torch.cat([side, torch.zeros(3, 9, 6)], 1) for side in (plain.pairs.erased, plain.pairs.mapping))
+    )
+    tokens = []
+    monkeypatch.setattr(torch.nn.Linear, "forward", lambda layer, x: tokens.append(x.shape[1]) or x @ layer.weight.T)
+    losses = [own.loss(new_hypernet(), seeded(0)) for own in (plain, replace(plain, pairs=padded))]
+    assert losses[0] == losses[1]
+    assert set(tokens) == {5}
 
 
 def test_the_generator_decides_the_loss():
-    first, again, other = (task(3, 2).loss(new_hypernet(), Settings(), seeded(seed)).item() for seed in (0, 0, 1))
+    first, again, other = (task(3, 2, Settings()).loss(new_hypernet(), seeded(seed)).item() for seed in (0, 0, 1))
     assert first == again != other
 
 
 # What H learns
 
+CAT = (("cat", "tree"),)
+
 
 @pytest.fixture(scope="module")
-def erased(tmp_path_factory):
-    """A tiny SD model and a hypernet eraser on it."""
-    model, folder = tiny_model(), tmp_path_factory.mktemp("attention")
-    settings = replace(TINY, steps=300, basis=16, hidden=32, attention_batch=32, sentences=60, learning_rate=8e-3)
-    request = Request("cat -> tree", "", folder, "eraser", folder, settings, preview_every=0, checkpoint_every=0)
-    with torch.inference_mode():
-        return model, train_erasure(model, WordClip(), request, Reports()).trained
+def learnt():
+    """The layers of a network, and a hypernet that was trained on them."""
+    layers = tuple(TargetLayer(f"{n}.to_{kind}", 32, 8) for n in range(2) for kind in "kv")
+    network, retain, phrases = network_of(layers), retain_split("", CAT), phrasings(CAT, "object")
+    texts = ["", *(text for phrase in phrases for text in (phrase.prompt, phrase.mapping))]
+    train_on, held_out = retain.train[::4], retain.held_out[::4]
+    settings = Settings(steps=120, hidden=32, attention_batch=16, retain_batch=16, learning_rate=8e-3, watch_every=40)
+    prompts = encode_prompts(WordClip(), texts, train_on, held_out, family_by_key("sd15"), lambda *_: None)
+    states = {text: prompts.encoded[text].conditioning[0][0][0] for text in texts}
+    modules = [network.get_submodule(layer.name) for layer in layers]
+    wordings = [phrase.prompt for phrase in phrases]
+    pairs = token_pairs(WordClip(), phrases, states)
+    attention = AttentionTask(modules, pairs, len(phrases), prompts.candidates(wordings), settings)
+    retention = Retention(*(prompts.candidates(part).flatten(0, 1) for part in (train_on, held_out, wordings)))
+    hypernet = Hypernet(HypernetConfig(WordClip.WIDTH, layers, hidden=32), seeded(0))
+    state = new_state(hypernet, settings, seeded(1))
+    assert train(state, attention, retention, settings, []) == "finished"
+    return modules, state, held_out
 
 
 @pytest.mark.parametrize("template", TEMPLATES["object"][:6])
-def test_keys_and_values_of_an_erased_prompt_become_those_of_its_mapping(erased, template):
-    model, eraser = erased
-    texts = fill(template, "cat"), fill(template, "tree")
-    given = [encode(WordClip(), text) for text in texts]
-    pairs = token_pairs(WordClip(), [texts], {prompt.text: prompt.conditioning[0][0][0] for prompt in given})
-    layers = eraser.hypernet(given[0].c.unsqueeze(0), 300)
-    for layer, factors in zip(eraser.hypernet.config.layers, layers, strict=True):
-        module = model.model.diffusion_model.get_submodule(layer.name)
+def test_keys_and_values_of_an_erased_prompt_become_those_of_its_mapping(learnt, template):
+    modules, state, _ = learnt
+    phrase = Phrase(0, fill(template, "cat"), fill(template, "tree"))
+    given = {text: encode(WordClip(), text) for text in (phrase.prompt, phrase.mapping)}
+    pairs = token_pairs(WordClip(), [phrase], {text: own.conditioning[0][0][0] for text, own in given.items()})
+    layers = state.hypernet(given[phrase.prompt].c.unsqueeze(0), 300)
+    for module, factors in zip(modules, layers, strict=True):
         before, wanted = module(pairs.erased), module(pairs.mapping)
         after = before + lowrank_delta(pairs.erased, factors)
-        assert (after - wanted).norm() < 0.25 * (before - wanted).norm()
+        assert (after - wanted).norm() < 0.35 * (before - wanted).norm()
 
 
-def test_other_prompts_keep_theirs(erased):
-    _, eraser = erased
-    held_out = retain_split("", (("cat", "tree"),)).held_out
+def test_other_prompts_keep_theirs(learnt):
+    _, state, held_out = learnt
     cats, others = (
-        delta_norm(eraser.hypernet(torch.stack([encode(WordClip(), text).c for text in texts]), 300)).median()
+        delta_norm(state.hypernet(torch.stack([encode(WordClip(), text).c for text in texts]), 300)).median()
         for texts in ([fill(template, "cat") for template in TEMPLATES["object"]], held_out)
     )
     assert others < 0.4 * cats
+
+
+def test_the_loss_falls_and_the_retention_error_is_noted(learnt):
+    _, state, _ = learnt
+    assert len(state.losses) == 120
+    assert sum(state.losses[-20:]) < 0.5 * sum(state.losses[:20])
+    assert [step for step, _ in state.retention] == [40, 80, 120]

@@ -1,10 +1,10 @@
-"""The switch of the dead zone, and where its threshold comes to lie."""
+"""The detector: its scores, the steered embedding, and the calibration of its threshold."""
 
 import pytest
 import torch
-from tiny import seeded
+from core_parts import seeded
 
-from unhype.hypernet.detector import Detector, calibrate, is_silent
+from unhype.hypernet.detector import Detector, calibrate
 
 
 def test_the_threshold_lies_between_benign_and_erased_nearer_to_the_benign():
@@ -12,29 +12,29 @@ def test_the_threshold_lies_between_benign_and_erased_nearer_to_the_benign():
     assert calibrate(benign, erased) == pytest.approx(4.0)
 
 
-def test_one_benign_prompt_in_a_hundred_may_be_louder():
+def test_one_benign_prompt_in_a_hundred_may_score_higher():
     benign = torch.ones(201)
     benign[0] = 15.0
     assert calibrate(benign, torch.tensor([32.0])) == pytest.approx(4.0)
 
 
 @pytest.mark.parametrize("benign", [3.0, 5.0, 100.0])
-def test_erased_phrasings_stay_far_above_it_even_where_benign_prompts_are_as_loud(benign):
+def test_erased_wordings_stay_far_above_it_even_where_benign_prompts_score_as_high(benign):
     assert calibrate(torch.full((9,), benign), torch.tensor([4.0, 9.0])) <= 0.6 * 4.0
 
 
-def test_a_network_that_writes_nothing_gets_no_dead_zone():
+def test_scores_of_zero_give_a_threshold_of_zero():
     assert calibrate(torch.zeros(5), torch.zeros(3)) == 0.0
 
 
 def test_scores_below_zero_count_as_zero():
-    """A switch gives prompts that are unlike the concept less than nothing."""
+    """Prompts that are unlike the concept score below zero."""
     assert calibrate(torch.full((50,), -3.0), torch.tensor([1.0, 0.8])) == 0.0
     assert calibrate(torch.tensor([-3.0, 0.5]), torch.tensor([-1.0, 1.0])) == 0.0
 
 
 @pytest.mark.parametrize("false_alarms", [0.01, 0.1])
-def test_at_most_the_promised_share_of_benign_prompts_is_louder(false_alarms):
+def test_at_most_the_promised_share_of_benign_prompts_scores_higher(false_alarms):
     """Averaged over many draws of n prompts and of one to come: split conformal prediction."""
     n, draws = 99, 2000
     scores = torch.rand(draws, n + 1, generator=seeded(0))
@@ -43,49 +43,52 @@ def test_at_most_the_promised_share_of_benign_prompts_is_louder(false_alarms):
     assert 0 < share <= false_alarms + 1 / (n + 1) + 2 * (0.1 / draws) ** 0.5
 
 
-def test_a_score_at_the_threshold_counts():
-    assert is_silent(torch.tensor([0.9, 1.0, 1.1]), 1.0).tolist() == [True, False, False]
+DETECTOR = Detector(torch.tensor([[1.0, 2.0], [0.0, -1.0]]), torch.tensor([0.5, 0.0]))
 
 
-SWITCH = Detector(torch.tensor([[1.0, 2.0], [0.0, -1.0]]), torch.tensor([0.5, 0.0]))
-
-
-def test_a_switch_scores_every_concept_and_answers_with_the_most_present_one():
+def test_every_concept_has_a_score_and_the_highest_counts():
     c = torch.tensor([[1.0, 1.0], [0.0, -4.0], [0.0, 0.0]])
-    assert SWITCH.scores(c).tolist() == [[3.5, -1.0], [-7.5, 4.0], [0.5, 0.0]]
-    assert SWITCH(c).tolist() == [3.5, 4.0, 0.5]
+    assert DETECTOR.scores(c).tolist() == [[3.5, -1.0], [-7.5, 4.0], [0.5, 0.0]]
+    assert DETECTOR(c).tolist() == [3.5, 4.0, 0.5]
 
 
-def test_a_switch_reads_embeddings_of_lower_precision_in_fp32():
+def test_embeddings_of_lower_precision_are_scored_in_fp32():
     c = torch.tensor([[1.0, 1.0 / 3]])
-    found = SWITCH(c.half())
+    found = DETECTOR(c.half())
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(1.5 + 2 / 3, rel=1e-3)
 
 
-# Raising what says a concept weakly
+# Steering embeddings of low scores
 
-PLAIN = torch.tensor([[2.0, 1.5], [0.0, -4.0]])  # scores 5.5 and 4
+CONCEPTS = torch.tensor([[2.0, 1.5], [0.0, -4.0]])  # scores 5.5 and 4
 
 
-def test_a_weak_wording_is_raised_half_way_to_the_name():
-    """(1, 1) scores 3.5, its name 5.5: one is missing, along (1, 2) / 5."""
-    found = SWITCH.steer(torch.tensor([[1.0, 1.0]]), PLAIN)
+def test_a_weak_wording_is_steered_half_way_to_the_name():
+    """(1, 1) scores 3.5, its concept 5.5: one is missing, along (1, 2) / 5."""
+    found = DETECTOR.steer(torch.tensor([[1.0, 1.0]]), CONCEPTS)
     torch.testing.assert_close(found, torch.tensor([[1.2, 1.4]]))
-    assert SWITCH(found).item() == pytest.approx(4.5)
+    assert DETECTOR(found).item() == pytest.approx(4.5)
 
 
-def test_each_prompt_is_raised_towards_its_own_concept():
-    found = SWITCH.steer(torch.tensor([[1.0, 1.0], [0.0, -2.0]]), PLAIN)
+def test_each_prompt_is_steered_towards_its_own_concept():
+    found = DETECTOR.steer(torch.tensor([[1.0, 1.0], [0.0, -2.0]]), CONCEPTS)
     torch.testing.assert_close(found, torch.tensor([[1.2, 1.4], [0.0, -3.0]]))
 
 
+def test_a_score_at_the_threshold_is_steered_and_one_below_it_is_not():
+    at, below = torch.tensor([[0.5, 0.0]]), torch.tensor([[0.49, 0.0]])
+    assert DETECTOR(at).item() == 1
+    torch.testing.assert_close(DETECTOR.steer(at, CONCEPTS), torch.tensor([[0.95, 0.9]]))
+    assert torch.equal(DETECTOR.steer(below, CONCEPTS), below)
+
+
 @pytest.mark.parametrize("c", [[0.0, 0.0], [0.0, 0.2], [3.0, 3.0], [0.0, -9.0]])
-def test_what_is_silent_or_says_it_as_clearly_as_the_name_stays_as_it_is(c):
+def test_embeddings_below_the_threshold_or_above_their_concept_stay_as_they_are(c):
     c = torch.tensor([c])
-    assert torch.equal(SWITCH.steer(c, PLAIN), c)
+    assert torch.equal(DETECTOR.steer(c, CONCEPTS), c)
 
 
-def test_a_concept_without_a_direction_raises_nothing():
+def test_a_concept_without_a_direction_steers_nothing():
     c = torch.tensor([[1.0, 1.0]])
-    assert torch.equal(Detector(torch.zeros(1, 2), torch.tensor([2.0])).steer(c, PLAIN[:1]), c)
+    assert torch.equal(Detector(torch.zeros(1, 2), torch.tensor([2.0])).steer(c, CONCEPTS[:1]), c)

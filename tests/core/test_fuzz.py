@@ -1,6 +1,6 @@
-"""Hostile files: whatever is wrong with one, it is refused by name, at once, and in little memory.
+"""Hostile files: whatever is wrong with one, it is refused by name and in little memory.
 
-A run of the suite damages three hundred files. `python3 dev.py test tests/test_fuzz.py --files 5000 --seed 7`
+A run of the suite damages twenty files; `python3 dev.py test tests/core/test_fuzz.py --files 5000 --seed 7`
 damages as many as you like.
 """
 
@@ -8,23 +8,18 @@ import json
 import os
 import random
 import tempfile
-import time
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
-from tiny import tiny_eraser, tiny_model
+from core_parts import LAYERS, small_eraser, small_state
 
-from unhype.hypernet.files import load, save
-from unhype.hypernet.patch import apply_erasure
+from unhype.hypernet.files import check_fits, load, save
 from unhype.hypernet.record import HypernetFileError
-from unhype.hypernet.targets import UnsupportedModelError
+from unhype.hypernet.targets import UnsupportedModelError, family_by_key
 from unhype.training.checkpoint import load_checkpoint, save_checkpoint
-from unhype.training.loop import new_state
-from unhype.training.settings import Settings
 
 STRANGE = [None, True, -1, 0, 0.5, 2**31, 2**63, 10**400, "", "x", "\u202e\x00\U0001f408", [], [None], {}, {"a": []}]
 TYPES = ["F64", "F32", "F16", "BF16", "F8_E4M3", "I64", "U8", "BOOL", "F4", "X9", "", None, 7]
@@ -120,7 +115,7 @@ def megabytes_of_metadata(dice, header, body):
     header["__metadata__"][key] = much
     if dice.random() < 0.5:
         record = json.loads(header["__metadata__"]["unhype.record"]) if key != "unhype.record" else {}
-        field = dice.choice(["family", "concepts", "dead_zone", "base"])
+        field = dice.choice(["family", "concepts", "text_encoder", "base"])
         header["__metadata__"]["unhype.record"] = json.dumps({**record, field: much})
     return header, body
 
@@ -160,9 +155,9 @@ def change_bytes(dice, header, body):
 
 
 def spoil_the_numbers(dice, header, body):
-    values = torch.frombuffer(bytearray(body), dtype=torch.float32)
+    values = torch.frombuffer(bytearray(body), dtype=torch.float16)
     values[dice.randrange(len(values))] = dice.choice([float("nan"), float("inf"), -float("inf")])
-    return header, values.numpy().tobytes()
+    return header, bytes(values.view(torch.uint8).tolist())
 
 
 DAMAGES = (
@@ -199,82 +194,73 @@ def damaged(data, dice):
     return names, body if header is None else joined(header, body)
 
 
-def outcomes(data, path, count, seed, attempt, seconds=10):
-    """How often each outcome came; fails with the damage that took long or steer something else."""
-    found = Counter()
+def cut_or_change(data, dice):
+    """A file of any kind with bytes changed, cut off or added."""
+    data = bytearray(data)
+    for _ in range(dice.choice([1, 1, 4, 50])):
+        data[dice.randrange(len(data))] = dice.randrange(256)
+    kind = dice.random()
+    if kind < 0.4:
+        return bytes(data[: dice.randrange(len(data))])
+    return bytes(data) if kind < 0.9 else bytes(data) + dice.randbytes(dice.randrange(1, 99))
+
+
+def outcomes(path, count, seed, damage, attempt):
+    """How often each outcome came; fails with the file that gave something else."""
+    data, found = path.read_bytes(), Counter()
     for number in range(count):
         dice = random.Random(f"{seed} {number}")
-        names, file = damaged(data, dice)
-        path.write_bytes(file)
-        started = time.process_time()
+        path.write_bytes(damage(data, dice))
         try:
             found[attempt(path)] += 1
         except Exception as error:
-            pytest.fail(f"file {number} of seed {seed}, {names}: {type(error).__name__}: {str(error)[:300]}")
-        assert time.process_time() - started < seconds, f"file {number} of seed {seed}, {names}"
+            pytest.fail(f"file {number} of seed {seed}: {type(error).__name__}: {str(error)[:300]}")
     return found
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
 
 
 @pytest.fixture
 def peak():
-    """Fails when the process needed half a gigabyte more than before."""
-    before = psutil.Process().memory_info().rss
+    """Fails when the process needed half a gigabyte more than ever before."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
-    if hasattr(os, "wait4"):
-        import resource
-
-        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < before + 2**29
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 2**29
 
 
-def test_every_damaged_hypernet_is_refused_by_name(request, capsys, model, tmp_path, peak):
+def test_every_damaged_hypernet_is_refused_by_name(request, capsys, tmp_path, peak):
     count, seed = request.config.getoption("files"), request.config.getoption("seed")
     path = tmp_path / "hostile.safetensors"
-    save(tiny_eraser(model, rank=1), path)
+    save(small_eraser(rank=1), path)
 
     def attempt(path):
         try:
-            apply_erasure(model, load(path))
+            check_fits(load(path), family_by_key("sd15"), LAYERS)
         except (HypernetFileError, UnsupportedModelError) as error:
             assert len(str(error)) < 1000
             return type(error).__name__
         return "harmless"
 
-    found = outcomes(path.read_bytes(), path, count, seed, attempt)
+    found = outcomes(path, count, seed, lambda data, dice: damaged(data, dice)[1], attempt)
     with capsys.disabled():
         print(f"\n{count} damaged files with seed {seed}: {dict(found)}")
     assert found["HypernetFileError"] > count / 2
     assert list(tmp_path.iterdir()) == [path]
 
 
-def one_step(eraser):
-    """The state of a training after one step."""
-    state = new_state(eraser.hypernet.requires_grad_(), Settings(), torch.Generator().manual_seed(0))
-    sum(weight.sum() for weight in state.hypernet.parameters()).backward()
-    state.optimiser.step()
-    state.random = state.generator.get_state()
-    return state
-
-
-def test_every_damaged_checkpoint_is_taken_or_left(request, model, tmp_path, peak):
-    count, seed = request.config.getoption("files") // 3, request.config.getoption("seed")
-    path = tmp_path / "hostile.checkpoint.safetensors"
-
-    save_checkpoint(one_step(tiny_eraser(model, rank=1)), path, "recipe")
-    fresh = one_step(tiny_eraser(model, rank=1))
-    found = outcomes(path.read_bytes(), path, count, seed, lambda path: load_checkpoint(fresh, path, "recipe"))
-    assert found[False] > count / 2
+def test_every_damaged_checkpoint_is_taken_or_left(request, tmp_path, peak):
+    count, seed = request.config.getoption("files"), request.config.getoption("seed")
+    path, fresh = tmp_path / "hostile.pt", small_state()
+    save_checkpoint(small_state(), path, "recipe")
+    found = outcomes(path, count, seed, cut_or_change, lambda path: load_checkpoint(fresh, path, "recipe"))
+    assert found[False] > count / 4
+    assert set(found) <= {False, True}
 
 
 # Saving
 
 
 @contextmanager
-def no_room(size=10_000):
+def no_room(size=5_000):
     """No file may grow beyond that size, as on a full disk."""
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -310,18 +296,18 @@ def folder():
 
 @pytest.mark.parametrize("trouble", ["full", "read-only"])
 @pytest.mark.parametrize("kind", ["hypernet", "checkpoint"])
-def test_an_old_file_stays_whole_when_a_new_one_cannot_be_written(model, folder, kind, trouble):
-    path, hypernet = folder / "kept.safetensors", tiny_eraser(model)
+def test_an_old_file_stays_whole_when_a_new_one_cannot_be_written(folder, kind, trouble):
+    path = folder / "kept.safetensors"
 
-    def write(eraser):
+    def write(seed):
         if kind == "hypernet":
-            save(eraser, path)
+            save(small_eraser(seed=seed), path)
         else:
-            save_checkpoint(one_step(eraser), path, "recipe")
+            save_checkpoint(small_state(seed), path, "recipe" * 2000)
 
-    write(hypernet)
+    write(0)
     before = path.read_bytes()
     with no_room() if trouble == "full" else read_only(folder), pytest.raises(OSError, match=r"kept\.safetensors"):
-        write(tiny_eraser(model, seed=3))
+        write(1)
     assert path.read_bytes() == before
     assert list(folder.iterdir()) == [path]

@@ -1,10 +1,10 @@
-"""H(c, s): nothing at the start and at s = 0, the equations of the trunk and the bases, the same by seed."""
+"""H(c, s): no change at the start and at s = 0, the equations of the trunk and the bases, the same by seed."""
 
 import json
 
 import pytest
 import torch
-from tiny import seeded
+from core_parts import seeded
 
 from unhype.hypernet.factors import delta_norm
 from unhype.hypernet.network import Affine, Hypernet, HypernetConfig, step_code
@@ -42,7 +42,7 @@ def embeddings(count, seed=3):
 
 
 @pytest.mark.parametrize("step", [0, 1, 150.5, 300])
-def test_a_new_network_writes_exactly_nothing_at_any_step(step):
+def test_a_new_network_changes_exactly_nothing_at_any_step(step):
     for factors in new()(embeddings(3), step):
         assert torch.count_nonzero(factors.B @ factors.A) == 0
         assert torch.count_nonzero(factors.A) > 0, "with both factors zero no gradient would ever come through"
@@ -50,24 +50,24 @@ def test_a_new_network_writes_exactly_nothing_at_any_step(step):
 
 def test_a_new_network_can_learn():
     network = new()
-    # Any loss that reads the delta: the gradient has to reach the weights that start at zero.
+    # Any loss of the delta: the gradient has to reach the weights that start at zero.
     sum((factors.B @ factors.A).sum() for factors in network(embeddings(2), 300)).backward()
     assert all(weight.grad.abs().sum() > 0 for weight in network.right.parameters())
 
 
-def test_once_it_writes_something_every_weight_learns():
+def test_once_it_changes_something_every_weight_learns():
     network = trained().requires_grad_()
     sum((factors.B @ factors.A).square().sum() for factors in network(embeddings(2), 200)).backward()
     assert all(weight.grad.abs().sum() > 0 for weight in network.parameters())
 
 
-def test_step_zero_writes_exactly_nothing_however_the_weights_are():
+def test_step_zero_changes_exactly_nothing_whatever_the_weights():
     layers = trained()(embeddings(4), 0)
     assert all(torch.count_nonzero(factors.B) == 0 for factors in layers)
     assert delta_norm(layers).tolist() == [0, 0, 0, 0]
 
 
-def test_other_steps_write_something():
+def test_other_steps_change_something():
     assert bool((delta_norm(trained()(embeddings(4), 1)) > 0).all())
 
 

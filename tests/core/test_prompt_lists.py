@@ -1,4 +1,4 @@
-"""The shipped prompt lists: what to leave alone in training, and harmless prompts kept for scoring."""
+"""The shipped prompt lists: what to leave alone in training, and benign prompts kept for scoring."""
 
 import hashlib
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RETAIN = ROOT / "training" / "retain.txt"
 BENIGN = ROOT / "benchmarks" / "benign.txt"
 VOCABULARY = ROOT / "benchmarks" / "lab" / "vocabulary.py"

@@ -5,13 +5,13 @@ import re
 import pytest
 
 from unhype.training.prompts import (
-    COMPANY,
     RETAIN_FILE,
     TEMPLATES,
+    WITH_OTHERS,
     Phrase,
     PromptError,
-    company,
     fill,
+    object_pairs,
     parse_concepts,
     phrasings,
     retain_split,
@@ -120,19 +120,19 @@ def test_each_concept_is_phrased_in_every_way_with_its_mapping_in_the_same_words
 
 # Concepts among other things
 
-PARTNERS = tuple(f"thing{number}" for number in range(30))
+DISTRACTORS = tuple(f"thing{number}" for number in range(30))
 
 
-@pytest.mark.parametrize("kind", COMPANY)
+@pytest.mark.parametrize("kind", WITH_OTHERS)
 def test_every_sentence_names_the_concept_and_its_twin_differs_only_there(kind):
-    found = sentences((("zebra", "horse"),), kind, PARTNERS, 240)
-    assert len(found) == min(240, len(COMPANY[kind]) * len(PARTNERS))
+    found = sentences((("zebra", "horse"),), kind, DISTRACTORS, 240)
+    assert len(found) == min(240, len(WITH_OTHERS[kind]) * len(DISTRACTORS))
     for phrase in found:
         assert phrase.concept == 0
         assert phrase.prompt.count("zebra") == 1
         assert phrase.mapping == phrase.prompt.replace("zebra", "horse")
-        (partner,) = re.findall(r"a (thing\d+)", phrase.prompt)
-        assert partner in PARTNERS
+        (distractor,) = re.findall(r"a (thing\d+)", phrase.prompt)
+        assert distractor in DISTRACTORS
         assert "{" not in phrase.prompt
     prompts = [phrase.prompt for phrase in found]
     assert len(set(prompts)) == len(prompts)
@@ -141,44 +141,44 @@ def test_every_sentence_names_the_concept_and_its_twin_differs_only_there(kind):
 
 def test_things_take_their_articles_and_people_and_styles_none():
     for kind, name, other in (("object", "an owl", "a tree"), ("person", "owl", "tree"), ("style", "owl", "tree")):
-        for phrase in sentences((("owl", "tree"),), kind, PARTNERS, 20):
+        for phrase in sentences((("owl", "tree"),), kind, DISTRACTORS, 20):
             assert phrase.mapping == phrase.prompt.replace(name, other)
             assert ("an owl" in phrase.prompt) == (kind == "object")
 
 
 def test_without_a_mapping_the_other_thing_is_left():
-    for phrase in sentences((("zebra", ""),), "object", PARTNERS, 20):
-        assert phrase.mapping in {f"a {partner}" for partner in PARTNERS}
+    for phrase in sentences((("zebra", ""),), "object", DISTRACTORS, 20):
+        assert phrase.mapping in {f"a {distractor}" for distractor in DISTRACTORS}
         assert phrase.mapping in phrase.prompt
 
 
 @pytest.mark.parametrize(("concepts", "each"), [(1, 240), (3, 80), (7, 34), (100, 4)])
 def test_sentences_are_shared_out_evenly_and_every_concept_gets_some(concepts, each):
     names = tuple((f"name{number}", "tree") for number in range(concepts))
-    found = sentences(names, "object", PARTNERS, 240)
+    found = sentences(names, "object", DISTRACTORS, 240)
     assert [sum(phrase.concept == number for phrase in found) for number in range(concepts)] == [each] * concepts
     assert all(names[phrase.concept][0] in phrase.prompt for phrase in found)
 
 
 def test_the_words_alone_decide_the_sentences():
-    first, again = (sentences((("zebra", "horse"),), "object", PARTNERS, 40) for _ in range(2))
+    first, again = (sentences((("zebra", "horse"),), "object", DISTRACTORS, 40) for _ in range(2))
     assert first == again
-    beside = sentences((("owl", ""), ("zebra", "horse")), "object", PARTNERS, 80)
+    beside = sentences((("owl", ""), ("zebra", "horse")), "object", DISTRACTORS, 80)
     assert [phrase._replace(concept=0) for phrase in beside if phrase.concept == 1] == first
     (other,) = ({phrase.prompt.replace("an owl", "a zebra") for phrase in beside if phrase.concept == 0},)
     assert other != {phrase.prompt for phrase in first}, "another concept gets another choice"
 
 
-def test_company_is_two_different_things_in_words_that_erased_ones_stand_in_too():
-    found = company(PARTNERS, 50)
-    assert company(PARTNERS, 50) == found
+def test_a_pair_is_two_different_objects_in_the_sentences_of_erased_ones():
+    found = object_pairs(DISTRACTORS, 50)
+    assert object_pairs(DISTRACTORS, 50) == found
     assert len(set(found)) == 50
     for prompt in found:
         one, other = re.findall(r"a (thing\d+)", prompt)
         assert one != other
         filled = {
             words.replace("{c}", f"a {x}").replace("{o}", f"a {y}")
-            for words in COMPANY["object"]
+            for words in WITH_OTHERS["object"]
             for x, y in ((one, other), (other, one))
         }
         assert prompt in filled
@@ -214,24 +214,24 @@ def test_groups_go_wholly_to_one_part():
 
 
 @pytest.mark.parametrize("name", ["cat", "bridge"])
-def test_things_in_company_are_of_their_own_part_only(name):
-    """What is held out never stands beside anything in training."""
+def test_pairs_of_objects_are_of_their_own_part_only(name):
+    """No held-out object is in a prompt of two objects in training."""
     erased = ((name, ""),)
     split, group = retain_split("", erased), groups_of(RETAIN_FILE)
     train, held_out = ({group[prompt] for prompt in part if prompt in group} for part in (split.train, split.held_out))
-    assert set(split.partners) <= train
-    assert len(split.partners) > 100
-    assert name not in split.partners
+    assert set(split.distractors) <= train
+    assert len(split.distractors) > 100
+    assert name not in split.distractors
     unseen = {other for other in held_out if len(other.split()) <= 2}
-    for part, own, others in ((split.train, split.partners, unseen), (split.held_out, unseen, split.partners)):
+    for part, own, others in ((split.train, split.distractors, unseen), (split.held_out, unseen, split.distractors)):
         beside = [prompt for prompt in part if prompt not in group]
         assert len(beside) > 50
         articles = {with_article(one) for one in own}
         assert all(sum(one in prompt for one in articles) >= 2 for prompt in beside)
         words = re.compile("|".join(rf"\b{re.escape(with_article(one))}\b" for one in set(others)))
         assert [prompt for prompt in beside if words.search(prompt) and not _longer(prompt, words, articles)] == []
-    for phrase in sentences(erased, "object", split.partners, 240):
-        assert any(with_article(one) in phrase.prompt for one in split.partners)
+    for phrase in sentences(erased, "object", split.distractors, 240):
+        assert any(with_article(one) in phrase.prompt for one in split.distractors)
 
 
 def _longer(prompt, words, articles):
@@ -295,7 +295,7 @@ def test_what_the_user_asks_to_keep_is_trained_on_and_so_not_held_out(own_list):
     split = retain_split(concept, CAT, path=own_list)
     assert f"a {concept}" in split.train
     assert not set(split.train) & set(split.held_out)
-    assert line in split.held_out, "only the very prompts that are eraser on go"
+    assert line in split.held_out, "only the very prompts that are trained on go"
 
 
 @pytest.mark.parametrize("line", ["cat", "CAT", "  Cat  "])

@@ -1,43 +1,11 @@
-"""The reader of tokens: fitted on what training encodes anyway, and what training makes of it."""
+"""The pooled-embedding regressor: its map by hand, how it is fitted, and how it is made smaller."""
 
 import pytest
 import torch
-from runs import DIFFUSION, TINY, Reports, go
-from tiny import CONTEXT, POOLED, TinyClip, seeded, tiny_model
+from core_parts import CONTEXT, normal, random_regressor, seeded
 
-from unhype.hypernet.detector import is_silent
-from unhype.hypernet.files import load
 from unhype.hypernet.regressor import PooledRegressor, chunk_features
-from unhype.training.encode import encode, encode_prompts, skipping_last_layer
-from unhype.training.loop import Material
-from unhype.training.plan import Request
-from unhype.training.prompts import TEMPLATES, fill, retain_split, sentences
-from unhype.training.regressor_fit import RANK, compressed, fit_layer, full_rank_maps, ridge
-from unhype.training.run import train_erasure
-
-pytestmark = pytest.mark.usefixtures("as_a_node_runs")
-
-
-class SpeakingClip(TinyClip):
-    """A CLIP without an encoder whose pooled vector is a function of its tokens, as in real ones, and which has
-    a last layer but one."""
-
-    def __init__(self, layer=-1):
-        self.layer = layer
-
-    def clone(self):
-        return SpeakingClip(self.layer)
-
-    def clip_layer(self, layer):
-        self.layer = layer
-
-    def encode_from_tokens_scheduled(self, tokens):
-        ((cross, _),) = super().encode_from_tokens_scheduled(tokens)
-        map_ = torch.randn(POOLED, CONTEXT, generator=seeded(2)) / CONTEXT**0.5
-        pooled = torch.nn.functional.normalize(cross[0].mean(0), dim=0) @ map_.T * CONTEXT**0.5
-        if self.layer == -2:
-            cross = cross @ torch.linalg.qr(torch.randn(CONTEXT, CONTEXT, generator=seeded(3)))[0] + 0.5
-        return [[cross, {"pooled_output": pooled.unsqueeze(0)}]]
+from unhype.training.regressor_fit import MIN_R2, compressed, fit_layer, fit_regressor, full_rank_maps, r_squared, ridge
 
 
 def drawn(count, features=12, width=5, seed=0):
@@ -66,26 +34,26 @@ def test_ridge_is_the_minimum_of_its_loss(count):
         assert loss(*nearby) > loss(W, b)
 
 
-def test_a_linear_relation_is_found_and_noise_is_not():
-    (features, c), (unseen, meant) = drawn(60), drawn(20, seed=1)
-    weight, bias, share = fit_layer(features, unseen, c, meant, (6,))
-    assert share > 0.99
-    torch.testing.assert_close(unseen @ weight.T + bias[0], meant, rtol=0, atol=0.2)
-    assert fit_layer(features, unseen, torch.randn(c.shape, generator=seeded(6)), meant, (6,))[-1] < 0.5
+def test_a_linear_relation_is_fitted_and_noise_is_not():
+    (features, c), (unseen, target) = drawn(60), drawn(20, seed=1)
+    weight, bias, r2 = fit_layer(features, unseen, c, target, (6,))
+    assert r2 > 0.99
+    torch.testing.assert_close(unseen @ weight.T + bias[0], target, rtol=0, atol=0.2)
+    assert fit_layer(features, unseen, torch.randn(c.shape, generator=seeded(6)), target, (6,))[-1] < 0.5
 
 
-def test_each_encoder_is_read_for_itself():
-    (f, c), (unseen, meant) = drawn(60), drawn(20, seed=1)
-    weight, bias, share = fit_layer(torch.cat([f, f * 3], 1), torch.cat([unseen, unseen * 3], 1), c, meant, (6, 6))
-    assert share > 0.99
-    reader = PooledRegressor((6, 6), *full_rank_maps(weight.unsqueeze(0), 2), bias.unsqueeze(0), torch.zeros(1, 25))
-    one, other = reader(torch.cat([unseen, torch.zeros_like(unseen)], 1))
-    assert explained(one, meant) > 0.99
-    assert explained(other, meant) < 0.01
+def test_each_encoder_has_a_map_of_its_own():
+    (f, c), (unseen, target) = drawn(60), drawn(20, seed=1)
+    weight, bias, r2 = fit_layer(torch.cat([f, f * 3], 1), torch.cat([unseen, unseen * 3], 1), c, target, (6, 6))
+    assert r2 > 0.99
+    regressor = PooledRegressor((6, 6), *full_rank_maps(weight.unsqueeze(0), 2), bias.unsqueeze(0), torch.zeros(1, 25))
+    one, other = regressor(torch.cat([unseen, torch.zeros_like(unseen)], 1))
+    assert r_squared(one, target) > 0.99
+    assert r_squared(other, target) < 0.01
 
 
-def test_a_smaller_reader_keeps_what_c_is_read_for():
-    """What the given rows make of c survives a rank that c itself would not."""
+def test_a_smaller_regressor_keeps_what_c_is_multiplied_with():
+    """The products of c with the given rows survive a rank that c itself would not."""
     features, weight = torch.randn(200, 24, generator=seeded(1)), torch.randn(1, 8, 24, generator=seeded(2))
     whole = PooledRegressor(
         (6, 6), *full_rank_maps(weight, 2), torch.randn(1, 2, 8, generator=seeded(3)), torch.zeros(1, 25)
@@ -96,114 +64,82 @@ def test_a_smaller_reader_keeps_what_c_is_read_for():
     assert small.down.shape == (1, 2, 24)
     c, found = whole(features), small(features)
     torch.testing.assert_close(found @ rows.T, c @ rows.T, rtol=0, atol=0.05 * (c @ rows.T).std().item())
-    assert explained(found.flatten(0, 1), c.flatten(0, 1)) < 0.9
-
-
-def test_the_other_layer_is_found_only_where_there_is_one():
-    assert skipping_last_layer(TinyClip()) is None
-    clip = SpeakingClip()
-    skipping = skipping_last_layer(clip)
-    assert (clip.layer, skipping.layer) == (-1, -2)
-
-
-def test_both_layers_are_read_as_the_same_pooled_vector():
-    texts = [f"text {n}" for n in range(400)]
-    prompts = encode_prompts(SpeakingClip(), [""], texts[:300], texts[300:], (), lambda *_: None)
-    assert prompts.explained > 0.5
-    assert len(prompts.features) == 2
-    rows, views = prompts.views_of(texts[300:])
-    assert rows == texts[300:] * 3
-    pooled, usual, skipped = views.split(100)
-    assert torch.equal(pooled, torch.stack([encode(SpeakingClip(), text).c for text in texts[300:]]))
-    assert explained(usual, pooled) > 0.5
-    assert explained(skipped, pooled) > 0.5
-    tokens = encode(SpeakingClip(-2), texts[300]).conditioning[0][0][0]
-    assert torch.equal(prompts.features[1][texts[300]], chunk_features(tokens, (CONTEXT,)))
+    assert r_squared(found.flatten(0, 1), c.flatten(0, 1)) < 0.9
 
 
 @pytest.fixture
-def train(tmp_path):
-    """Trains with a CLIP; returns the outcome and the material that the loop was given."""
-
-    def noting(clip, monkeypatch, settings=TINY):
-        seen = []
-        from unhype.training import material as module
-
-        def note(*parts):
-            seen.append(Material(*parts))
-            return seen[-1]
-
-        monkeypatch.setattr(module, "Material", note)
-        request = Request("cat -> tree", "", tmp_path, "eraser", tmp_path / "ck", settings, preview_every=0)
-        return train_erasure(tiny_model(), clip, request, Reports()), seen[0]
-
-    return noting
+def layers():
+    """Features of two encoder layers and c, for training and held out: one map for each layer gives the same c."""
+    f, c = drawn(90)
+    turned = f @ torch.linalg.qr(normal(12, 12, seed=5))[0] + 3
+    return [(f[:60], f[60:]), (turned[:60], turned[60:])], (c[:60], c[60:])
 
 
-def test_training_sees_and_calibrates_on_pooled_vectors_and_on_what_is_read(train, monkeypatch):
-    outcome, material = train(SpeakingClip(), monkeypatch, DIFFUSION)
-    eraser = outcome.trained
-    train, held_out = eraser.record.training["retain_prompts"]
-    views = 3
-    assert len(material.retain_c) == views * train
-    assert len(material.held_out_c) == views * held_out
-    assert len(material.phrase_c) == len(material.phrase_conds) == views * len(TEMPLATES["object"])
-    assert {int(phrase) // len(TEMPLATES["object"]) for phrase in material.cache.phrase} > {0}
-    assert eraser.record.training["reader_explains"] > 0.5
-    loudest = eraser.detector(material.held_out_c).view(views, held_out).amax(0)
-    silent = is_silent(loudest, eraser.record.dead_zone).float().mean().item()
-    assert eraser.record.training["held_out_silent"] == pytest.approx(silent, abs=1e-3)
+def test_every_layer_is_identified_by_its_features_and_gets_its_own_map(layers):
+    features, c = layers
+    regressor, known, r2 = fit_regressor(features, c, (6,))
+    assert known == [0, 1]
+    assert r2 > 0.99
+    for _, held_out in features:
+        assert r_squared(regressor(held_out)[0], c[1]) > 0.95
 
 
-def test_the_file_holds_the_reader_and_the_mean_wording_of_each_concept(train, monkeypatch):
-    outcome, _ = train(SpeakingClip(), monkeypatch)
-    loaded = load(outcome.path)
-    wordings = [encode(SpeakingClip(), fill(template, "cat")).c for template in TEMPLATES["object"]]
-    torch.testing.assert_close(
-        loaded.concept_embeddings, torch.stack(wordings).mean(0, keepdim=True), rtol=1e-3, atol=1e-3
+def test_a_layer_that_does_not_give_c_is_left_out(layers):
+    (usual, _), c = layers
+    noise = normal(60, 12, seed=8), normal(30, 12, seed=9)
+    regressor, known, r2 = fit_regressor([usual, noise], c, (6,))
+    assert known == [0]
+    assert r2 > 0.99
+    assert len(regressor.up) == 1
+    nothing, known, r2 = fit_regressor([noise, usual], c, (6,))
+    assert nothing is None
+    assert known == []
+    assert r2 < MIN_R2
+
+
+# The map itself
+
+
+def test_the_features_of_a_chunk_are_mean_and_last_state_of_each_encoder():
+    tokens = torch.tensor([[1.0, 3.0, 7.0], [3.0, 1.0, 9.0]])
+    # Means (2, 2) and 8, last states (3, 1) and 9, each over its root mean square.
+    expected = [1, 1, 3 / 5**0.5, 1 / 5**0.5, 1, 1]
+    torch.testing.assert_close(chunk_features(tokens, (2, 1)), torch.tensor(expected))
+
+
+def test_the_weight_of_tokens_does_not_change_their_features():
+    tokens = normal(4, 3)
+    torch.testing.assert_close(chunk_features(1e-3 * tokens, (3,)), chunk_features(tokens, (3,)))
+
+
+def test_padding_of_zeros_gives_numbers_and_gradients():
+    tokens = torch.zeros(4, 3, requires_grad=True)
+    features = chunk_features(tokens, (3,))
+    features.sum().backward()
+    assert features.tolist() == [0] * 6
+    assert bool(torch.isfinite(tokens.grad).all())
+
+
+def test_the_estimate_by_hand():
+    """Two layers of one encoder of width 1, c of width 1: the key takes the layer with the higher score."""
+    regressor = PooledRegressor(
+        (1,),
+        torch.tensor([[[[2.0]]], [[[3.0]]]]),
+        torch.tensor([[[1.0, 10.0]], [[1.0, -1.0]]]),
+        torch.tensor([[[0.5]], [[0.25]]]),
+        torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.5]]),
     )
-    assert loaded.record.reading == {"tokens": 8, "widths": [CONTEXT], "layers": 2, "rank": min(RANK, POOLED)}
-    tokens = encode(SpeakingClip(), "a photo of a cat").conditioning[0][0][0]
-    (read,) = loaded.reader.views(tokens)
-    (same,) = outcome.eraser.regressor.views(tokens)
-    assert torch.equal(read, same)
+    # (4, 1): scores 4 and 1.5, so 2 * 14 + 0.5. (1, 1): scores 1 and 1.5, so 3 * 0 + 0.25.
+    assert regressor(torch.tensor([[4.0, 1.0], [1.0, 1.0]])).tolist() == [[[28.5], [0.25]]]
 
 
-def test_where_tokens_do_not_tell_the_pooled_vector_there_is_no_reader(train, monkeypatch):
-    outcome, material = train(TinyClip(), monkeypatch)
-    loaded = load(outcome.path)
-    assert loaded.reader is None
-    assert loaded.record.reading == {"tokens": 8, "widths": [], "layers": 0, "rank": 0}
-    assert len(material.phrase_c) == len(TEMPLATES["object"])
-
-
-# Which texts are read
-
-
-class NotingClip(TinyClip):
-    def __init__(self):
-        self.texts = []
-
-    def encode_from_tokens_scheduled(self, tokens):
-        self.texts.append(tokens)
-        return super().encode_from_tokens_scheduled(tokens)
-
-
-def test_retained_prompts_that_name_what_is_erased_are_left_out(model, ask):
-    clip = NotingClip()
-    go(model, ask("elephant -> tree", steps=1), clip=clip)
-    wordings = {template.replace("{a}", "an elephant").replace("{}", "elephant") for template in TEMPLATES["object"]}
-    erased = (("elephant", "tree"),)
-    named = sentences(erased, "object", retain_split("", erased).partners, TINY.sentences)
-    expected = wordings | {phrase.prompt for phrase in named}
-    assert {text for text in clip.texts if "elephant" in text.lower()} == expected
-    assert len(clip.texts) > 500
-
-
-def test_every_text_is_encoded_once(model, ask):
-    clip = NotingClip()
-    go(model, ask("cat -> tree\ndog -> tree", steps=1), clip=clip)
-    clip.texts.remove("")  # the empty one also shows how long a chunk is, and that there is no other layer to read
-    clip.texts.remove("")
-    clip.texts.remove("")
-    assert len(set(clip.texts)) == len(clip.texts)
+def test_there_is_a_candidate_for_each_encoder():
+    regressor = random_regressor((5, 3), layers=2)
+    tokens = normal(7, 8, seed=1)
+    assert regressor.fits(tokens)
+    assert not regressor.fits(normal(7, CONTEXT))
+    found = regressor.candidates(tokens)
+    expected = regressor(chunk_features(tokens, (5, 3)).unsqueeze(0))
+    assert len(found) == 2
+    for c, own in zip(found, expected, strict=True):
+        assert torch.equal(c, own[0])

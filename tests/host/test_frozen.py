@@ -1,8 +1,10 @@
-"""The frozen model: what it predicts, and that the user's own stays as it is."""
+"""The frozen model: its predictions and gradients, and the user's own model, which stays as it is."""
+
+from dataclasses import replace
 
 import pytest
 import torch
-from runs import go, same_weights
+from runs import TINY, Reports, go, same_weights
 from tiny import (
     FAMILIES,
     TOKENS,
@@ -23,6 +25,7 @@ from unhype.hypernet.lora import to_lora
 from unhype.hypernet.network import Hypernet
 from unhype.training.encode import EncodedPrompt, encode
 from unhype.training.frozen import FrozenModel
+from unhype.training.plan import Request
 
 pytestmark = pytest.mark.usefixtures("as_a_node_runs")
 
@@ -30,7 +33,9 @@ pytestmark = pytest.mark.usefixtures("as_a_node_runs")
 def test_the_users_model_is_not_touched(model, ask):
     before = {name: weight.clone() for name, weight in model.model.state_dict().items()}
     picture = sample(model, prompt(1), prompt(2))
-    go(model, ask(preview_every=3))
+    previews = Reports()
+    go(model, ask(preview_every=3, decode=lambda latents: torch.zeros(8, 8, 3)), previews)
+    assert len(previews.pictures) == 2
     after = model.model.state_dict()
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
     assert all(weight.is_inference() for weight in after.values()), "these are the user's tensors, not copies"
@@ -38,12 +43,6 @@ def test_the_users_model_is_not_touched(model, ask):
     assert overridden(model) == []
     assert model.wrappers == {}
     assert torch.equal(sample(model, prompt(1), prompt(2)), picture)
-
-
-def test_a_model_that_is_in_use_is_trained_alike(model, ask):
-    fresh = go(model, ask(name="fresh")).eraser
-    sample(model, prompt(1), prompt(2))
-    assert same_weights(go(model, ask(name="used")).eraser, fresh)
 
 
 @pytest.fixture
@@ -64,24 +63,33 @@ def test_the_users_loras_are_trained_on(model, styled):
     assert (found - without).abs().max() > 0.01
 
 
-def test_a_model_with_another_lora_is_another_training(model, styled, ask):
-    plain = go(model, ask())
-    first = go(styled, ask())
-    assert first.reason == "finished"
-    assert first.path != plain.path
-    assert not same_weights(first.eraser, plain.eraser)
-    assert go(styled, ask()).reason == "already trained"
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A request and its outcome on the model as it is."""
+    folder = tmp_path_factory.mktemp("plain")
+    request = Request("cat -> tree", "", folder / "models", "eraser", folder / "checkpoints", TINY)
+    with torch.inference_mode():
+        return request, go(tiny_model(), request)
 
 
-def test_a_lora_merged_by_another_branch_changes_nothing(model, styled, ask):
-    alone = go(model, ask())
+def test_a_model_with_another_lora_is_another_training(plain, styled):
+    request, outcome = plain
+    other = go(styled, request)
+    assert other.reason == "finished"
+    assert other.path != outcome.path
+    assert not same_weights(other.eraser, outcome.eraser)
+    assert go(styled, request).reason == "already trained"
+
+
+def test_a_model_that_is_in_use_with_a_lora_is_trained_alike(plain, model, styled):
+    """The LoRA of another branch is merged into the shared weights."""
+    request, outcome = plain
     sample(styled, prompt(1), prompt(2))
-    assert go(model, ask()).reason == "already trained"
-    sample(styled, prompt(1), prompt(2))
-    assert same_weights(go(model, ask(name="beside")).eraser, alone.eraser)
+    assert go(model, request).reason == "already trained"
+    assert same_weights(go(model, replace(request, name="beside")).eraser, outcome.eraser)
 
 
-# What it predicts
+# Its predictions
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -128,13 +136,13 @@ def test_a_prediction_is_the_noise_as_the_sampler_sees_it(family):
         torch.testing.assert_close(found[row : row + 1], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_rollouts_note_the_latents_of_the_chosen_steps(model):
+def test_rollouts_collect_the_latents_of_the_chosen_steps(model):
     frozen = FrozenModel(model)
     noise = frozen.noise(2, 64, 64, seeded(0))
     cat, empty = (encode(TinyClip(), text) for text in ("cat", ""))
-    noted = frozen.rollout(cat, empty, noise, 5, 3.0, {0, 2, 4})
-    assert [z.shape for z, _ in noted] == [noise.shape] * 3
-    sigmas = [sigma for _, sigma in noted]
+    collected = frozen.rollout(cat, empty, noise, 5, 3.0, {0, 2, 4})
+    assert [z.shape for z, _ in collected] == [noise.shape] * 3
+    sigmas = [sigma for _, sigma in collected]
     assert sigmas == sorted(sigmas, reverse=True)
-    for z, sigma in noted[:1]:
+    for z, sigma in collected[:1]:
         torch.testing.assert_close(z, noise * (1 + sigma**2) ** 0.5, rtol=1e-3, atol=1e-3)

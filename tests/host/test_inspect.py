@@ -2,11 +2,10 @@
 
 from dataclasses import replace
 
-import comfy.model_management
 import pytest
 import torch
-from chunks import concat, is_base, text, texts_for, without_regressor
-from tiny import POOLED, overridden, tiny_model
+from chunks import concat, is_base, text, without_regressor
+from tiny import POOLED
 
 import nodes
 from unhype.evaluation.bars import bar_picture
@@ -14,23 +13,6 @@ from unhype.evaluation.detection import detect, prompt_result, report_text
 from unhype.nodes.inspect import InspectPrompt
 
 pytestmark = pytest.mark.usefixtures("as_a_node_runs")
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return tiny_model()
-
-
-@pytest.fixture
-def model(tiny):
-    comfy.model_management.unload_all_models()
-    yield tiny
-    assert overridden(tiny) == []
-
-
-@pytest.fixture(scope="module")
-def texts(tiny):
-    return texts_for(tiny)
 
 
 FOREIGN = [[text(50)[0][0], {"pooled_output": torch.ones(1, POOLED + 8)}]]

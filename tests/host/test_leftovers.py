@@ -1,7 +1,7 @@
-"""Graphs thrown together at random, some broken off in their middle: nothing of any stays behind.
+"""Random graphs, some of them interrupted: none leaves anything behind.
 
-A run of the suite builds a hundred. `python3 dev.py test tests/test_leftovers.py --graphs 1000 --seed 7` builds as
-many as you like; hypothesis draws them, and shrinks one that fails to the smallest that still does.
+A run of the suite builds forty. `python3 dev.py test tests/host/test_leftovers.py --graphs 1000 --seed 7` builds
+another number; hypothesis draws them, and shrinks one that fails to the smallest that still does.
 """
 
 import gc
@@ -16,9 +16,11 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from hypothesis import strategies as st
-from parts import GUIDER_PARTS, MODEL_PARTS, PROMPT_PARTS, Missing
+from model_parts import MODEL_PARTS, Missing
+from prompt_parts import GUIDER_PARTS, PROMPT_PARTS
 from tiny import LATENT, detector_of, embedding, overridden, prompt, seeded, tiny_eraser, tiny_model
 
+from unhype.hypernet.files import tensors_of
 from unhype.hypernet.patch import apply_erasure
 
 POSITIVE, NEGATIVE = prompt(1), prompt(3)
@@ -62,7 +64,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph from the loader to the latent: names of parts, and erasures as (hypernet, strength, dead zone)."""
+    """A graph from the loader to the latent: names of parts, and erasures as (number of the eraser, strength, gate)."""
 
     below: tuple[str, ...]
     erasures: tuple[tuple[int, float, bool], ...]
@@ -77,13 +79,14 @@ class Graph:
 
 
 class Bench:
-    """The base model, the hypernets and everything known about them before the first graph."""
+    """The base model, two erasers and their state before the first graph."""
 
     def __init__(self):
         self.model = tiny_model()
-        # The second has a detector that lets some of the prompts pass.
-        detector = detector_of([embedding(POSITIVE)], [embedding(prompt(2)), embedding(NEGATIVE)])
-        self.hypernets = [tiny_eraser(self.model), tiny_eraser(self.model, seed=7, detector=detector)]
+        # The second has a detector; one of the prompts that the parts add is below its threshold.
+        above, below = (POSITIVE, prompt(2, tokens=16), prompt(4)), (prompt(2), prompt(6))
+        detector = detector_of([*map(embedding, above)], [*map(embedding, below)])
+        self.erasers = [tiny_eraser(self.model), tiny_eraser(self.model, seed=7, detector=detector)]
         self.prompts = (POSITIVE, NEGATIVE)
         self.picture = self.draw(self.guider(self.model, "cfg"))
         self.weights = self._copies()
@@ -119,8 +122,8 @@ class Bench:
         model = self.model
         for name in graph.below:
             model = MODEL_PARTS[name](model)
-        for hypernet, strength, gate in graph.erasures:
-            model = apply_erasure(model, self.hypernets[hypernet], strength, gate)
+        for number, strength, gate in graph.erasures:
+            model = apply_erasure(model, self.erasers[number], strength, gate)
         for name in graph.above:
             model = MODEL_PARTS[name](model)
         return model
@@ -129,8 +132,8 @@ class Bench:
         guider = self.guider(model, graph.guider, graph.prompts)
         return self.draw(guider, graph.pictures, graph.masked, graph.sampler, callback)
 
-    def run_broken(self, graph, model):
-        """Run a graph that breaks off; whether it did."""
+    def run_with_fault(self, graph, model):
+        """Run a graph with its fault; whether that ended it early."""
         passed, fault = [], graph.fault
 
         def step():
@@ -141,8 +144,8 @@ class Bench:
         with ExitStack() as stack:
             callback = None
             if fault.place == "H":
-                for hypernet in self.hypernets:
-                    stack.callback(hypernet.hypernet.register_forward_pre_hook(lambda *_: step()).remove)
+                for eraser in self.erasers:
+                    stack.callback(eraser.hypernet.register_forward_pre_hook(lambda *_: step()).remove)
             elif fault.place == "layer":
                 stack.enter_context(forward_of(self.model.model.diffusion_model.get_submodule(LAYER), step))
             elif fault.place == "callback":
@@ -164,9 +167,9 @@ class Bench:
         return {name: weight.clone() for name, weight in self.model.model.state_dict().items()}
 
     def _state(self):
-        """Everything on the parent that a node could have changed."""
+        """Everything on the parent model that a node could have changed."""
         model = self.model
-        # How it loaded a layer last, the host itself notes on it.
+        # The host itself keeps notes on each layer about loading it.
         modules = [
             (module.training, *sorted(name for name in module.__dict__ if "comfy" not in name))
             for module in model.model.diffusion_model.modules()
@@ -181,14 +184,14 @@ class Bench:
             sorted(model.attachments),
             sorted(model.injections),
         )
-        hypernets = [
-            {name: weight.sum().item() for name, weight in h.hypernet.state_dict().items()} for h in self.hypernets
+        erasers = [
+            {name: weight.sum().item() for name, weight in tensors_of(eraser).items()} for eraser in self.erasers
         ]
         prompts = [[(tokens.sum().item(), *sorted(rest)) for tokens, rest in each] for each in self.prompts]
-        return modules, hooks, kept, called, options, parts, hypernets, prompts
+        return modules, hooks, kept, called, options, parts, erasers, prompts
 
     def leftovers(self):
-        """What is not as it was, in words."""
+        """The differences from the state before the first graph, as lines."""
         found = [f"an override on {name}" for name in overridden(self.model)]
         if not torch.equal(self.draw(self.guider(self.model, "cfg")), self.picture):
             found.append("another picture of the base model")
@@ -196,7 +199,7 @@ class Bench:
         found += [
             f"other weights in {name}" for name in self.weights if not torch.equal(self.weights[name], after[name])
         ]
-        names = ("modules", "hooks", "wrappers", "callbacks", "options", "patches", "hypernets", "prompts")
+        names = ("modules", "hooks", "wrappers", "callbacks", "options", "patches", "erasers", "prompts")
         state = self._state()
         return found + [name for name, old, new in zip(names, self.state, state, strict=True) if old != new]
 
@@ -222,6 +225,7 @@ def graphs(bench):
     """The strategy that hypothesis draws graphs from."""
     models = st.sampled_from(bench.available(MODEL_PARTS, bench.model))
     guiders = st.sampled_from(bench.available(GUIDER_PARTS, bench.model, POSITIVE, NEGATIVE))
+    prompts = st.sampled_from(bench.available(PROMPT_PARTS, POSITIVE, NEGATIVE))
     erasure = st.tuples(st.integers(0, 1), st.sampled_from([1.0, 0.5, 2.0]), st.booleans())
     fault = st.builds(Fault, st.sampled_from(PLACES), st.integers(1, 4), st.sampled_from(list(ENDS)))
     return st.builds(
@@ -229,7 +233,7 @@ def graphs(bench):
         parts=st.lists(models, max_size=4, unique=True),
         split=st.integers(0, 4),
         erasures=st.lists(erasure, min_size=1, max_size=2).map(tuple),
-        prompts=st.sampled_from(list(PROMPT_PARTS)),
+        prompts=prompts,
         guider=guiders,
         pictures=st.integers(1, 3),
         masked=st.booleans(),
@@ -240,7 +244,7 @@ def graphs(bench):
 
 
 def without_erasure(graph):
-    """The same graph, broken off at the same place as nearly as there is one."""
+    """The same graph without erasures; a fault in H becomes one in a layer."""
     fault = graph.fault and replace(graph.fault, place="layer" if graph.fault.place == "H" else graph.fault.place)
     return replace(graph, erasures=(), fault=fault)
 
@@ -251,8 +255,8 @@ def queued_twice(bench, graph, broken=None):
     model = bench.build(graph)
     first = bench.run(graph, model)
     if graph.branch:
-        bench.run(graph, apply_erasure(bench.model, bench.hypernets[1]))
-    if graph.fault and bench.run_broken(graph, model) and broken is not None:
+        bench.run(graph, apply_erasure(bench.model, bench.erasers[1]))
+    if graph.fault and bench.run_with_fault(graph, model) and broken is not None:
         broken.append(graph.fault)
     # Perp-Neg divides zero by zero when its prompts come out alike, which large latents bring about.
     return torch.equal(bench.run(graph, model).nan_to_num(), first.nan_to_num())
@@ -284,21 +288,21 @@ def test_no_graph_leaves_anything_behind(request, capsys):
         try:
             same = queued_twice(bench, graph, broken)
         except Exception as error:
-            # Some parts do not go together, whoever is there.
+            # Some parts do not go together, with an erasure or without.
             with pytest.raises(type(error)):
                 queued_twice(bench, without_erasure(graph))
             refused.append(graph)
             same = True
         if not same:
-            # Some parts remember where a broken run left them.
+            # Some parts keep the state of an interrupted run.
             assert not queued_twice(bench, without_erasure(graph)), "queued again, it gave another picture"
             restless.append(graph)
         leftovers = bench.leftovers()
         left.extend(leftovers)
         if leftovers:
-            benches[:] = [Bench()]  # so that smaller graphs are tried on a model without them
+            benches[:] = [Bench()]  # smaller graphs are then tried on a model without leftovers
         assert leftovers == []
-        if len(ran) % 20 == 1:  # looking at everything in memory takes as long as a graph
+        if len(ran) % max(1, count // 5) == 1:  # counting all tensors takes as long as a graph
             tensors.append(live_tensors())
             memory.append(psutil.Process().memory_info().rss)
 
@@ -314,5 +318,5 @@ def test_no_graph_leaves_anything_behind(request, capsys):
             print(f"tensors in memory: {tensors}\nMiB in memory: {[size >> 20 for size in memory]}")
     assert len(ran) >= count
     assert len(broken) > count / 20
-    # The first look came after parts had made what they keep.
+    # The first graphs may still fill caches of the host and of the parts.
     assert tensors[-1] <= tensors[len(tensors) // 3]

@@ -9,7 +9,8 @@ import folder_paths
 import pytest
 import torch
 from comfy_api.latest import io
-from tiny import TinyClip, tiny_eraser, tiny_model
+from published_parts import their_file, their_layers
+from tiny import TinyClip, seeded, tiny_eraser, tiny_model
 
 from unhype.hypernet.files import save
 from unhype.nodes.folders import (
@@ -289,18 +290,16 @@ def executable(nodes, name):
     return nodes[name].PREPARE_CLASS_CLONE({"hidden_inputs": {}})
 
 
-def test_an_authors_file_is_imported_by_the_node(nodes, folder, monkeypatch):
-    def converted(path, concepts):
-        assert path == folder / "theirs.pth"
-        return tiny_eraser(tiny_model(), concepts=concepts)
-
-    monkeypatch.setattr("unhype.nodes.import_weights.import_weights", converted)
-    (folder / "theirs.pth").touch()
+def test_an_authors_file_is_imported_by_the_node(nodes, folder):
+    state, config = their_file("flux", 1, their_layers("flux"), seeded(1))
+    torch.save({"state_dict": state, "config": config}, folder / "theirs.pth")
     node = executable(nodes, "UnHypeImportWeights")
+    first = node.fingerprint_inputs("theirs.pth", "")
     output = node.execute("theirs.pth", "airplane -> sky")
     assert output.args[0].record.concepts == (("airplane", "sky"),)
     assert output.ui.as_dict()["text"] == ("Saved as theirs.safetensors.\nErases:\nairplane -> sky",)
-    assert node.fingerprint_inputs("theirs.pth", "airplane -> sky") != node.fingerprint_inputs("theirs.pth", "")
+    assert hypernet_path("theirs.safetensors").is_file()
+    assert node.fingerprint_inputs("theirs.pth", "airplane -> sky") != first
     with pytest.raises(PromptError, match=r"Import UnHype Weights, 'erases': .* not of the form"):
         node.execute("theirs.pth", "a -> b -> c")
 

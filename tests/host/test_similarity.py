@@ -3,7 +3,7 @@
 import pytest
 import torch
 from nodes_for_tests import small_clip_vision
-from tiny import TinyClip, seeded, tiny_eraser, tiny_model
+from tiny import TinyClip, detector_of, embedding, seeded, tiny_eraser, tiny_model
 
 from unhype.evaluation.cards import card_blocks, pairs_in_words, similarity_in_words, tally
 from unhype.evaluation.compare import Pair, compare
@@ -59,18 +59,21 @@ def test_without_a_clip_vision_there_is_no_encoder():
     assert picture_encoder(None) is None
 
 
-def test_erased_prompts_are_rated_and_progress_counts_their_third_picture(encoder):
+def test_only_erased_prompts_are_rated_and_progress_counts_their_third_picture(encoder):
     model, clip = tiny_model(), TinyClip()
-    eraser = tiny_eraser(model, size=0.5)  # everything is erased; the file holds no embeddings
-    progress, texts = [], ["a cat", "a dog"]
+    progress, texts = [], ["a cat", "a dog", "a boat"]
+    cat, dog, boat = (embedding(clip.encode_from_tokens_scheduled(text)) for text in texts)
+    # The file holds no embeddings, so a prompt that doesn't name the concept has no nearest one.
+    eraser = tiny_eraser(model, size=0.5, detector=detector_of([cat, dog], [boat]))
 
     def note(done, total, pair=None):
         progress.append((done, total))
 
     rated = compare(model, clip, eraser, texts, DRAWING, decoder(model, None), note, encoder)
     plain = compare(model, clip, eraser, texts, DRAWING, decoder(model, None), lambda *_: None)
-    assert [pair.similarity and pair.similarity.mapping for pair in rated] == ["a tree", None]
-    assert progress[-1] == ((2 * 2 + 1) * DRAWING.steps,) * 2
+    assert [pair.similarity and pair.similarity.mapping for pair in rated] == ["a tree", None, None]
+    assert [pair.erased for pair in rated] == [True, True, False]
+    assert progress[-1] == ((2 * 3 + 1) * DRAWING.steps,) * 2
     assert [done for done, _ in progress] == sorted(done for done, _ in progress)
     for one, other in zip(rated, plain, strict=True):
         assert torch.equal(one.after, other.after)

@@ -3,33 +3,15 @@
 import logging
 from dataclasses import replace
 
-import comfy.model_management
 import pytest
 import torch
-from chunks import check, concat, embedding_of, is_base, run, text, texts_for, without_regressor
-from tiny import POOLED, TOKENS, overridden, tiny_model
+from chunks import NEGATIVE, check, concat, embedding_of, is_base, run, text, with_another_prompt, without_regressor
+from tiny import POOLED, TOKENS, sample
 
 from unhype.hypernet.patch import apply_erasure
 from unhype.hypernet.record import HypernetFileError, TextEncoder
 
 pytestmark = pytest.mark.usefixtures("as_a_node_runs")
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return tiny_model()
-
-
-@pytest.fixture
-def model(tiny):
-    comfy.model_management.unload_all_models()
-    yield tiny
-    assert overridden(tiny) == []
-
-
-@pytest.fixture(scope="module")
-def texts(tiny):
-    return texts_for(tiny)
 
 
 @pytest.fixture
@@ -40,11 +22,22 @@ def pooled_only(texts):
 FOREIGN = [[text(50)[0][0], {"pooled_output": torch.ones(1, POOLED + 8)}]]
 
 
-@pytest.mark.parametrize("positive", [FOREIGN, [[FOREIGN[0][0], {}]]], ids=["another encoder's", "without"])
-def test_base_leaves_unknown_text_alone_and_warns_once(model, pooled_only, caplog, positive):
+@pytest.mark.parametrize(
+    "values",
+    [FOREIGN[0][1], {}, {"pooled_output": None}, {"pooled_output": torch.zeros(1, POOLED)}],
+    ids=["another encoder's", "missing", "none", "zeroed"],
+)
+def test_base_leaves_unknown_text_alone_and_warns_once(model, pooled_only, caplog, values):
+    positive = [[FOREIGN[0][0], values]]
     with caplog.at_level(logging.INFO):
         assert is_base(model, pooled_only, positive + positive)
     assert caplog.text.count("carries no embedding that fits hypernet 'tiny'; it runs the model unchanged") == 1
+
+
+def test_unknown_text_that_a_node_encodes_in_every_step_warns_once(model, texts, pooled_only, caplog):
+    with caplog.at_level(logging.INFO):
+        sample(with_another_prompt(apply_erasure(model, pooled_only), FOREIGN), texts.boat, NEGATIVE, steps=3)
+    assert caplog.text.count("it runs the model unchanged") == 1
 
 
 def test_strict_erases_unknown_text_as_the_concept_with_the_highest_score(model, texts, pooled_only, caplog):

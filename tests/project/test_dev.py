@@ -186,6 +186,7 @@ def started(tmp_path, monkeypatch):
     return commands
 
 
+ONE_TEST = "tests/project/test_dev.py::test_a_build_runs_once"
 PYTEST = ["pytest", "-c", "tests/pytest.ini", "--rootdir", "tests"]
 
 
@@ -201,7 +202,11 @@ PYTEST = ["pytest", "-c", "tests/pytest.ini", "--rootdir", "tests"]
         (["--core", "--host", "-x"], "host-0.30.0", ["-x", "tests/core", "tests/host"]),
         (["--host", "0.3.75"], "host-0.3.75", ["tests"]),
         (["--server", "--core"], "host-0.30.0", ["tests/core"]),
-        (["tests/test_dev.py::test_a_build_runs_once"], "host-0.30.0", ["tests/test_dev.py::test_a_build_runs_once"]),
+        (
+            ["tests/project/test_dev.py::test_a_build_runs_once"],
+            "host-0.30.0",
+            ["tests/project/test_dev.py::test_a_build_runs_once"],
+        ),
     ],
 )
 def test_tiers_choose_folders_and_python(started, words, python, arguments):

@@ -34,6 +34,7 @@ RETIRED = {
 # The lab's judge is a CNN that classifies pictures: the word is its name.
 LAB_JUDGE = r"judges?"
 ALLOWED = {
+    **{path.relative_to(ROOT).as_posix(): LAB_JUDGE for path in (ROOT / "benchmarks").glob("*.py")},
     "README.md": LAB_JUDGE,
     "benchmarks/README.md": LAB_JUDGE,
     "benchmarks/lab/README.md": LAB_JUDGE,
@@ -80,8 +81,12 @@ def docstrings(text):
     return markdown("\n".join(words for words in found if words))
 
 
-# Where prose stands, and how to get it out of a file. To add docstrings: ("hypernet/*.py", docstrings).
+# Where prose stands, and how to get it out of a file.
 PROSE = (
+    *((f"{room}/**/*.py", docstrings) for room in ("hypernet", "training", "evaluation", "nodes")),
+    ("CONTRIBUTING.md", markdown),
+    ("SECURITY.md", markdown),
+    ("benchmarks/*.py", docstrings),
     ("README.md", markdown),
     ("CHANGELOG.md", markdown),
     ("web/docs/*.md", markdown),
