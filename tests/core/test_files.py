@@ -272,7 +272,7 @@ def test_a_config_that_makes_no_sense_is_refused(path, change, shown):
         (lambda record: record.update(base="SD"), "must be a dict"),
         (lambda record: record.update(training=None), "must be a dict"),
         (lambda record: record.update(text_encoder=[1]), "must be a dict"),
-        (lambda record: record.update(embedding="spoken"), "embedding is 'spoken'"),
+        (lambda record: record.update(embedding="mean"), "embedding is 'mean'"),
         (lambda record: record["base"].update(weight_std=[0.1, "x"]), "not numbers"),
         (lambda record: record["base"].update(weight_std=[math.inf]), "not numbers"),
         (lambda record: record["training"].update(losses="many"), "losses is 'many'"),
