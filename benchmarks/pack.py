@@ -20,6 +20,8 @@ def load_host() -> None:
     if sys.path[0] != tree:
         # Before this repository: both have a top-level `nodes`, and comfy needs its own.
         sys.path.insert(0, tree)
+    # First, as main.py does: ComfyUI's nodes put the folder `comfy` on the path, and its utils.py is no package.
+    import utils.extra_config  # noqa: F401
     from comfy.cli_args import args
 
     if _scratch is None:

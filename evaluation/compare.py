@@ -10,11 +10,11 @@ from ..hypernet.embedding import Conditioning
 from ..hypernet.eraser import Eraser
 from ..hypernet.patch import apply_erasure
 from ..hypernet.record import Record
-from ..training.prompts import PromptError, content_lines, fill, retain_split
+from ..training.prompts import PromptError, content_lines, retain_split
 from ..training.sampling import Drawing, draw
 from .decoding import Decode
 from .detection import detect, prompt_result, strongest
-from .similarity import SHOWN, PictureEncoder, Similarity, mapping_prompt, similarity
+from .similarity import PictureEncoder, Similarity, mapping_prompt, shown, similarity
 
 _PRESERVED = 2
 _MAX_PROMPTS = 64
@@ -61,12 +61,12 @@ def own_prompts(record: Record, erased: int = 4, kept: int = 4) -> list[str]:
     Returns at most `erased` + `kept` texts. Everyday prompts are those that are never trained on.
     """
     training, kind = record.training, record.training.kind
-    shown = [fill(SHOWN[kind], concept) for concept, _ in record.concepts[:erased]]
-    near = training.preserve[: min(_PRESERVED, kept)]
-    shown += [fill(SHOWN[kind], name) if len(name.split()) <= 3 else name for name in near]
+    concepts = [shown(concept, kind) for concept, _ in record.concepts[:erased]]
+    near = [str(line) for line in training.preserve[: min(_PRESERVED, kept)]]
+    preserved = [shown(line, kind) if len(line.split()) <= 3 else line for line in near]
     everyday = retain_split("", record.concepts, kind).held_out
     count = kept - len(near)
-    return [*shown, *everyday[:: max(1, len(everyday) // max(1, count))][:count]]
+    return [*concepts, *preserved, *everyday[:: max(1, len(everyday) // max(1, count))][:count]]
 
 
 class _Prompt(NamedTuple):

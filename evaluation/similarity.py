@@ -15,9 +15,14 @@ from torch.nn.functional import cosine_similarity
 from ..training.prompts import fill, with_article
 
 # The wording in which a name is shown, by kind.
-SHOWN = {"object": "a photo of {a}", "person": "a photo of {}", "style": "a painting in the style of {}"}
+_SHOWN = {"object": "a photo of {a}", "person": "a photo of {}", "style": "a painting in the style of {}"}
 
 PictureEncoder = Callable[[Tensor], Tensor]
+
+
+def shown(name: str, kind: str) -> str:
+    """The prompt that shows a name. Kinds that this version doesn't know, as files may have them, count as objects."""
+    return fill(_SHOWN.get(kind, _SHOWN["object"]), name)
 
 
 class Similarity(NamedTuple):
@@ -65,7 +70,7 @@ def mapping_prompt(text: str, concepts: Sequence[tuple[str, str]], nearest: str 
     named = [mappings[found[2].lower()] for found in pattern.finditer(text)]
     if not named:
         mapping = mappings.get((nearest or "").lower())
-        return None if mapping is None else fill(SHOWN[kind], mapping)
+        return None if mapping is None else shown(mapping, kind)
 
     def mapped(found: re.Match[str]) -> str:
         mapping = mappings[found[2].lower()]

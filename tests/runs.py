@@ -17,7 +17,8 @@ class Reports:
 
     def __init__(self, at=None, error=KeyboardInterrupt):
         self.at, self.error = at, error
-        self.stages, self.steps, self.pictures, self.histories, self.notes = [], [], [], [], []
+        self.stages, self.steps, self.pictures, self.histories = [], [], [], []
+        self.notes, self.noted_in = [], []
 
     def __call__(self, stage, done, total, picture=None, history=None, note=None):
         self.stages.append(stage)
@@ -28,6 +29,7 @@ class Reports:
             self.histories.append(([*history[0]], [*history[1]]))
         if note is not None:
             self.notes.append(note)
+            self.noted_in.append(stage)
         if stage == "training":
             self.steps.append(done)
             if done == self.at:

@@ -1,4 +1,4 @@
-"""Erasure Report: pictures, measurements and lines, on a small model."""
+"""Erasure Report on a small model: what it draws and measures, and how it says it."""
 
 from dataclasses import replace
 
@@ -12,51 +12,126 @@ from tiny import TinyClip, detector_of, embedding, overridden, prompt, seeded, t
 from unhype.evaluation.cards import change_in_words, in_groups, pairs_in_words
 from unhype.evaluation.compare import Pair, compare, own_prompts, prompts_of
 from unhype.evaluation.decoding import decoder
+from unhype.evaluation.report_page import report_page, report_text
 from unhype.hypernet.patch import apply_erasure
 from unhype.hypernet.record import TrainingRun
+from unhype.nodes.report import ErasureReport
 from unhype.training.sampling import Drawing, draw
 
-DRAWING = Drawing(steps=3, cfg=3.0, width=64, height=64)
-TEXTS = ["a cat", "a dog", "a house", "a river", "a cup", "a pear"]
-
+DRAWING = Drawing(steps=2, cfg=3.0, width=64, height=64)
+ABOVE, BELOW = ("a cat", "a kitten"), ("a house", "a river")
 
 pytestmark = pytest.mark.usefixtures("as_a_node_runs")
 
 
 @pytest.fixture(scope="module")
-def drawn():
-    """A model, an eraser whose detector finds half of the texts, and their pairs."""
-    model, clip = tiny_model(), TinyClip()
-    c = [embedding(clip.encode_from_tokens_scheduled(text)) for text in TEXTS]
-    eraser = tiny_eraser(model, size=0.5, detector=detector_of(c[:3], c[3:]))
+def model():
+    return tiny_model()
+
+
+def without_report(*_):
+    """A report of progress that nobody looks at."""
+
+
+def compared(model, eraser, texts, report=without_report):
+    return compare(model, TinyClip(), eraser, texts, DRAWING, decoder(model, None), report)
+
+
+@pytest.fixture(scope="module")
+def eraser(model):
+    """An eraser whose detector detects `ABOVE`."""
+    above, below = (
+        [embedding(TinyClip().encode_from_tokens_scheduled(text)) for text in own] for own in (ABOVE, BELOW)
+    )
+    return tiny_eraser(model, size=0.5, detector=detector_of(above, below))
+
+
+@pytest.fixture(scope="module")
+def pairs(model, eraser):
     with torch.inference_mode():
-        return model, eraser, compare(model, clip, eraser, TEXTS, DRAWING, decoder(model, None), lambda *_: None)
+        return compared(model, eraser, [*ABOVE, *BELOW])
 
 
-def test_detected_prompts_change_and_the_others_are_identical(drawn):
-    _, _, pairs = drawn
-    assert [pair.text for pair in pairs] == TEXTS
-    assert sum(pair.erased for pair in pairs) == 3
+def test_pictures_below_the_threshold_are_identical_and_those_above_change(model, pairs):
+    assert [pair.text for pair in pairs] == [*ABOVE, *BELOW]
     for pair in pairs:
+        assert pair.erased == (pair.text in ABOVE)
         assert pair.identical == (not pair.erased)
         assert (pair.change > 0) == pair.erased
         assert torch.equal(pair.before, pair.after) == (not pair.erased)
-
-
-def test_the_change_is_measured_on_the_pictures(drawn):
-    for pair in drawn[2]:
         assert pair.change == pytest.approx(numpy.abs(pair.before.numpy() - pair.after.numpy()).mean(), abs=1e-6)
-
-
-def test_nothing_stays_on_the_model(drawn):
-    model, _, _ = drawn
     assert overridden(model) == []
     assert not any(model.wrappers.values())
 
 
+def test_page_and_text_show_every_prompt(eraser, pairs):
+    text = report_text(eraser, pairs, ["A warning."])
+    assert text.startswith(
+        "Erasure report: tiny\nErases: cat -> tree\nA warning.\nErased: 2 of 2 changed. Kept: 2 of 2 "
+    )
+    assert all(f"\n{pair.text}: " in text for pair in pairs)
+    assert text.count("score 2 of 1") == 2
+    page = report_page(eraser, pairs, DRAWING, [])
+    assert page.width == 640
+    assert report_page(eraser, pairs, DRAWING, ["A warning."]).height > page.height
+
+
+class RoughVae:
+    """Decodes as the rough preview does."""
+
+    def __init__(self, model):
+        self.decode = lambda latents: decoder(model, None)(latents).unsqueeze(0)
+
+
+SETTINGS = {"steps": 2, "cfg": 3.0, "sampler": "euler", "scheduler": "normal", "seed": 0, "width": 64, "height": 64}
+
+
+def run_node(model, eraser, prompts, **inputs):
+    """Erasure Report's page, text and what it shows on itself."""
+    node = ErasureReport.PREPARE_CLASS_CLONE({"hidden_inputs": {}})
+    output = node.execute(model, TinyClip(), RoughVae(model), eraser, prompts, **SETTINGS, **inputs)
+    return *output.args, output.ui
+
+
+def test_the_report_of_an_imported_file_says_that_it_has_no_detector(model):
+    page, text, ui = run_node(model, tiny_eraser(model, size=0.5), "a house\na river")
+    assert text.splitlines()[2] == "Erased: 2 of 2 changed."
+    assert text.count("no detector in the file: applied to every prompt") == 2
+    assert "score" not in text
+    assert "e+" not in text
+    assert page.shape[2] == 640
+    assert ui["text"] == (text,)
+
+
+def test_a_model_with_an_eraser_on_it_is_named(model, eraser):
+    _, text, _ = run_node(apply_erasure(model, eraser), eraser, "a house")
+    assert "The model already has an eraser on it: 'before' is with that one." in text
+    assert "The model already has" not in run_node(model, eraser, "a house")[1]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "inputs", "message"),
+    [
+        (
+            "\n".join(f"a cat {n}" for n in range(65)),
+            {},
+            "Erasure Report, 'prompts': 65 prompts are more than one page",
+        ),
+        (
+            "a cat",
+            {"clip_vision": "a.safetensors"},
+            "Erasure Report, 'clip_vision': connect the output of another node",
+        ),
+    ],
+)
+def test_inputs_that_cannot_be_used_are_refused_in_words(model, eraser, prompts, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        run_node(model, eraser, prompts, **inputs)
+
+
 @pytest.mark.parametrize(("sampler", "scheduler"), [("euler", "normal"), ("dpmpp_2m", "karras")])
-def test_pictures_are_those_of_ksampler(sampler, scheduler):
-    model, positive, negative = tiny_model(), prompt(1), prompt(2)
+def test_pictures_are_those_of_ksampler(model, sampler, scheduler):
+    positive, negative = prompt(1), prompt(2)
     ours = Drawing(4, 5.0, sampler, scheduler, 11, 64, 64)
     noise = torch.randn(1, 4, 8, 8, generator=seeded(11))
     theirs = comfy.samplers.KSampler(model, 4, model.load_device, sampler, scheduler, 1.0, model.model_options)
@@ -66,53 +141,57 @@ def test_pictures_are_those_of_ksampler(sampler, scheduler):
     assert steps == [1, 2, 3, 4]
 
 
-def test_progress_counts_through_all_pictures_and_an_interrupt_leaves_nothing(drawn):
-    model, eraser, pairs = drawn
-    seen, shown = [], []
+def test_progress_counts_through_all_pictures_and_an_interrupt_leaves_nothing(model, eraser, pairs):
+    calls, shown = [], []
 
     def note(done, total, pair=None):
-        seen.append((done, total))
-        shown.extend([] if pair is None else [pair])
+        calls.append((done, total))
+        shown.extend([] if pair is None else [pair.text])
 
-    compare(model, TinyClip(), eraser, TEXTS[:2], DRAWING, decoder(model, None), note)
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert seen[-1] == (12, 12)
-    assert [pair.text for pair in shown] == TEXTS[:2]
+    compared(model, eraser, ABOVE, note)
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+    assert calls[-1] == (4 * DRAWING.steps,) * 2
+    assert shown == [*ABOVE]
 
     def stop(done, total, pair=None):
-        if done == 5:  # in the middle of a picture that is drawn with the eraser
+        if done == DRAWING.steps + 1:  # in the middle of a picture that is drawn with the eraser
             raise comfy.model_management.InterruptProcessingException
 
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        compare(model, TinyClip(), eraser, TEXTS[:2], DRAWING, decoder(model, None), stop)
+        compared(model, eraser, ABOVE, stop)
     assert overridden(model) == []
-    again = compare(model, TinyClip(), eraser, TEXTS[:1], DRAWING, decoder(model, None), lambda *_: None)
-    assert torch.equal(again[0].before, pairs[0].before)
-    assert torch.equal(again[0].after, pairs[0].after)
+    (again,) = compared(model, eraser, ABOVE[:1])
+    assert torch.equal(again.before, pairs[0].before)
+    assert torch.equal(again.after, pairs[0].after)
 
 
-def test_a_list_is_read_line_by_line_and_a_list_without_end_is_refused():
+def test_a_list_has_a_prompt_a_line():
     assert prompts_of("  a  cat\n\n# not this\na dog\na cat\n") == ["a cat", "a dog"]
-    # Invisible characters as well: a prompt without them would be another one.
-    unseen = ["\u2764\ufe0f\u200d\U0001f525 on a table", "a c\u200bat", "a c\u200dat"]
-    assert prompts_of("\n".join(unseen)) == unseen
-    with pytest.raises(ValueError, match=r"65 prompts are more than one page shows \(64\)"):
-        prompts_of("\n".join(f"cat {number}" for number in range(65)))
+    # Invisible characters stay: without them it would be another prompt.
+    invisible = ["\u2764\ufe0f\u200d\U0001f525 on a table", "a c\u200bat", "a c\u200dat"]
+    assert prompts_of("\n".join(invisible)) == invisible
 
 
-def test_own_prompts_are_of_the_concepts_the_preserve_list_and_everyday_life():
-    eraser = tiny_eraser(tiny_model(), concepts=[(f"thing{n}", "tree") for n in range(9)] + [("smoke", "")])
-    training = TrainingRun(settings={"kind": "style"}, preserve=["Claude Monet", "a vase on a table"])
-    shown = own_prompts(replace(eraser.record, training=training))
+def test_own_prompts_are_of_the_concepts_the_preserve_list_and_everyday_life(model):
+    concepts = [(f"thing{n}", "tree") for n in range(9)] + [("smoke", "")]
+    run = TrainingRun(settings={"kind": "style"}, preserve=["Claude Monet", "a vase on a table"])
+    shown = own_prompts(replace(tiny_eraser(model, concepts=concepts).record, training=run))
     assert shown[:4] == [f"a painting in the style of thing{n}" for n in range(4)]
     assert shown[4:6] == ["a painting in the style of Claude Monet", "a vase on a table"]
     assert len(shown) == len(set(shown)) == 8
     assert not any("smoke" in text for text in shown)
-    # A file that was not trained here records neither.
-    assert own_prompts(tiny_eraser(tiny_model()).record, 1, 1)[0] == "a photo of a cat"
 
 
-def test_the_lines_give_the_measurements():
+@pytest.mark.parametrize(
+    "training", [TrainingRun(), TrainingRun(settings={"kind": "of another version"}, preserve=[3])]
+)
+def test_own_prompts_of_a_file_from_elsewhere(model, training):
+    shown = own_prompts(replace(tiny_eraser(model).record, training=training), 1, 1)
+    assert shown[0] == "a photo of a cat"
+    assert len(shown) == 2
+
+
+def test_the_text_says_what_was_measured():
     grey = torch.zeros(2, 2, 3)
     pairs = [
         Pair("a cat", True, "score 2 of 1", grey, grey + 0.25, False, 0.25),
@@ -130,10 +209,10 @@ def test_the_lines_give_the_measurements():
     assert [name for name, _, _ in in_groups(pairs[1:])] == ["Kept"]
 
 
-def test_the_eraser_of_another_model_is_refused_as_by_apply():
-    model, other = tiny_model(), tiny_eraser(tiny_model("sdxl"))
+def test_the_eraser_of_another_model_is_refused_as_by_apply(model):
+    other = tiny_eraser(tiny_model("sdxl"))
     with pytest.raises(ValueError) as by_apply:
         apply_erasure(model, other)
     with pytest.raises(ValueError) as by_report:
-        compare(model, TinyClip(), other, ["a cat"], DRAWING, decoder(model, None), lambda *_: None)
+        compared(model, other, ["a cat"])
     assert str(by_report.value) == str(by_apply.value)

@@ -1,4 +1,4 @@
-"""The similarity of pictures in a report, with ComfyUI's own image encoder."""
+"""The similarity check of Erasure Report: what a picture is compared with, by ComfyUI's own image encoder."""
 
 import pytest
 import torch
@@ -11,16 +11,16 @@ from unhype.evaluation.decoding import decoder
 from unhype.evaluation.similarity import Similarity, mapping_prompt, picture_encoder, similarity
 from unhype.training.sampling import Drawing
 
-DRAWING = Drawing(steps=3, cfg=3.0, width=64, height=64)
+DRAWING = Drawing(steps=2, cfg=3.0, width=64, height=64)
 CONCEPTS = (("cat", "tree"), ("house cat", "hut"), ("Jane Doe", "a woman"), ("smoke", ""))
 
 pytestmark = pytest.mark.usefixtures("as_a_node_runs")
 
 
-@pytest.fixture
-def clip_vision():
-    """ComfyUI's CLIP_VISION, small, with random weights."""
-    return small_clip_vision()
+@pytest.fixture(scope="module")
+def encoder():
+    """Of ComfyUI's CLIP_VISION, small, with random weights."""
+    return picture_encoder(small_clip_vision())
 
 
 @pytest.mark.parametrize(
@@ -35,9 +35,10 @@ def clip_vision():
         ("smoke over a cat", "smoke", "object", ""),
         ("fumes", "smoke", "object", ""),
         ("a kitten asleep", None, "object", None),
+        ("a kitten asleep", "cat", "of another version", "a photo of a tree"),
     ],
 )
-def test_the_mapping_prompt_of_a_text(text, nearest, kind, expected):
+def test_the_mapping_prompt(text, nearest, kind, expected):
     assert mapping_prompt(text, CONCEPTS, nearest, kind) == expected
 
 
@@ -45,8 +46,7 @@ def test_a_file_without_concepts_has_no_mapping_prompt():
     assert mapping_prompt("a cat", (), None, "object") is None
 
 
-def test_the_similarity_is_the_cosine_of_the_encoders_vectors(clip_vision):
-    encoder = picture_encoder(clip_vision)
+def test_similarity_is_the_cosine_of_the_encoders_vectors(encoder):
     before, other = (torch.rand(48, 48, 3, generator=seeded(number)) for number in (1, 2))
     stayed, turned = (similarity(encoder, "a tree", before, after, other) for after in (before, other))
     assert (stayed.to_before, turned.to_mapping) == (pytest.approx(1), pytest.approx(1))
@@ -55,29 +55,32 @@ def test_the_similarity_is_the_cosine_of_the_encoders_vectors(clip_vision):
     assert (stayed.gone, turned.gone) == (False, True)
 
 
-def test_only_erased_prompts_are_compared_and_progress_counts_their_third_picture(clip_vision):
+def test_without_a_clip_vision_there_is_no_encoder():
+    assert picture_encoder(None) is None
+
+
+def test_only_erased_prompts_are_rated_and_progress_counts_their_third_picture(encoder):
     model, clip = tiny_model(), TinyClip()
-    seen, texts = [], ["a cat", "a dog", "a boat"]
+    progress, texts = [], ["a cat", "a dog", "a boat"]
     cat, dog, boat = (embedding(clip.encode_from_tokens_scheduled(text)) for text in texts)
     # The file holds no embeddings, so a prompt that doesn't name the concept has no nearest one.
     eraser = tiny_eraser(model, size=0.5, detector=detector_of([cat, dog], [boat]))
 
     def note(done, total, pair=None):
-        seen.append((done, total))
+        progress.append((done, total))
 
-    encoder = picture_encoder(clip_vision)
-    found = compare(model, clip, eraser, texts, DRAWING, decoder(model, None), note, encoder)
+    rated = compare(model, clip, eraser, texts, DRAWING, decoder(model, None), note, encoder)
     plain = compare(model, clip, eraser, texts, DRAWING, decoder(model, None), lambda *_: None)
-    assert [pair.similarity and pair.similarity.mapping for pair in found] == ["a tree", None, None]
-    assert [pair.erased for pair in found] == [True, True, False]
-    assert seen[-1] == ((2 * 3 + 1) * DRAWING.steps,) * 2
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    for one, other in zip(found, plain, strict=True):
+    assert [pair.similarity and pair.similarity.mapping for pair in rated] == ["a tree", None, None]
+    assert [pair.erased for pair in rated] == [True, True, False]
+    assert progress[-1] == ((2 * 3 + 1) * DRAWING.steps,) * 2
+    assert [done for done, _ in progress] == sorted(done for done, _ in progress)
+    for one, other in zip(rated, plain, strict=True):
         assert torch.equal(one.after, other.after)
         assert other.similarity is None
 
 
-def test_the_page_and_its_lines_show_the_similarities():
+def test_page_and_text_show_the_similarity():
     grey = torch.zeros(8, 8, 3)
     pair = Pair("a cat", True, "score 2 of 1", grey, grey + 0.25, False, 0.25)
     gone, stayed = Similarity("a tree", 0.6, 0.9), Similarity("", 0.9, 0.6)
