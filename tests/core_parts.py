@@ -135,8 +135,8 @@ class WordClip(TinyClip):
         words = re.findall(r"\w+", text.lower())[: self.LENGTH - 2]
         ids = [self.BEGIN, *(int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big") for word in words)]
         ids += [self.END] * (self.LENGTH - len(ids))
-        spoken = [word for word in zip(ids[1:], words, strict=False) if len(word[1]) > 2]
-        return {"words": [[(number, 1.0) for number in ids]], "spoken": [number for number, _ in spoken]}
+        long = [word for word in zip(ids[1:], words, strict=False) if len(word[1]) > 2]
+        return {"words": [[(number, 1.0) for number in ids]], "long words": [number for number, _ in long]}
 
     def encode_from_tokens_scheduled(self, tokens):
         def vectors(ids, width=CONTEXT):
@@ -144,7 +144,7 @@ class WordClip(TinyClip):
 
         ids = [number for number, _ in tokens["words"][0]]
         cross = vectors(ids) + 0.1 * vectors(range(100, 100 + self.LENGTH))
-        pooled = vectors(tokens["spoken"] or [self.END], self.WIDTH).mean(0)
+        pooled = vectors(tokens["long words"] or [self.END], self.WIDTH).mean(0)
         return [[cross.unsqueeze(0), {"pooled_output": pooled.unsqueeze(0)}]]
 
 

@@ -5,6 +5,7 @@ import torch
 from core_parts import CONTEXT, POOLED, TOKENS, detector_scoring, normal, random_regressor, small_eraser
 
 from unhype.hypernet.deltas import PromptDeltas
+from unhype.hypernet.embedding import content_key
 from unhype.hypernet.record import HypernetFileError
 
 REGRESSOR = random_regressor(rank=POOLED)
@@ -22,7 +23,7 @@ def eraser_of(regressor=REGRESSOR):
 def spans(entry, regressor=REGRESSOR, **options):
     """Start, stop and index of the embedding, CAT 0 and DOG 1, of each part of a one-row entry."""
     ((parts,),), unknown = PromptDeltas(eraser_of(regressor), **options).parts([entry])
-    keys = [c.numpy().tobytes() for c in EMBEDDINGS]
+    keys = [content_key(c) for c in EMBEDDINGS]
     return [(part.span.start, part.span.stop, keys.index(part.key)) for part in parts], unknown
 
 

@@ -7,7 +7,7 @@ import torch
 from core_parts import POOLED, TOKENS, detector_of, full_eraser, normal, prompt, random_regressor, small_eraser
 
 from unhype.hypernet.detector import Detector
-from unhype.hypernet.embedding import entries_of
+from unhype.hypernet.embedding import content_key, entries_of
 from unhype.hypernet.factor_cache import FactorCache
 
 C = normal(3, POOLED, seed=1)
@@ -64,25 +64,21 @@ def cache():
     return FactorCache(small_eraser(detector=detector_of([C[0]], [C[1], C[2]])))
 
 
-def key(c):
-    return c.numpy().tobytes()
-
-
 def test_the_cache_holds_factors_above_the_threshold_only(cache):
     cache.fill(C)
     assert len(cache) == 3
-    assert cache[key(C[0])].score == pytest.approx(2, abs=1e-4)
-    assert cache.get(key(C[1])) is None
+    assert cache[content_key(C[0])].score == pytest.approx(2, abs=1e-4)
+    assert cache.get(content_key(C[1])) is None
     with pytest.raises(KeyError):
-        cache[key(C[1])]
-    for found, expected in zip(cache[key(C[0])].factors, cache.eraser.factors(C), strict=True):
+        cache[content_key(C[1])]
+    for found, expected in zip(cache[content_key(C[0])].factors, cache.eraser.factors(C), strict=True):
         assert torch.equal(found.A, expected.A[:1])
 
 
 def test_without_the_gate_the_cache_holds_all_factors(cache):
     ungated = FactorCache(cache.eraser, gate=False)
     ungated.fill(C)
-    assert all(ungated.get(key(c)) for c in C)
+    assert all(ungated.get(content_key(c)) for c in C)
 
 
 def test_h_runs_once_for_equal_embeddings_and_never_for_benign_ones(cache, monkeypatch):

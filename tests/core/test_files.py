@@ -272,7 +272,7 @@ def test_a_config_that_makes_no_sense_is_refused(path, change, shown):
         (lambda record: record.update(base="SD"), "must be a dict"),
         (lambda record: record.update(training=None), "must be a dict"),
         (lambda record: record.update(text_encoder=[1]), "must be a dict"),
-        (lambda record: record.update(embedding="spoken"), "embedding is 'spoken'"),
+        (lambda record: record.update(embedding="mean"), "embedding is 'mean'"),
         (lambda record: record["base"].update(weight_std=[0.1, "x"]), "not numbers"),
         (lambda record: record["base"].update(weight_std=[math.inf]), "not numbers"),
         (lambda record: record["training"].update(losses="many"), "losses is 'many'"),
@@ -399,30 +399,6 @@ def test_strange_values_anywhere_in_the_description_raise_nothing_else(tmp_path,
             outcomes.append(attempt(path))
     assert len(outcomes) >= 100
     assert sum(outcome is not None for outcome in outcomes) > len(outcomes) / 4
-
-
-def test_random_damage_raises_nothing_else(tmp_path):
-    """Bytes changed, removed and added, most of them in the header, where they can do something."""
-    small = small_eraser(concepts=CONCEPTS, rank=1)
-    path = tmp_path / "small.safetensors"
-    save(small, path)
-    whole, dice = path.read_bytes(), random.Random(0)
-    header = 8 + int.from_bytes(whole[:8], "little")
-    outcomes = []
-    for _ in range(150):
-        data = bytearray(whole)
-        for _ in range(dice.choice([1, 1, 2, 8])):
-            at = dice.randrange(header if dice.random() < 0.8 else len(data))
-            kind = dice.random()
-            if kind < 0.7:
-                data[at] = dice.choice([dice.randrange(256), *b'0123456789"{}[],:-. '])
-            elif kind < 0.85:
-                del data[at : at + dice.randrange(1, 20)]
-            else:
-                data[at:at] = dice.randbytes(dice.randrange(1, 20))
-        path.write_bytes(data)
-        outcomes.append(attempt(path))
-    assert sum(outcome is not None for outcome in outcomes) > 75
 
 
 # Writing

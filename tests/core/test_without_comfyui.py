@@ -9,13 +9,14 @@ from benchmarks.environment import ROOT
 DOORS = {"hypernet.patch", "training.frozen", "training.sampling", "training.preview", "training.run"}
 SCRIPT = """
 import importlib, sys
-for name in ("comfy", "folder_paths", "nodes", "PIL", "transformers", "tqdm", "hypothesis"):
-    sys.modules[name] = None  # importing it raises
+blocked = "comfy", "folder_paths", "nodes", "PIL", "transformers", "tqdm", "hypothesis", "psutil"
+sys.modules.update(dict.fromkeys(blocked))  # importing one of them raises
 sys.path.insert(0, {root!r})
 from benchmarks.pack import load_core
 load_core()
 for module in {modules!r}:
     importlib.import_module("unhype." + module)
+assert not [name for name, module in sys.modules.items() if module and name.partition(".")[0] in blocked]
 print(len({modules!r}))
 """
 

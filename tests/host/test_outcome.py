@@ -107,8 +107,8 @@ class RelatedClip(WordClip):
 
     def encode_from_tokens_scheduled(self, tokens):
         ((cross, entry),) = super().encode_from_tokens_scheduled(tokens)
-        cat, tiger = (self.tokenize(word)["spoken"][0] for word in ("cat", "tiger"))
-        share = tokens["spoken"].count(tiger) / max(1, len(tokens["spoken"]))
+        cat, tiger = (self.tokenize(word)["long words"][0] for word in ("cat", "tiger"))
+        share = tokens["long words"].count(tiger) / max(1, len(tokens["long words"]))
         relation = 0.25 * share * torch.randn(self.WIDTH, generator=seeded(cat))
         return [[cross, {"pooled_output": entry["pooled_output"] + relation}]]
 
