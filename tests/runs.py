@@ -8,9 +8,6 @@ from core_parts import TINY, TinyClip
 from unhype.training.plan import Request
 from unhype.training.run import train_erasure
 
-# With diffusion steps, and so with sampler runs beforehand.
-DIFFUSION = replace(TINY, objective="direct")
-
 
 class Reports:
     """Collects the reports of training; `at` is a step at which it raises `error`, as an interrupt does."""
