@@ -1,6 +1,7 @@
 """The result of a training run, on one page and in words."""
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,10 +34,8 @@ def ended(outcome: Outcome) -> str:
 
 
 def _unchanged(training: TrainingRun) -> str:
-    return (
-        f"{training.held_out_unchanged:.0%} of {training.retain_prompts[1]} unseen everyday prompts stay exactly as "
-        "they were."
-    )
+    share = math.floor(100 * training.held_out_unchanged)  # 99.6% is not all
+    return f"{share}% of {training.retain_prompts[1]} unseen everyday prompts stay exactly as they were."
 
 
 def _not_preserved(training: TrainingRun) -> list[str]:
