@@ -1,9 +1,11 @@
 """The regressor in a whole run: the task and the detector get its candidates, and the file holds it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from core_parts import CONTEXT, POOLED, TOKENS, NotingClip, PoolingClip, TinyClip
-from runs import DIFFUSION, TINY, go, request_in
+from runs import TINY, go, request_in
 from tiny import tiny_model
 
 from unhype.hypernet.files import load
@@ -36,7 +38,7 @@ def train(tmp_path, monkeypatch):
 
 
 def test_every_candidate_of_a_prompt_is_trained_on_and_counts_for_the_detector(train):
-    outcome, task, retention = train(PoolingClip(), DIFFUSION)
+    outcome, task, retention = train(PoolingClip(), replace(TINY, objective="direct"))
     training = outcome.eraser.record.training
     trained_on, held_out = training.retain_prompts
     candidates = 3  # the pooled embedding, and one from the tokens of either layer
