@@ -30,7 +30,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 # All that the core tests import, so that a Python which has them needs no environment of ours.
-CORE = ("torch", "safetensors", "einops", "pytest")
+CORE = ("torch", "numpy", "safetensors", "einops", "pytest")  # safetensors saves with numpy
 
 if sys.version_info < (3, 10):  # noqa: UP036 - older ones should be told, not shown a traceback
     sys.exit(f"dev.py needs Python 3.10 or newer; this is {sys.version.split()[0]}.")
@@ -41,16 +41,22 @@ from benchmarks.environment import Host, SetupError, say  # noqa: E402
 from benchmarks.lint import lint  # noqa: E402
 
 
+def is_test(word: str) -> bool:
+    """Whether a word names a test, or a folder of them; pytest runs in this folder."""
+    path = (ROOT / word.partition("::")[0]).resolve()
+    return path.exists() and path.is_relative_to(ROOT / "tests")
+
+
 def take_host(words: list[str]) -> tuple[str | None, list[str]]:
     """Split `--host VALUE` or `--host=VALUE` off; everything else belongs to the command.
 
-    `--host` as the last word or before another option has no value and stays: it is a tier of the tests.
+    `--host` as the last word, before another option or before a test has no value and stays: it is a tier of the tests.
     """
     rest, value = [], None
     queue = deque(words)
     while queue:
         word = queue.popleft()
-        if word == "--host" and queue and not queue[0].startswith("-"):
+        if word == "--host" and queue and not queue[0].startswith("-") and not is_test(queue[0]):
             value = queue.popleft()
         elif word.startswith("--host="):
             value = word.partition("=")[2]
@@ -108,7 +114,7 @@ def folders_of(tiers: list[str]) -> list[str]:
 def test(hosts: list[str], arguments: list[str]) -> int:
     """Run pytest once for each host; once without any if only the core tests are asked for."""
     tiers, arguments = take_tiers(arguments)
-    named = any(Path(word.partition("::")[0]).exists() for word in arguments if not word.startswith("-"))
+    named = any(is_test(word) for word in arguments)
     folders = [] if named else folders_of(tiers)
     if not named and not folders:
         say(f"No tests yet in {', '.join(tiers)}.")

@@ -15,7 +15,7 @@ FAMILIES = ("sd15", "flux")  # of the lab's models
 JUDGES = ("judge", "second")
 # What the tests of a tier need: torch alone, ComfyUI's classes, a running ComfyUI, this repository's other files.
 TIERS = {
-    "core": "the mathematics: torch, safetensors, einops and pytest are enough, no ComfyUI is fetched",
+    "core": "the mathematics: torch, numpy, safetensors, einops and pytest are enough, no ComfyUI is fetched",
     "host": "what runs on ComfyUI's own classes",
     "server": "a running ComfyUI, its interface in a browser",
     "project": "README, metadata, locales, dev.py and benchmarks",

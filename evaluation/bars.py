@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from .detection import Detection, place_of
+from .detection import Detection, place_of, shown_score
 from .page import ERASED, INK, MARGIN, PAPER, SMALL, WIDTH, font
 
 _ROW, _LABEL = 34, 250
@@ -46,7 +46,7 @@ def bar_picture(found: Sequence[Detection]) -> Image.Image:
             color = ERASED if detection.erased else _UNCHANGED
             pen.rectangle((_LABEL, top + 4, max(_across(detection.score), _LABEL + 3), top + _ROW - 6), color)
             pen.text(
-                (_LABEL + 6, top + 6), f"{detection.score:.2g}", "white" if detection.score > 0.3 else INK, letters
+                (_LABEL + 6, top + 6), shown_score(detection.score), "white" if detection.score > 0.3 else INK, letters
             )
     pen.line((edge, MARGIN, edge, bottom), INK, 2)
     if len(found) > len(shown):

@@ -91,7 +91,12 @@ def prompt_result(found: Sequence[Detection]) -> tuple[bool, str]:
     if not top.erased and top.score < _FAR:
         return False, "far from everything erased"
     nearest = f", nearest to '{top.concept}'" if top.concept else ""
-    return top.erased, f"score {top.score:.2g} of 1{nearest}"
+    return top.erased, f"score {shown_score(top.score)} of 1{nearest}"
+
+
+def shown_score(score: float) -> str:
+    """A score with two digits; one below the threshold is not rounded up to it."""
+    return f"{score if score >= 1 else min(score, 0.99):.2g}"
 
 
 def _sentence(detection: Detection) -> str:
@@ -103,4 +108,4 @@ def _sentence(detection: Detection) -> str:
         return "no text."
     nearest = f"nearest to '{detection.concept}' ({detection.similarity:.2f}), " if detection.concept else ""
     outcome = "erased" if detection.erased else "stays as it is"
-    return f"{nearest}score {detection.score:.2g} (erased from 1 on): {outcome}."
+    return f"{nearest}score {shown_score(detection.score)} (erased from 1 on): {outcome}."

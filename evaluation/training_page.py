@@ -34,7 +34,7 @@ def ended(outcome: Outcome) -> str:
 
 
 def _unchanged(training: TrainingRun) -> str:
-    share = math.floor(100 * training.held_out_unchanged)  # 99.6% is not all
+    share = math.floor(round(100 * training.held_out_unchanged, 6))  # 99.6% is not all
     return f"{share}% of {training.retain_prompts[1]} unseen everyday prompts stay exactly as they were."
 
 

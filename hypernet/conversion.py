@@ -132,7 +132,7 @@ def _network(config: Mapping[str, Any], layers: Layers, path: Path) -> tuple[str
     for name, parts in layers.items():
         inputs, outputs = parts["xL_const_flat"].numel() // rank, parts["right_head.2.bias"].numel() // rank
         if "original.weight" in parts and tuple(parts["original.weight"].shape) != (outputs, inputs):
-            raise _refuse(path, f"does not fit together: layer '{name}' has not the rank {rank} of its config.")
+            raise _refuse(path, f"does not fit together: layer '{name}' doesn't have the rank {rank} of its config.")
         family, target = _target(name, inputs, outputs, path)
         families.append(family)
         targets.append(target)

@@ -151,8 +151,8 @@ def describe(metadata: Mapping[str, str] | None, name: str) -> tuple[Hypernet | 
         )
     if metadata.get("unhype.format") not in (FORMAT, _FORMAT_2):
         raise HypernetFileError(
-            f"'{name}' has UnHype format {short(metadata.get('unhype.format'))}, this version reads {FORMAT}. "
-            "Update the UnHype node pack."
+            f"'{name}' has UnHype format {short(metadata.get('unhype.format'))}, this version reads {_FORMAT_2} and "
+            f"{FORMAT}. Update the UnHype node pack, or train the file again if it is an old one."
         )
     try:
         parts = metadata["unhype.config"], metadata["unhype.record"]

@@ -23,7 +23,7 @@ def save_checkpoint(state: TrainingState, path: Path, recipe: str) -> None:
     content = {
         "recipe": recipe,
         "hypernet": state.hypernet.state_dict(),
-        "optimiser": state.optimiser.state_dict(),
+        "optimiser": state.optimiser.state_dict()["state"],
         "random": state.random,
         "step": state.step,
         "losses": state.losses,
@@ -51,7 +51,8 @@ def load_checkpoint(state: TrainingState, path: Path, recipe: str) -> bool:
         log.warning("UnHype: the checkpoint '%s' can't be used (%r); training starts anew.", path.name, error)
         return False
     state.hypernet.load_state_dict(content["hypernet"])
-    state.optimiser.load_state_dict(content["optimiser"])
+    groups = state.optimiser.state_dict()["param_groups"]  # the run's own; a step sets its learning rate
+    state.optimiser.load_state_dict({"state": content["optimiser"], "param_groups": groups})
     state.random = content["random"]
     state.generator.set_state(content["random"])
     state.step, state.losses = content["step"], content["losses"]
@@ -63,14 +64,11 @@ def _check(content: dict[str, Any], state: TrainingState) -> None:
     """Raise for a checkpoint that lacks something, or that holds what the state can't take."""
     torch.Generator().set_state(content["random"])
     _check_tensors(content["hypernet"], state.hypernet.state_dict())
-    groups, own = content["optimiser"]["param_groups"], state.optimiser.state_dict()["param_groups"]
-    if [group["params"] for group in groups] != [group["params"] for group in own]:
-        raise ValueError("the optimiser of another run")
     for n, parameter in enumerate(state.hypernet.parameters()):
         moments = {"step": torch.tensor(0.0), "exp_avg": parameter, "exp_avg_sq": parameter}  # as Adam keeps them
-        _check_tensors(content["optimiser"]["state"][n], moments)
+        _check_tensors(content["optimiser"][n], moments)
     losses, retention = content["losses"], content["retention"]
-    if not 0 <= content["step"] == len(losses):
+    if type(content["step"]) is not int or content["step"] != len(losses):
         raise ValueError(f"{len(losses)} losses of {content['step']!r} steps")
     points = [(0, loss) for loss in losses] + [(step, error) for step, error in retention]
     if not all(isinstance(number, int | float) for point in points for number in point):

@@ -45,15 +45,17 @@ def test_a_step_under_way_is_drawn_again(tmp_path):
 DAMAGES = {
     "no step": lambda content: content.pop("step"),
     "step in words": lambda content: content.update(step="many"),
+    "step with a point": lambda content: content.update(step=1.0),
+    "curve in words": lambda content: content.update(retention=[("one", "low")]),
     "negative step": lambda content: content.update(step=-1, losses=[]),
     "another number of losses": lambda content: content.update(losses=[0.5, 0.4]),
     "no losses": lambda content: content.pop("losses"),
     "nan in a weight": lambda content: content["hypernet"]["trunk.bias"].fill_(float("nan")),
-    "infinite moment": lambda content: content["optimiser"]["state"][0]["exp_avg"].fill_(float("inf")),
+    "infinite moment": lambda content: content["optimiser"][0]["exp_avg"].fill_(float("inf")),
     "weights of another shape": lambda content: content["hypernet"].update({"trunk.bias": torch.zeros(9)}),
-    "moments of another shape": lambda content: content["optimiser"]["state"][0].update(exp_avg=torch.zeros(9)),
+    "moments of another shape": lambda content: content["optimiser"][0].update(exp_avg=torch.zeros(9)),
     "missing weight": lambda content: content["hypernet"].pop("trunk.bias"),
-    "missing moments": lambda content: content["optimiser"]["state"].pop(1),
+    "missing moments": lambda content: content["optimiser"].pop(1),
     "broken random state": lambda content: content["random"].fill_(255),
 }
 

@@ -178,7 +178,7 @@ REFUSED = [
     (settings(embedding_model="nv_embed"), r"another text encoder \(nv_embed\)"),
     (settings(use_orig_concat=True), "use_orig_concat"),
     (settings(use_pooler=False), "use_pooler off"),
-    (settings(rank=4), "not the rank 4 of its config"),
+    (settings(rank=4), "n't have the rank 4 of its config"),
     (put("left_head.0.weight", 1.0, (HIDDEN, 3)), "does not fit together"),
     (put("xR_const_flat", 1.0), "for every prompt"),
     (put("left_head.2.weight", float("nan")), "not numbers"),

@@ -202,8 +202,8 @@ def test_a_file_without_metadata_is_refused_alike(tmp_path):
 def test_a_newer_format_asks_for_an_update(path):
     rewrite(path, metadata=lambda words: words.update({"unhype.format": "4"}))
     message = refusal(path)
-    assert "has UnHype format 4, this version reads 3" in message
-    assert message.endswith("Update the UnHype node pack.")
+    assert "has UnHype format 4, this version reads 2 and 3" in message
+    assert message.endswith("Update the UnHype node pack, or train the file again if it is an old one.")
 
 
 def test_a_family_of_a_newer_version_is_named(path):
@@ -389,7 +389,7 @@ def test_strange_values_anywhere_in_the_description_raise_nothing_else(tmp_path,
     outcomes = []
     dice = random.Random(0)
     for place in list(places(original)):
-        for strange in dice.sample(STRANGE, 5):
+        for strange in dice.sample(STRANGE, 3):
             values = json.loads(words[f"unhype.{part}"])
             holder = values
             for key in place[:-1]:
@@ -397,7 +397,7 @@ def test_strange_values_anywhere_in_the_description_raise_nothing_else(tmp_path,
             holder[place[-1]] = strange
             save_file(weights, str(path), metadata={**words, f"unhype.{part}": json.dumps(values)})
             outcomes.append(attempt(path))
-    assert len(outcomes) >= 100
+    assert len(outcomes) >= 60
     assert sum(outcome is not None for outcome in outcomes) > len(outcomes) / 4
 
 

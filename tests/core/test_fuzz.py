@@ -1,6 +1,6 @@
 """Hostile files: whatever is wrong with one, it is refused by name and in little memory.
 
-A run of the suite damages sixty files; `python3 dev.py test tests/core/test_fuzz.py --files 5000 --seed 7`
+A run of the suite damages thirty files; `python3 dev.py test tests/core/test_fuzz.py --files 5000 --seed 7`
 damages as many as you like.
 """
 

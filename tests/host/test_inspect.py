@@ -9,7 +9,7 @@ from tiny import POOLED
 
 import nodes
 from unhype.evaluation.bars import bar_picture
-from unhype.evaluation.detection import detect, prompt_result, report_text
+from unhype.evaluation.detection import detect, prompt_result, report_text, shown_score
 from unhype.nodes.inspect import InspectPrompt
 
 pytestmark = pytest.mark.usefixtures("as_a_node_runs")
@@ -76,3 +76,7 @@ def test_the_node_gives_text_and_picture_and_shows_both(texts):
     assert 0 <= picture.min() < picture.max() <= 1
     assert output.ui["text"] == (text,)
     assert len(output.ui["images"]) == 1
+
+
+def test_a_score_below_the_threshold_is_not_rounded_up_to_it():
+    assert [shown_score(score) for score in (0.01, 0.5, 0.997, 1.0, 2.34)] == ["0.01", "0.5", "0.99", "1", "2.3"]

@@ -186,7 +186,7 @@ def started(tmp_path, monkeypatch):
     return commands
 
 
-ONE_TEST = "tests/project/test_dev.py::test_a_build_runs_once"
+ONE_TEST = "tests/core/test_one.py::test_it"
 PYTEST = ["pytest", "-c", "tests/pytest.ini", "--rootdir", "tests"]
 
 
@@ -197,7 +197,9 @@ PYTEST = ["pytest", "-c", "tests/pytest.ini", "--rootdir", "tests"]
         (["--core"], "core", ["tests/core"]),
         (["--core", "-k", "a b"], "core", ["-k", "a b", "tests/core"]),
         (["--core", "--core", "-k", "core"], "core", ["-k", "core", "tests/core"]),
+        (["--core", "-k", "training"], "core", ["-k", "training", "tests/core"]),
         (["--host"], "host-0.30.0", ["tests/host"]),
+        (["--host", ONE_TEST], "host-0.30.0", [ONE_TEST]),
         (["--host", "--host", "0.3.75"], "host-0.3.75", ["tests/host"]),
         (["--core", "--host", "-x"], "host-0.30.0", ["-x", "tests/core", "tests/host"]),
         (["--host", "0.3.75"], "host-0.3.75", ["tests"]),
