@@ -145,6 +145,7 @@ class Run:
         self.model = self.clip.cond_stage_model.clip_l.transformer.requires_grad_(True)
         self.teacher = Teacher()
         self.generator = torch.Generator().manual_seed(seed)
+        self.texts = Texts(self.generator)
         self.steps, self.seconds, self.curve = 0, 0.0, []
         saved = torch.load(self.path, weights_only=True) if self.path.exists() else None
         if saved is None:
@@ -164,7 +165,7 @@ class Run:
             self.steps, self.seconds, self.curve = saved["steps"], saved["seconds"], saved["curve"]
             self.basis = saved["basis"]
         else:
-            sample = self.teacher.embed([Texts(self.generator).draw() for _ in range(2000)])
+            sample = self.teacher.embed([self.texts.draw() for _ in range(2000)])
             self.basis = torch.linalg.svd(sample, full_matrices=False).Vh[: clip.WIDTH].T.contiguous()
 
     def save(self, weights: Path) -> None:
@@ -207,12 +208,12 @@ def train(folder: Path, minutes: float, seed: int, weights: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(folder, seed)
     tokenizer = run.clip.tokenizer
-    bank, texts = Bank(tokenizer, run.teacher), Texts(run.generator)
+    bank = Bank(tokenizer, run.teacher)
     started = last = time.monotonic()
     first, running = run.steps, None
     log.info("begins at step %d", first)
     while (done := (time.monotonic() - started) / 60 / minutes) < 1:
-        drawn = sorted((texts.draw() for _ in range(POOL)), key=len)
+        drawn = sorted((run.texts.draw() for _ in range(POOL)), key=len)
         batches = []
         for start in range(0, POOL, BATCH):
             tokens, seen = tokens_of(tokenizer, drawn[start : start + BATCH])

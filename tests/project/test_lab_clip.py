@@ -5,7 +5,15 @@ import torch
 from safetensors.torch import save_file
 from tiny import seeded
 
-from benchmarks.lab import clip, storage, train_clip
+from benchmarks.lab import clip, flux_text, storage, train_clip
+
+
+@pytest.fixture(scope="module")
+def stored(encoder, tmp_path_factory):
+    """The file of its weights."""
+    path = tmp_path_factory.mktemp("weights") / "clip.safetensors"
+    storage.save(network(encoder).state_dict(), path, {})
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -106,12 +114,21 @@ def test_it_learns(encoder):
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_weights_come_back_from_their_file(encoder, tmp_path):
-    path = tmp_path / "clip.safetensors"
-    storage.save(network(encoder).state_dict(), path, {})
-    assert path.stat().st_size < 20e6
-    loaded = encode(clip.load_clip(path), "a cat")[1]
+def test_weights_come_back_from_their_file(encoder, stored):
+    assert stored.stat().st_size < 20e6
+    loaded = encode(clip.load_clip(stored), "a cat")[1]
     assert torch.cosine_similarity(loaded, encode(encoder, "a cat")[1]).item() > 0.999
+
+
+@pytest.mark.parametrize(
+    ("text", "least", "most"),
+    [("a cat", 24, 24), ("a long street with trees, " * 20, 100, 150), ("cat " * 400, 256, 256)],
+)
+def test_flux_gets_a_vector_from_one_encoder_and_a_sequence_from_the_other(encoder, stored, text, least, most):
+    states, pooled = encode(flux_text.load_clip(stored), text)
+    assert states.shape[2] == 384 and least <= states.shape[1] <= most
+    assert pooled.shape == (1, clip.WIDTH)
+    assert torch.cosine_similarity(pooled, encode(encoder, text)[1]).item() > 0.999
 
 
 def test_without_weights_it_says_how_to_get_them(tmp_path):
