@@ -75,7 +75,10 @@ def phrases(part: Part) -> dict[str, list[Phrase]]:
 
 
 class Caption(NamedTuple):
-    """A text, the official names in it and where each of these objects is: middle, left, right, front or back."""
+    """A text, the official names in it and where each of these objects is.
+
+    Places: left, middle and right stand in a row, one object alone is in the middle; front is over back and nearer.
+    """
 
     text: str
     names: tuple[str, ...]

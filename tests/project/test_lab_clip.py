@@ -5,7 +5,9 @@ import torch
 from safetensors.torch import save_file
 from tiny import seeded
 
-from benchmarks.lab import clip, flux_text, storage, train_clip
+from benchmarks.lab import clip, clip_measure, flux_text, storage, train_clip
+from benchmarks.lab.teacher import Teacher
+from benchmarks.lab.vocabulary import NAMES
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +102,7 @@ def test_it_learns(encoder):
     model = network(made).requires_grad_(True)
     model.load_state_dict(network(encoder).state_dict())
     tokens, _ = train_clip.tokens_of(made.tokenizer, ["cat", "car", "dog", "red", "blue", "sea"])
-    names, _ = train_clip.tokens_of(made.tokenizer, list(train_clip.NAMES))
+    names, _ = train_clip.tokens_of(made.tokenizer, list(NAMES))
     taught = torch.nn.functional.normalize(torch.randn(len(names.ids) + 6, 384, generator=seeded(2)), dim=1)
     basis = torch.linalg.qr(torch.randn(384, clip.WIDTH, generator=seeded(3)))[0]
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
@@ -134,3 +136,13 @@ def test_flux_gets_a_vector_from_one_encoder_and_a_sequence_from_the_other(encod
 def test_without_weights_it_says_how_to_get_them(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"isn't trained yet, .*: python3 dev\.py lab clip"):
         clip.load_clip(tmp_path / "clip.safetensors")
+
+
+def test_nearest_names_are_those_that_minilm_finds():
+    if not clip.PATH.exists():
+        pytest.skip("the lab's CLIP is not in this checkout")
+    names = list(NAMES)
+    ours = torch.nn.functional.normalize(clip_measure.pooled(clip.load_clip(), names), dim=1)
+    theirs = Teacher(torch.float32).embed(names)
+    found = clip_measure.compare(clip_measure.Group(names, None), ours @ ours.T, theirs @ theirs.T)
+    assert found["agreement"] >= 0.9
