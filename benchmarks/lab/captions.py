@@ -29,6 +29,7 @@ WORDS |= {"two": (3, 40), "three": (4, 45), "scene": (20, 150)}
 _TAGS = {"style": 0.27, "quality": 0.2, "light": 0.15, "camera": 0.12, "colour": 0.09, "artist": 0.12, "negation": 0.05}
 _PLURAL = {"books", "chains", "cherries", "fireworks", "footprints", "french fries", "glasses", "grapes", "jeans"}
 _PLURAL |= {"pancakes", "scissors", "sunglasses"}
+_BRACKETS = ("({}:1.1)", "({}:1.2)", "({}:1.3)", "({}:1.4)", "({}:0.8)", "({})", "(({}))", "[{}]")
 _VOWEL = re.compile(r"[aeio]|u(?!ni)")
 _CHOICE = re.compile(r"\[([^\]]*)\]")
 # The salt was chosen so that about a quarter of every kind is kept for scoring.
@@ -191,22 +192,15 @@ class Captions:
         return separator.join(self._tagged(subject, 14))
 
     def _booru(self, subject: str) -> str:
-        found = {self._phrase("booru").text: None for _ in range(2 + self._below(9))}
-        parts = self._placed(subject, list(found))
-        if self._chance(0.6):
-            parts = [self._phrase("score").text, *parts]
-        return ", ".join([*parts, "solo"] if len(parts) < 3 else parts)
+        group = self.phrases["booru"]
+        chosen = torch.randperm(len(group), generator=self.generator)[: 2 + self._below(9)].tolist()
+        parts = self._placed(subject, [group[index].text for index in chosen])
+        return ", ".join([self._phrase("score").text, *parts] if self._chance(0.6) else parts)
 
     def _weighted(self, subject: str) -> str:
         """Some of the words in brackets, with or without a weight, as in SD web interfaces."""
-        return ", ".join(
-            self._one(("({}:1.1)", "({}:1.2)", "({}:1.3)", "({}:1.4)", "({}:0.8)", "({})", "(({}))", "[{}]")).format(
-                one
-            )
-            if self._chance(0.4)
-            else one
-            for one in self._tagged(subject, 10)
-        )
+        parts = self._tagged(subject, 10)
+        return ", ".join(self._one(_BRACKETS).format(part) if self._chance(0.4) else part for part in parts)
 
     def _break(self, subject: str) -> str:
         """Two lists of tags with BREAK between them; the object is in either."""

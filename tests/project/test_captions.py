@@ -88,6 +88,14 @@ def test_captions_have_official_names_only(part):
         assert Counter(found[0].lower() for found in names.findall(caption.text)) == Counter(caption.names), caption
 
 
+def test_every_danbooru_tag_is_one_of_its_own_part():
+    kept = {part: {phrase.text for phrase in phrases(part)["booru"]} for part in PARTS}
+    for part, other in (PARTS, PARTS[::-1]):
+        used = {text for caption in drawn(part) if caption.kind == "booru" for text in caption.text.split(", ")}
+        scores = {text for phrase in phrases(part)["score"] for text in phrase.text.split(", ")}
+        assert used & kept[part] and not (used - scores) & kept[other]
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_lengths_are_as_said(part):
     for caption in drawn(part):
