@@ -1,9 +1,10 @@
 """What the lab's CLIP knows, beside its teacher MiniLM: `python dev.py lab clip-measure`.
 
-Each text is compared with the 272 bare names, by the pooled vector that models get (CLIP) and by MiniLM's sentence
-embedding. `agreement`: how often both find the same name nearest. `right`: how often it is the name that is meant.
-`correlation`: of the two encoders' similarities to all names. No text but names, synonyms and relatives was in the
-distillation, and MiniLM reads whole texts where CLIP pools the first 77 tokens.
+Each text is compared with the 272 bare names (a name with the others, a relative with the ten classes), by the
+pooled vector that models get (CLIP) and by MiniLM's sentence embedding. `agreement`: how often both find the same
+name nearest. `right`: how often it is the name that is meant. `correlation`: of the two encoders' similarities to
+the names. Of these texts only names, relatives and synonyms were in the distillation. MiniLM reads whole texts,
+CLIP pools the first 77 tokens.
 """
 
 import argparse
@@ -33,10 +34,11 @@ _HYPONYM, _DESCRIPTION, _TYPO = 1, 2, 3
 
 
 class Group(NamedTuple):
-    """Texts of one kind and the names that are meant, where one is meant."""
+    """Texts of one kind, the names that are meant, where one is meant, and the names that are looked at."""
 
     texts: list[str]
     meant: list[str] | None
+    among: tuple[str, ...] = NAMES
 
 
 def groups(seed: int = 0) -> dict[str, Group]:
@@ -52,6 +54,9 @@ def groups(seed: int = 0) -> dict[str, Group]:
     return {
         "names": Group(list(NAMES), None),
         "synonyms": Group(list(SYNONYMS), [name for name, words in CLASSES.items() for _ in words]),
+        "relatives, among the ten classes": Group(
+            sorted({word for words in RELATIVES.values() for word in words}), None, tuple(CLASSES)
+        ),
         **{
             f"{rung}, unseen": Group([LADDER[name][place] for name in CLASSES], list(CLASSES))
             for rung, place in rungs.items()
@@ -61,7 +66,7 @@ def groups(seed: int = 0) -> dict[str, Group]:
         "names among Danbooru tags": _group(drawn["booru"]),
         "scenes of 20 to 50 words": _group(short),
         "scenes of 51 to 150 words": _group(long),
-        "those with the object in the first 50": _group(seen),
+        "the latter with the object in the first 50 words": _group(seen),
         "benign sentences": Group(sentences(scoring=True), None),
     }
 
@@ -83,12 +88,14 @@ def without_weights(text: str) -> str:
 
 def compare(group: Group, ours: Tensor, theirs: Tensor) -> dict[str, float]:
     """Figures of one group from both encoders' similarities to the names, (texts, names)."""
+    columns = [NAMES.index(name) for name in group.among]
+    ours, theirs = ours[:, columns], theirs[:, columns]
     if group.texts == list(NAMES):  # the nearest other name
         ours, theirs = (values - 2 * torch.eye(len(NAMES)) for values in (ours, theirs))
     nearest, taught = ours.argmax(1), theirs.argmax(1)
     found = {"texts": len(group.texts), "agreement": (nearest == taught).float().mean().item()}
     if group.meant:
-        labels = torch.tensor([NAMES.index(name) for name in group.meant])
+        labels = torch.tensor([group.among.index(name) for name in group.meant])
         found["right, MiniLM"] = (taught == labels).float().mean().item()
         found["right, CLIP"] = (nearest == labels).float().mean().item()
     found["correlation"] = torch.corrcoef(torch.stack([ours.flatten(), theirs.flatten()]))[0, 1].item()

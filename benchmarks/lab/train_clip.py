@@ -30,6 +30,7 @@ from .vocabulary import NAMES
 log = logging.getLogger(__name__)
 
 RATE, BATCH, POOL, PASSES = 1.5e-3, 128, 4096, 3
+SAMPLE = 2000  # texts of which the principal components are taken
 _RELATIONS, _NEAREST, _TEMPERATURE = 10.0, 0.3, 0.04
 LICENCE = "Distilled from all-MiniLM-L6-v2 (Apache-2.0); phrases of DiffusionDB (CC0 1.0)."
 
@@ -165,7 +166,7 @@ class Run:
             self.steps, self.seconds, self.curve = saved["steps"], saved["seconds"], saved["curve"]
             self.basis = saved["basis"]
         else:
-            sample = self.teacher.embed([self.texts.draw() for _ in range(2000)])
+            sample = self.teacher.embed([self.texts.draw() for _ in range(SAMPLE)])
             self.basis = torch.linalg.svd(sample, full_matrices=False).Vh[: clip.WIDTH].T.contiguous()
 
     def save(self, weights: Path) -> None:

@@ -122,6 +122,23 @@ def test_weights_come_back_from_their_file(encoder, stored):
     assert torch.cosine_similarity(loaded, encode(encoder, "a cat")[1]).item() > 0.999
 
 
+def test_a_distillation_goes_on_where_it_ended(monkeypatch, tmp_path):
+    rows = torch.randn(clip.VOCABULARY, clip.RANK, generator=seeded(0))
+    monkeypatch.setattr(train_clip, "first_rows", lambda *_: rows)
+    for name, value in {"POOL": 16, "BATCH": 8, "PASSES": 1, "SAMPLE": 300}.items():
+        monkeypatch.setattr(train_clip, name, value)
+    weights = tmp_path / "weights" / "clip.safetensors"
+    train_clip.train(tmp_path, minutes=1e-4, seed=0, weights=weights)
+    first = train_clip.Run(tmp_path, seed=0)
+    train_clip.train(tmp_path, minutes=1e-4, seed=0, weights=weights)
+    second = train_clip.Run(tmp_path, seed=0)
+    assert (first.steps, second.steps) == (2, 4)
+    assert [step for step, _, _ in second.curve] == [2, 4]
+    assert torch.equal(first.basis, second.basis)
+    assert not torch.equal(first.generator.get_state(), second.generator.get_state())
+    assert storage.steps(weights) == 4
+
+
 @pytest.mark.parametrize(
     ("text", "least", "most"),
     [("a cat", 24, 24), ("a long street with trees, " * 20, 100, 150), ("cat " * 400, 256, 256)],
