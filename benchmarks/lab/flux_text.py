@@ -1,0 +1,57 @@
+"""The lab Flux's two text encoders, as Flux.1 has them: the lab's CLIP pooled, MiniLM's states as T5's token sequence.
+
+CLIP reads the first 77 tokens and gives one vector; MiniLM reads up to 256 tokens, from both sides as T5 does.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import comfy.sd
+import comfy.supported_models_base
+import comfy.text_encoders.flux
+import torch
+from safetensors.torch import load_file
+
+from . import clip, storage, text
+
+SEQUENCE = 256
+
+
+class Sequence(text._FluxWords):
+    """MiniLM's words: at least 24 tokens, at most 256; what is longer is cut off."""
+
+    def __init__(self, embedding_directory=None, tokenizer_data=None):
+        super().__init__(embedding_directory, tokenizer_data)
+        self.max_length = SEQUENCE
+
+
+class Tokenizer(comfy.text_encoders.flux.FluxTokenizer):
+    """What `clip.tokenize` calls: the same prompt for both."""
+
+    def __init__(self, embedding_directory=None, tokenizer_data=None):
+        self.clip_l = clip.Words(embedding_directory, tokenizer_data)
+        self.t5xxl = Sequence(embedding_directory, tokenizer_data)
+
+
+class ClipModel(comfy.text_encoders.flux.FluxClipModel):
+    """What `clip.encode_from_tokens` calls: MiniLM's states (1, tokens, 384) and CLIP's pooled vector (1, 256)."""
+
+    def __init__(self, device="cpu", dtype=None, model_options=None):
+        torch.nn.Module.__init__(self)  # the host's own would make a T5 of 4.7 billion numbers
+        self.clip_l = clip.Encoder(device, dtype, model_options)
+        self.t5xxl = text._Sentence(device, dtype, model_options)
+        self.dtypes = {dtype}
+
+
+def load_clip(path: Path = clip.PATH, embedding_directory: Any = None) -> comfy.sd.CLIP:
+    """Both encoders as one CLIP, fp32; path: the weights of the lab's CLIP."""
+    target = comfy.supported_models_base.ClipTarget(Tokenizer, ClipModel)
+    options = {"dtype": torch.float32, "initial_device": torch.device("cpu")}
+    made = comfy.sd.CLIP(target, embedding_directory=embedding_directory, model_options=options)
+    made.cond_stage_model.clip_l.load_sd(storage.load(path))
+    weights = load_file(text._folder() / "model.safetensors")
+    names = made.cond_stage_model.t5xxl.transformer.state_dict()
+    made.cond_stage_model.t5xxl.load_sd(
+        {f"bert.{name}": tensor for name, tensor in weights.items() if f"bert.{name}" in names}
+    )
+    return made
