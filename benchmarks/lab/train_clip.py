@@ -120,7 +120,7 @@ class Bank:
 
 def loss_of(transformer, tokens: Tokens, targets: Tensor, bank: Tokens, bank_targets: Tensor, basis: Tensor) -> Tensor:
     """Distance to MiniLM's embeddings, of similarities among a batch and its bank, and of which names are nearest."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.amp.autocast("cpu", torch.bfloat16):
         states = torch.cat([pooled_states(transformer, *tokens), pooled_states(transformer, *bank)]).float()
     taught = torch.cat([targets, bank_targets])
     projected = transformer.text_projection(states)
