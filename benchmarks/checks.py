@@ -26,7 +26,7 @@ _COMMAND = (
 _PACK = "from comfy_cli.file_utils import zip_files; import sys; zip_files(sys.argv[1])"
 
 # nodesafe looks for words, not for what they do. What it takes amiss here, by category, and why each is harmless;
-# tests/test_nodes.py shows that no program is ever made from data. Anything else that it finds fails the check.
+# tests/project/test_source.py shows that no program is made from data. Anything else that it finds fails the check.
 EXPECTED = {
     "code_execution": r"\bre\.compile\(|\)\.eval\(\)$",  # a regular expression; a network's evaluation mode
     "obfuscation_chains": r"[Rr]ecord\(",  # the end of the word: it looks for ord()
