@@ -105,6 +105,18 @@ def _lab_judge(parser: ArgumentParser) -> None:
     _number(parser, "--batch", 128, "pictures a step")
 
 
+def _lab_clip(parser: ArgumentParser) -> None:
+    parser.add_argument("--minutes", type=float, default=120, help="how long to train (120)")
+    _number(parser, "--seed", 0, "training seed")
+    parser.add_argument("--folder", type=Path, help="where the checkpoint is kept; the cache folder by default")
+    parser.add_argument("--weights", type=Path, help="where the weights are written; the lab's own by default")
+
+
+def _lab_clip_measure(parser: ArgumentParser) -> None:
+    parser.add_argument("--weights", type=Path, help="the weights to measure; the lab's own by default")
+    parser.add_argument("--json", type=Path, help="where the figures are written; benchmarks/results by default")
+
+
 def _lab_measure(parser: ArgumentParser) -> None:
     _family(parser, "which of the lab's models")
     _number(parser, "--seeds", 8, "pictures a prompt; a quarter for other concepts")
@@ -144,6 +156,8 @@ COMMANDS = {
     "lab base": Command("Train the lab's small SD 1.x model.", _lab_base, ("benchmarks.lab", "base")),
     "lab flux": Command("Train the lab's small Flux.", _lab_flux, ("benchmarks.lab", "flux")),
     "lab judge": Command("Train the judges.", _lab_judge, ("benchmarks.lab", "judge")),
+    "lab clip": Command("Distil the lab's text encoder.", _lab_clip, ("benchmarks.lab", "clip")),
+    "lab clip-measure": Command("Measure it.", _lab_clip_measure, ("benchmarks.lab", "clip-measure")),
     "lab measure": Command("Draw with a lab model and judge it.", _lab_measure, ("benchmarks.lab", "measure")),
     "lint": Command("ruff and ty, as pinned.", _lint),
     "check": Command("The checks of the registry and of others, on what the registry gets."),

@@ -1,4 +1,4 @@
-"""`python3 dev.py lab base|flux|judge|measure ...`: train the lab's models anew and measure them."""
+"""`python3 dev.py lab base|flux|judge|clip|clip-measure|measure ...`: train the lab's models anew and measure them."""
 
 import importlib
 import logging
@@ -6,7 +6,14 @@ import sys
 
 from .. import pack
 
-COMMANDS = {"base": "train_base", "flux": "train_flux", "judge": "train_judge", "measure": "measure"}
+COMMANDS = {
+    "base": "train_base",
+    "flux": "train_flux",
+    "judge": "train_judge",
+    "clip": "train_clip",
+    "clip-measure": "clip_measure",
+    "measure": "measure",
+}
 
 
 def main():

@@ -7,12 +7,10 @@ the names. Of these texts only names, relatives and synonyms were in the distill
 CLIP pools the first 77 tokens.
 """
 
-import argparse
 import json
 import logging
 from collections.abc import Sequence
 from datetime import date
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import comfy.sd1_clip
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from .. import commandline
 from ..protocol import LADDER, RELATIVES
 from ..publish import RESULTS, device, markdown
 from . import clip
@@ -145,12 +144,9 @@ def table(found: dict[str, Any]) -> str:
 
 def main(arguments=None):
     """Command line."""
-    parser = argparse.ArgumentParser(prog="dev.py lab clip-measure", description=__doc__)
-    parser.add_argument("--weights", type=Path, default=clip.PATH)
-    parser.add_argument("--json", type=Path, default=RESULTS / "clip.json", help="where the figures are written")
-    options = parser.parse_args(arguments)
-    found = measure(clip.load_clip(options.weights), Teacher(torch.float32))
-    options.json.write_text(
+    options = commandline.parser("lab clip-measure").parse_args(arguments)
+    found = measure(clip.load_clip(options.weights or clip.PATH), Teacher(torch.float32))
+    (options.json or RESULTS / "clip.json").write_text(
         json.dumps({"date": date.today().isoformat(), "device": device(), **found}, indent=1) + "\n"
     )
     log.info("\n%s", table(found))

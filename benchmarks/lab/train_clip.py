@@ -5,7 +5,6 @@ principal components); pooled states among themselves learn MiniLM's similaritie
 vocabulary most of all. A run goes on from the last one's checkpoint in the cache folder.
 """
 
-import argparse
 import copy
 import logging
 import math
@@ -20,6 +19,7 @@ from comfy.ldm.modules.attention import optimized_attention_for_device
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss, normalize
 
+from .. import commandline
 from ..environment import cache_folder
 from . import clip, storage
 from .captions import with_article
@@ -235,10 +235,6 @@ def train(folder: Path, minutes: float, seed: int, weights: Path) -> None:
 
 def main(arguments=None):
     """Command line."""
-    parser = argparse.ArgumentParser(prog="dev.py lab clip", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=120)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, default=cache_folder() / "lab", help="where the checkpoint is kept")
-    parser.add_argument("--weights", type=Path, default=clip.PATH, help="where the weights are written")
-    options = parser.parse_args(arguments)
-    train(options.folder, options.minutes, options.seed, options.weights)
+    options = commandline.parser("lab clip").parse_args(arguments)
+    folder = options.folder or cache_folder() / "lab"
+    train(folder, options.minutes, options.seed, options.weights or clip.PATH)

@@ -205,9 +205,9 @@ PYTEST = ["pytest", "-c", "tests/pytest.ini", "--rootdir", "tests"]
         (["--host", "0.3.75"], "host-0.3.75", ["tests"]),
         (["--server", "--core"], "host-0.30.0", ["tests/core"]),
         (
-            ["tests/project/test_dev.py::test_a_build_runs_once"],
+            [ONE_TEST],
             "host-0.30.0",
-            ["tests/project/test_dev.py::test_a_build_runs_once"],
+            [ONE_TEST],
         ),
     ],
 )
