@@ -27,13 +27,14 @@ class Chunk(NamedTuple):
     """The tokens `start` to `stop`, which the text encoder processed together.
 
     candidates: embeddings c (width,) of the chunk, the preferred one first. unknown: the chunk has tokens and
-    no candidate. A chunk of zeros has neither.
+    no candidate. A chunk of zeros has neither. tokens: its token states (stop - start, in), if the prompt has any.
     """
 
     start: int
     stop: int
     candidates: tuple[Tensor, ...]
     unknown: bool
+    tokens: Tensor | None = None
 
 
 def entries_of(conditioning: Conditioning) -> list[Entry]:
@@ -92,7 +93,7 @@ def chunks_of_prompt(
         candidates = pooled if start == 0 else ()
         if regressor is not None and regressor.fits(part) and not blank:
             candidates = (*candidates, *regressor.candidates(part))
-        chunks.append(Chunk(start, start + len(part), candidates, not (blank or candidates)))
+        chunks.append(Chunk(start, start + len(part), candidates, not (blank or candidates), part))
     return chunks
 
 

@@ -6,6 +6,9 @@ For a target layer y = W x + b and a prompt with embedding c, at the trajectory 
 
 with the detector's scores f_k (``detector``), the steered embedding c' (`Detector.steer`) and the factors A, B
 of the hypernet H (``network``). Below the threshold the layer runs unchanged. Above it, s / S is the strength.
+
+Where max_k g_k(X) >= 1 for the token states X of a chunk (``token_detector``), c is the embedding e_k of the concept
+k itself: in a long prompt the chunk's own c says little about one word of it.
 """
 
 from dataclasses import dataclass
@@ -20,6 +23,7 @@ from .network import Hypernet
 from .published import PublishedHypernet
 from .record import Record
 from .regressor import PooledRegressor
+from .token_detector import TokenDetector
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,8 @@ class Eraser:
 
     detector: the gate; without one (files imported from the paper's authors) every prompt passes it. regressor:
     candidate embeddings from tokens, None where the file has none. concept_embeddings: the mean embedding of
-    each concept's wordings, (concepts, width) fp32 on the CPU, or None. name: for messages.
+    each concept's wordings, (concepts, width) fp32 on the CPU, or None. token_detector: for names among other
+    words, None where the file has none; it goes with concept_embeddings. name: for messages.
     """
 
     hypernet: Hypernet | PublishedHypernet
@@ -37,6 +42,7 @@ class Eraser:
     detector: Detector | None = None
     regressor: PooledRegressor | None = None
     concept_embeddings: Tensor | None = None
+    token_detector: TokenDetector | None = None
 
     @property
     def device(self) -> torch.device:
@@ -44,9 +50,21 @@ class Eraser:
         return next(self.hypernet.parameters()).device
 
     def chunks(self, entry: Entry) -> list[list[Chunk]]:
-        """The chunks of every prompt of a conditioning entry, see `embedding.chunks_of`."""
+        """The chunks of every prompt of a conditioning entry, see `embedding.chunks_of`.
+
+        A chunk with a token that names a concept k has e_k as its last candidate.
+        """
         width = self.hypernet.config.embedding_width
-        return chunks_of(entry, self.record.embedding, width, self.record.text_encoder.chunk, self.regressor)
+        prompts = chunks_of(entry, self.record.embedding, width, self.record.text_encoder.chunk, self.regressor)
+        return [[self._named(chunk) for chunk in chunks] for chunks in prompts]
+
+    def _named(self, chunk: Chunk) -> Chunk:
+        detector, embeddings = self.token_detector, self.concept_embeddings
+        if detector is None or embeddings is None or chunk.tokens is None or not detector.fits(chunk.tokens):
+            return chunk
+        score, concept = detector(chunk.tokens).max(0)
+        named = (embeddings[concept],) if score >= 1 else ()
+        return chunk._replace(candidates=(*chunk.candidates, *named), unknown=False)
 
     def score(self, c: Tensor) -> Tensor:
         """max_k f_k(c), (p, width) to (p,): 1 and above is erased. Without a detector it is 1 throughout."""

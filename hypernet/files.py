@@ -24,10 +24,12 @@ from .published import PublishedHypernet
 from .record import FORMAT, HypernetFileError, Record, describe, short, tensor_names
 from .regressor import PooledRegressor
 from .targets import TargetLayer, family_by_key
+from .token_detector import TokenDetector
 
 SUFFIX = ".safetensors"
 _REGRESSOR = {part: f"regressor.{part}" for part in ("up", "down", "bias", "key")}
 _DETECTOR, _CONCEPTS = ("detector.weight", "detector.bias"), "concept_embeddings"
+_TOKEN_DETECTOR = ("token_detector.weight", "token_detector.bias")
 
 
 def tensors_of(eraser: Eraser) -> dict[str, Tensor]:
@@ -39,6 +41,8 @@ def tensors_of(eraser: Eraser) -> dict[str, Tensor]:
         tensors[_CONCEPTS] = eraser.concept_embeddings
     if eraser.detector is not None:
         tensors |= {f"detector.{name}": tensor for name, tensor in eraser.detector.state_dict().items()}
+    if eraser.token_detector is not None:
+        tensors |= {f"token_detector.{name}": tensor for name, tensor in eraser.token_detector.state_dict().items()}
     return tensors
 
 
@@ -149,8 +153,11 @@ def load(path: Path) -> Eraser:
     if widths := record.text_encoder.widths:
         regressor = PooledRegressor(tuple(widths), **{part: tensors[name] for part, name in _REGRESSOR.items()})
     detector = Detector(*(tensors[name] for name in _DETECTOR)) if has_detector else None
+    token_detector = None
+    if widths := record.text_encoder.token_widths:
+        token_detector = TokenDetector(tuple(widths), *(tensors[name] for name in _TOKEN_DETECTOR))
     hypernet = hypernet.requires_grad_(False).eval()
-    return Eraser(hypernet, record, path.stem, detector, regressor, tensors.get(_CONCEPTS))
+    return Eraser(hypernet, record, path.stem, detector, regressor, tensors.get(_CONCEPTS), token_detector)
 
 
 def _shapes_beside(record: Record, width: int, has_detector: bool) -> dict[str, tuple[int, ...]]:
@@ -167,6 +174,8 @@ def _shapes_beside(record: Record, width: int, has_detector: bool) -> dict[str, 
             (layers, features + 1),
         )
         shapes |= dict(zip(_REGRESSOR.values(), sizes, strict=True))
+    if widths := encoder.token_widths:
+        shapes |= dict(zip(_TOKEN_DETECTOR, ((concepts, sum(widths)), (len(widths), concepts)), strict=True))
     if has_detector:
         shapes |= {_DETECTOR[0]: (concepts, width), _DETECTOR[1]: (concepts,)}
     return shapes

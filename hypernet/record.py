@@ -17,9 +17,9 @@ from .families import POOLED, TOKENS
 from .network import Hypernet, HypernetConfig
 from .published import KIND, PublishedConfig, PublishedHypernet
 
-FORMAT = "3"
-# Format 2 had other names for the same things: of fields of the record and of tensors.
-_FORMAT_2 = "2"
+FORMAT = "4"
+# Format 3 had no token detector. Format 2 had other names for the same things: of fields of the record and of tensors.
+_FORMAT_3, _FORMAT_2 = "3", "2"
 _RENAMED = {
     "base": {"weight_spread": "weight_std"},
     "reading": {"tokens": "chunk"},
@@ -57,13 +57,15 @@ class TextEncoder:
     """The text encoder of a run. chunk: tokens that it processes together, 0 where that is not known.
 
     widths, layers, rank: of the file's `PooledRegressor`: the widths of the states that it takes, the encoder
-    layers that it knows and the rank of its maps; empty and 0 without one.
+    layers that it knows and the rank of its maps; empty and 0 without one. token_widths: the widths of the states
+    that the file's `TokenDetector` takes, empty without one.
     """
 
     chunk: int = 0
     widths: list[int] = field(default_factory=list)
     layers: int = 0
     rank: int = 0
+    token_widths: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -149,9 +151,9 @@ def describe(metadata: Mapping[str, str] | None, name: str) -> tuple[Hypernet | 
             f"'{name}' is a safetensors file but no UnHype hypernet (a LoRA or a checkpoint perhaps). "
             "Pick a file that Train Erasure wrote."
         )
-    if metadata.get("unhype.format") not in (FORMAT, _FORMAT_2):
+    if metadata.get("unhype.format") not in (FORMAT, _FORMAT_3, _FORMAT_2):
         raise HypernetFileError(
-            f"'{name}' has UnHype format {short(metadata.get('unhype.format'))}, this version reads {_FORMAT_2} and "
+            f"'{name}' has UnHype format {short(metadata.get('unhype.format'))}, this version reads {_FORMAT_2} to "
             f"{FORMAT}. Update the UnHype node pack, or train the file again if it is an old one."
         )
     try:
@@ -252,8 +254,8 @@ def _check_encoder(encoder: TextEncoder) -> None:
     has_regressor = bool(encoder.widths)
     if not 0 <= encoder.chunk <= _MAX_TOKENS or (has_regressor and not encoder.chunk):
         raise ValueError(f"the text encoder makes {encoder.chunk!r} tokens")
-    if not all(type(width) is int and 1 <= width <= _MAX_FEATURES for width in encoder.widths):
-        raise ValueError(f"the widths of the text encoder are {encoder.widths!r}")
+    if not all(type(n) is int and 1 <= n <= _MAX_FEATURES for n in (*encoder.widths, *encoder.token_widths)):
+        raise ValueError(f"the widths of the text encoder are {encoder.widths!r} and {encoder.token_widths!r}")
     if not has_regressor <= encoder.layers <= _MAX_LAYERS:
         raise ValueError(f"the regressor knows {encoder.layers!r} layers of the text encoder")
     if not has_regressor <= encoder.rank <= _MAX_TOKENS:

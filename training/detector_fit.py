@@ -24,6 +24,8 @@ _WIDTH = 0.01
 _WORDING_WEIGHT = 10.0
 
 _LEAST = 0.01
+# Half of the one percent of benign prompts that may be detected; the other half is the token detector's.
+_FALSE_ALARMS = 0.005
 # The threshold goes above the prompts to preserve, with a margin for half precision, as long as it stays below
 # this share of the weakest wording.
 _ABOVE, _HIGHEST = 1.01, 0.8
@@ -77,7 +79,7 @@ def fit_detector(
         w, b = widest_margin(own, sentence, benign)
         benign_scores, scores = (held_out @ w + b).amax(0), own @ w + b
         # A false alarm of any concept is one: each gets its share of them.
-        threshold = calibrate(benign_scores, scores, false_alarms=0.01 / len(wordings))
+        threshold = calibrate(benign_scores, scores, false_alarms=_FALSE_ALARMS / len(wordings))
         if preserved is not None:
             threshold = max(threshold, min(_ABOVE * (preserved @ w + b).max().item(), _HIGHEST * scores.min().item()))
         # Where wordings and benign prompts overlap it would be zero, which nothing can be scaled by.

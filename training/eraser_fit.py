@@ -1,6 +1,7 @@
 """From trained weights to an eraser: the detector, the compressed regressor and the record."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from itertools import chain
 
@@ -10,15 +11,19 @@ from torch import Tensor
 from ..hypernet.eraser import Eraser
 from ..hypernet.network import Hypernet
 from ..hypernet.record import Record, TrainingRun
+from ..hypernet.token_detector import TokenDetector
 from .detector_fit import fit_detector
 from .encode import Prompts
 from .loop import TrainingState
 from .plan import Plan
 from .prompts import Phrase, preserved_lines
 from .retention import Retention, delta_norms
+from .token_fit import fit_token_detector
 
 # An error of c in the detector decides, in the trunk it is only an error.
 _DETECTOR_COUNTS = 10.0
+
+log = logging.getLogger("unhype")
 
 
 def training_record(
@@ -62,30 +67,65 @@ def fit_eraser(
         parts = [[phrase.prompt for phrase in phrases if phrase.concept == n] for n in range(len(plan.concepts))]
         return [prompts.candidates(part)[:usual].flatten(0, 1) for part in parts]
 
-    preserved = [*chain(*retain.preserved.values())]
+    preserved = [*chain(*retain.preserved.values(), plan.written.parts)]
     detector = fit_detector(
         of_concepts(plan.phrases),
         of_concepts(plan.sentences),
-        prompts.candidates(retain.train).flatten(0, 1),
-        prompts.candidates(retain.held_out),
+        prompts.candidates([*retain.train, *plan.written.parts]).flatten(0, 1),
+        prompts.candidates([*retain.held_out, *plan.written.held_out]),
         prompts.candidates(preserved).flatten(0, 1) if preserved else None,
         report,
     )
     detector = detector.half().float()
+    token_detector = _token_detector(plan, prompts, preserved, report)
     trunk = hypernet.trunk.weight[:, : hypernet.config.embedding_width]
     prompts = prompts.compressed(torch.cat([_DETECTOR_COUNTS * detector.weight, trunk]))
 
     def detected(texts: tuple[str, ...]) -> Tensor:
-        # A prompt stays exact only if every candidate is below the threshold.
-        return (torch.stack([detector(c) for c in prompts.candidates(texts)]) >= 1).any(0)
+        # A prompt stays exact only if every candidate is below the threshold, and every token.
+        found = (torch.stack([detector(c) for c in prompts.candidates(texts)]) >= 1).any(0)
+        if token_detector is None:
+            return found
+        named = [bool((token_detector(prompts.states[text].float()) >= 1).any()) for text in texts]
+        return found | torch.tensor(named)
 
     training = replace(
         training,
         held_out_unchanged=round(1 - detected(retain.held_out).float().mean().item(), 4),
         preserve_detected=[line for line, texts in retain.preserved.items() if bool(detected(texts).any())],
     )
-    record = Record(plan.family.key, plan.concepts, plan.base, training, prompts.text_encoder, plan.family.embedding)
-    return Eraser(hypernet, record, name, detector, prompts.regressor, _concept_embeddings(plan, prompts))
+    encoder = prompts.text_encoder
+    if token_detector is not None:
+        encoder = replace(encoder, token_widths=list(token_detector.widths))
+    record = Record(plan.family.key, plan.concepts, plan.base, training, encoder, plan.family.embedding)
+    embeddings = _concept_embeddings(plan, prompts)
+    return Eraser(hypernet, record, name, detector, prompts.regressor, embeddings, token_detector)
+
+
+def _token_detector(
+    plan: Plan, prompts: Prompts, preserved: list[str], report: Callable[[int, int], None]
+) -> TokenDetector | None:
+    """The token detector in a file's precision, None where the tokens of a name can't be told."""
+    retain, written = plan.retain, plan.written
+
+    def states_of(texts: Iterable[str]) -> list[Tensor]:
+        return [prompts.states[text].float() for text in texts]
+
+    names = []
+    for n, texts in enumerate(written.named):
+        wordings = [phrase.prompt for phrase in plan.phrases if phrase.concept == n]
+        names.append(torch.cat(states_of([*wordings, *texts])))
+    if not all(len(states) for states in names):
+        log.warning(
+            "UnHype: this text encoder doesn't tell which tokens a word becomes, so the detector judges prompts as a "
+            "whole only. In long prompts it may miss a concept."
+        )
+        return None
+    benign = torch.cat(states_of([*retain.train, *written.benign, *written.parts]))
+    held_out = states_of([*retain.held_out, *written.held_out])
+    return fit_token_detector(
+        names, benign, held_out, states_of(preserved), prompts.widths, report
+    ).half().float()
 
 
 def _concept_embeddings(plan: Plan, prompts: Prompts) -> Tensor:

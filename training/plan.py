@@ -18,9 +18,10 @@ from ..hypernet.targets import TargetLayer, recognise, target_layers
 from .loop import TrainingError
 from .prompts import Phrase, RetainSplit, parse_concepts, phrasings, retain_split, sentences
 from .settings import Settings
+from .written import Written, make_written
 
 # Part of every recipe: what else than settings and prompts decides a run. A new one makes old files train anew.
-_REVISION = "widest margin"
+_REVISION = "tokens"
 
 log = logging.getLogger("unhype")
 
@@ -61,6 +62,7 @@ class Plan:
     phrases: list[Phrase]
     sentences: list[Phrase]
     retain: RetainSplit
+    written: Written
     recipe: str
     base: BaseModel
     family: Family
@@ -71,6 +73,14 @@ class Plan:
     def retained_example(self) -> str:
         """The retained prompt that previews show beside an erased one."""
         return self.retain.held_out[0]
+
+    @property
+    def judged(self) -> dict[str, str]:
+        """The texts that the token detector is fitted on, each with the concept that it names, "" for none."""
+        benign = [*self.retain.train, *self.retain.held_out]
+        benign += [*self.written.benign, *self.written.held_out, *self.written.parts]
+        names = {text: self.concepts[n][0] for n, texts in enumerate(self.written.named) for text in texts}
+        return dict.fromkeys(benign, "") | {p.prompt: self.concepts[p.concept][0] for p in self.phrases} | names
 
     @property
     def checkpoint(self) -> Path:
@@ -105,7 +115,8 @@ def make_plan(model: Any, request: Request) -> Plan:
     base = base_model_of(model, layers)
     recipe = settings.recipe(_REVISION, concepts, retain.train, asdict(base), [layer.name for layer in layers], origin)
     phrases = phrasings(concepts, settings.kind)
-    return Plan(request, concepts, phrases, with_others, retain, recipe, base, family, layers, start)
+    written = make_written(concepts, settings.kind, retain)
+    return Plan(request, concepts, phrases, with_others, retain, written, recipe, base, family, layers, start)
 
 
 def _network_of(eraser: Eraser, family: Family, layers: tuple[TargetLayer, ...]) -> Hypernet:

@@ -223,7 +223,7 @@ def phrasings(concepts: Sequence[tuple[str, str]], kind: str) -> list[Phrase]:
     ]
 
 
-def _shuffled(items: Iterable[Any], salt: str) -> list[Any]:
+def shuffled(items: Iterable[Any], salt: str) -> list[Any]:
     """The items in an order that looks random and depends on the words alone."""
     return sorted(items, key=lambda item: hashlib.sha256(f"{salt} {item}".encode()).digest())
 
@@ -237,7 +237,7 @@ def sentences(concepts: Sequence[tuple[str, str]], kind: str, distractors: Seque
     each = max(4, count // len(concepts))
     found = []
     for index, (concept, mapping) in enumerate(concepts):
-        chosen = _shuffled(itertools.product(WITH_OTHERS[kind], distractors), concept)[:each]
+        chosen = shuffled(itertools.product(WITH_OTHERS[kind], distractors), concept)[:each]
         names = [with_article(name) if name and kind == "object" else name for name in (concept, mapping)]
         for template, distractor in chosen:
             beside = with_article(distractor)
@@ -249,7 +249,7 @@ def sentences(concepts: Sequence[tuple[str, str]], kind: str, distractors: Seque
 @lru_cache(maxsize=4)  # plan and report page ask for the same ones; hashing 100,000 pairs takes a second
 def object_pairs(distractors: tuple[str, ...], count: int) -> tuple[str, ...]:
     """`count` benign prompts that are built as `sentences` are, of two distractors each."""
-    pairs = _shuffled(itertools.permutations(distractors, 2), "company")[:count]
+    pairs = shuffled(itertools.permutations(distractors, 2), "company")[:count]
     templates = WITH_OTHERS["object"]
     return tuple(
         templates[n % len(templates)].replace("{c}", with_article(one)).replace("{o}", with_article(other))
@@ -257,11 +257,13 @@ def object_pairs(distractors: tuple[str, ...], count: int) -> tuple[str, ...]:
     )
 
 
-def _mentions(prompt: str, names: Collection[str]) -> bool:
+def mentions(prompt: str, names: Collection[str]) -> bool:
+    """Whether a prompt holds one of the names, or its plural, as whole words."""
     return any(re.search(rf"\b{re.escape(name)}(s|es)?\b", prompt, re.IGNORECASE) for name in names)
 
 
-def _is_held_out(group: str) -> bool:
+def is_held_out(group: str) -> bool:
+    """Whether a group of prompts, or a phrase, is kept for calibration."""
     return hashlib.sha256(group.encode()).digest()[0] % HELD_OUT_SHARE == 0
 
 
@@ -281,17 +283,17 @@ def retain_split(
     # Thousands of names against hundreds of prompts: most names are nowhere in them.
     everything = "\n".join(prompt for _, prompt in groups).casefold()
     names = [concept for concept, _ in concepts if concept.casefold() in everything]
-    kept = [(group, prompt) for group, prompt in groups if not _mentions(prompt, names)]
-    train = [prompt for group, prompt in kept if not _is_held_out(group)]
-    held_out = [prompt for group, prompt in kept if _is_held_out(group)]
+    kept = [(group, prompt) for group, prompt in groups if not mentions(prompt, names)]
+    train = [prompt for group, prompt in kept if not is_held_out(group)]
+    held_out = [prompt for group, prompt in kept if is_held_out(group)]
     own: dict[str, tuple[str, ...]] = {}
     for line in preserved_lines(preserve):
         if line.lower() in erased:
             raise PromptError(f"'{line}' is both in the list to erase and in the list to preserve.")
         concept = len(line.split()) <= 3
         own[line] = tuple(fill(template, line) for template in TEMPLATES[kind][:8]) if concept else (line,)
-    names_of_others = {group for group, _ in kept if len(group.split()) <= 2 and not _mentions(group, names)}
-    unseen = tuple(sorted(group for group in names_of_others if _is_held_out(group)))
+    names_of_others = {group for group, _ in kept if len(group.split()) <= 2 and not mentions(group, names)}
+    unseen = tuple(sorted(group for group in names_of_others if is_held_out(group)))
     distractors = tuple(sorted(names_of_others.difference(unseen)))
     train = dict.fromkeys([*train, *itertools.chain(*own.values()), *object_pairs(distractors, _BENIGN_PAIRS)])
     held_out = dict.fromkeys([*held_out, *object_pairs(unseen, _BENIGN_PAIRS // 2)])

@@ -112,8 +112,9 @@ def _encode_all(clip: Any, plan: Plan, report: Report) -> Prompts:
     phrases = [*plan.phrases, *plan.sentences]
     wordings = [phrase.prompt for phrase in phrases]
     drawn = ["", plan.retained_example, *wordings, *(phrase.mapping for phrase in phrases)]
-    train = [*plan.retain.train, *wordings]
-    return encode_prompts(clip, drawn, train, plan.retain.held_out, plan.family, partial(report, "encoding prompts"))
+    train = [*plan.retain.train, *plan.written.benign, *wordings]
+    on_progress = partial(report, "encoding prompts")
+    return encode_prompts(clip, drawn, train, plan.retain.held_out, plan.judged, plan.family, on_progress)
 
 
 def _new_hypernet(plan: Plan, width: int, generator: Generator) -> Hypernet:
@@ -151,7 +152,8 @@ def _task(clip: Any, plan: Plan, frozen: FrozenModel, prompts: Prompts, report: 
 
 
 def _retention(plan: Plan, prompts: Prompts, device: torch.device) -> Retention:
-    texts = plan.retain.train, plan.retain.held_out, [phrase.prompt for phrase in plan.phrases]
+    retained = [*plan.retain.train, *plan.written.parts]
+    texts = retained, plan.retain.held_out, [phrase.prompt for phrase in plan.phrases]
     return Retention(*(prompts.candidates(part).flatten(0, 1).to(device) for part in texts))
 
 

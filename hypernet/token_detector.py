@@ -1,0 +1,52 @@
+"""The token detector: linear scores on the token states that the network reads, the highest token counts.
+
+The pooled embedding c averages a prompt, and among many words one name no longer moves it enough. The states of
+the name's own tokens hardly change. So every concept has a score on token states beside that on c:
+
+    g_k(X) = max_t ( v_k x_t / rms(x_t) ) + a_k
+
+Where text encoders lie side by side in each token (SDXL), each has its own v_k and a_k, and the higher score counts.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+
+class TokenDetector(Module):
+    """g_k, one score for each concept k, scaled so that the threshold of each is 1.
+
+    widths: of the states of each text encoder, their sum is `in`. weight: (concepts, in), bias: (encoders,
+    concepts), fp32; the concepts are those of the file's record.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, widths: tuple[int, ...], weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.widths = widths
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    def fits(self, tokens: Tensor) -> bool:
+        """Whether token states (n, in) are of the encoders that the detector was fitted on."""
+        return tokens.shape[-1] == sum(self.widths)
+
+    def token_scores(self, tokens: Tensor) -> Tensor:
+        """The score of every token for every concept: (n, in) to (n, concepts); states of zeros score -inf."""
+        weights = self.weight.split(self.widths, -1)
+        scores = [
+            (unit_states(own) @ weight.T + bias).masked_fill(~own.any(-1, keepdim=True), -torch.inf)
+            for own, weight, bias in zip(tokens.to(self.weight).split(self.widths, -1), weights, self.bias, strict=True)
+        ]
+        return torch.stack(scores).amax(0)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """g_k of token states (n, in), (concepts,); 1 and above is detected."""
+        return self.token_scores(tokens).amax(0)
+
+
+def unit_states(states: Tensor) -> Tensor:
+    """States (..., width) scaled to a mean square of one, so that token weights don't change them; zeros stay zeros."""
+    return states / states.square().mean(-1, keepdim=True).clamp_min(1e-12).sqrt()

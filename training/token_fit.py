@@ -1,0 +1,122 @@
+"""Fitting the token detector: for each concept a linear score on token states.
+
+As in `detector_fit`, a support vector machine with squared hinges: the name's tokens, in short and in long
+prompts, score at least 1 and all tokens of benign prompts at most 0. The states are whitened first with the
+covariance C of the benign ones, T T' = (C + rho I)^-1, which folds into the weights: directions in which benign tokens
+differ a lot say little about a concept. Of the benign tokens, which are some 100,000, each fit takes those with the
+highest scores and a sample of the rest, twice over.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..hypernet.detector import calibrate
+from ..hypernet.token_detector import TokenDetector, unit_states
+
+# rho as a share of the states' mean variance, and lambda.
+_WHITENING, _WIDTH = 0.1, 0.01
+_ROUNDS, _HARDEST, _SAMPLED, _ITERATIONS = 2, 1000, 500, 100
+# Of the names' tokens this share may score below the weakest that counts: in some prompts the end is cut off.
+_WEAKEST = 0.02
+_LEAST, _ABOVE, _HIGHEST = 0.01, 1.01, 0.8
+
+
+def whitening(states: Tensor) -> Tensor:
+    """T (d, d) with T T' = (C + rho I)^-1 for states (n, d) of covariance C, fp32, computed in fp64."""
+    covariance = torch.cov(states.T).double()
+    covariance.diagonal().add_(_WHITENING * covariance.diagonal().mean())
+    lower = torch.linalg.cholesky(covariance)
+    return torch.linalg.solve_triangular(lower, torch.eye(len(lower), dtype=lower.dtype), upper=False).T.float()
+
+
+def hinge_fit(names: Tensor, benign: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
+    """w (d,) and b that minimise, with f(x) = w (x - m) / r + b,
+
+        mean_i max(0, 1 - f(x_i))^2 + mean_j max(0, f(x_j))^2 + lambda |w|^2
+
+    over the tokens of the name (n, d) and benign tokens (k, d); m the `center` (d,), r the benign mean distance
+    from it. Returned so that the score is w x + b.
+    """
+    scale = (benign - center).square().sum(1).mean().sqrt()
+    positive, negative = (names - center) / scale, (benign - center) / scale
+    w, b = center.new_zeros(center.shape, requires_grad=True), center.new_zeros(1, requires_grad=True)
+    solver = torch.optim.LBFGS([w, b], max_iter=_ITERATIONS, tolerance_grad=1e-7, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        solver.zero_grad()
+        missed = torch.relu(1 - (positive @ w + b)).square().mean()
+        alarms = torch.relu(negative @ w + b).square().mean()
+        total = missed + alarms + _WIDTH * w.square().sum()
+        total.backward()
+        return total
+
+    solver.step(loss)
+    w = w.detach() / scale
+    return w, (b.detach() - w @ center).squeeze()
+
+
+def fit_token_detector(
+    names: Sequence[Tensor],
+    benign: Tensor,
+    held_out: Sequence[Tensor],
+    preserved: Sequence[Tensor],
+    widths: tuple[int, ...],
+    report: Callable[[int, int], None] = lambda *_: None,
+    false_alarms: float = 0.005,
+) -> TokenDetector:
+    """Fit a `TokenDetector` and calibrate each concept's threshold on prompts that are not in the fit.
+
+    names: for each concept the states of its name's tokens, (n, in); benign: (k, in), all tokens of benign
+    prompts; held_out: for each held-out prompt its states, of which the highest score counts; preserved: the same
+    for prompts that stay below the threshold unless a concept can't be separated from them; widths: of the text
+    encoders whose states lie side by side. false_alarms: share of the held-out prompts that may be detected, for
+    all concepts and encoders together. report(done, total) may raise to interrupt.
+    """
+    weights, biases, first, steps = [], [], 0, _ROUNDS * len(names)
+    lengths = [len(states) for states in (*held_out, *preserved)]
+    others = torch.cat([*held_out, *preserved])
+    for number, width in enumerate(widths):
+        part = slice(first, first + width)
+        rows, constants = _fit_encoder(
+            [unit_states(states[:, part].float()) for states in names],
+            unit_states(benign[:, part].float()),
+            lambda done, number=number: report(number * steps + done, len(widths) * steps),
+        )
+        scores = unit_states(others[:, part].float()) @ rows.T + constants
+        highest = torch.stack([prompt.amax(0) for prompt in scores.split(lengths)])
+        for k, states in enumerate(names):
+            own = unit_states(states[:, part].float()) @ rows[k] + constants[k]
+            weakest = torch.quantile(own, _WEAKEST).view(1)
+            share = false_alarms / len(names) / len(widths)
+            threshold = calibrate(highest[: len(held_out), k], weakest, share)
+            if preserved:
+                above = _ABOVE * highest[len(held_out) :, k].max().item()
+                threshold = max(threshold, min(above, _HIGHEST * weakest.item()))
+            threshold = max(threshold, _LEAST)
+            rows[k], constants[k] = rows[k] / threshold, constants[k] / threshold
+        weights.append(rows)
+        biases.append(constants)
+        first += width
+    return TokenDetector(widths, torch.cat(weights, 1), torch.stack(biases))
+
+
+def _fit_encoder(names: Sequence[Tensor], benign: Tensor, report: Callable[[int], None]) -> tuple[Tensor, Tensor]:
+    """Rows (concepts, width) and constants (concepts,) of one encoder, not yet scaled to their thresholds."""
+    root = whitening(benign)
+    benign = benign @ root
+    names = [states @ root for states in names]
+    center = benign.mean(0)
+    rows = torch.stack([states.mean(0) - center for states in names])
+    constants = torch.zeros(len(names))
+    generator = torch.Generator().manual_seed(0)
+    for number in range(_ROUNDS):
+        scores = benign @ rows.T
+        for k, states in enumerate(names):
+            report(number * len(names) + k)
+            hardest = scores[:, k].topk(min(_HARDEST, len(benign))).indices
+            sampled = torch.randint(len(benign), (_SAMPLED,), generator=generator)
+            chosen = torch.cat([hardest, sampled]).unique()
+            rows[k], constants[k] = hinge_fit(states, benign[chosen], center)
+    return rows @ root.T, constants
