@@ -79,6 +79,20 @@ def _detector(parser: ArgumentParser) -> None:
     parser.add_argument("--publish", action="store_true", help="put the table into benchmarks/README.md")
 
 
+def _prompts(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--family",
+        choices=tuple(dict.fromkeys((*FAMILIES, "clip"))),
+        default="sd15",
+        help="which of the lab's models, and so which text encoder; clip: on texts alone (default: %(default)s)",
+    )
+    parser.add_argument("--quick", action="store_true", help="detection alone, on fewer prompts; lists what was wrong")
+    parser.add_argument("--concepts", type=int, nargs="+", help="how many are erased (default: 1, 10 and 100)")
+    parser.add_argument("--drawn", type=int, nargs="*", default=(1, 10), help="of these in pictures, too (1 and 10)")
+    _json(parser)
+    parser.add_argument("--publish", action="store_true", help="put the tables into benchmarks/README.md and results")
+
+
 def _pictures(parser: ArgumentParser) -> None:
     parser.add_argument("--folder", required=True, help="where the emoji packages and pictures are kept")
 
@@ -153,6 +167,7 @@ COMMANDS = {
     "bench erasure": Command("How well it erases, beside other methods.", _erasure, ("benchmarks.erasure",)),
     "bench bypass": Command("Every way a prompt reaches the sampler.", _bypass, ("benchmarks.bypass",)),
     "bench detector": Command("Candidates for the detector, on texts alone.", _detector, ("benchmarks.detector",)),
+    "bench prompts": Command("Prompts as people write them.", _prompts, ("benchmarks.prompts",)),
     "lab base": Command("Train the lab's small SD 1.x model.", _lab_base, ("benchmarks.lab", "base")),
     "lab flux": Command("Train the lab's small Flux.", _lab_flux, ("benchmarks.lab", "flux")),
     "lab judge": Command("Train the judges.", _lab_judge, ("benchmarks.lab", "judge")),

@@ -124,12 +124,17 @@ def concepts_of(names):
     return tuple((name, protocol.MAPPING) for name in names)
 
 
+def steps_for(count):
+    """The steps in which ours is trained to erase that many concepts."""
+    return _STEPS_FOR_MANY if count > _MANY else SETTINGS.steps
+
+
 def erase(bench, method, names, seed):
     """Train a method on these names."""
     concepts = concepts_of(names)
     steps = _DIFFUSION_STEPS if method in _SLOW else SETTINGS.steps
-    if method == "ours" and len(names) > _MANY:
-        steps = _STEPS_FOR_MANY
+    if method == "ours":
+        steps = steps_for(len(names))
     lab = bench.lab if method.startswith("ours") else bench.plain_lab
     settings = replace(SETTINGS, seed=seed, steps=steps)
     with memory.peak() as taken:

@@ -57,3 +57,12 @@ def auc(positive, negative):
     positive, negative = torch.as_tensor(positive), torch.as_tensor(negative)
     difference = positive.unsqueeze(1) - negative.unsqueeze(0)
     return ((difference > 0).float() + 0.5 * (difference == 0).float()).mean().item()
+
+
+def wilson(hits, total, z=1.96):
+    """The 95% interval of a share by Wilson's score, (low, high); (0, 1) of nothing."""
+    if not total:
+        return 0.0, 1.0
+    share, spread = hits / total, z * z / total
+    half = z * ((share * (1 - share) + spread / 4) / total) ** 0.5
+    return max((share + spread / 2 - half) / (1 + spread), 0.0), min((share + spread / 2 + half) / (1 + spread), 1.0)

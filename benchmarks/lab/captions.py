@@ -126,8 +126,8 @@ class Captions:
         """A caption of this kind about these names, in the order of the template's places."""
         objects = [with_article(name) for name in names]
         if kind in ("two", "three"):
-            template = self._phrase(kind)
-            text = self._filled(template.text, objects)
+            template = self.phrase(kind)
+            text = self.filled(template.text, objects)
             if self._chance(0.5):
                 text = ", ".join([text, *self.tags(1 + self._below(6))])
             return Caption(text, tuple(names), template.places, kind)
@@ -142,7 +142,7 @@ class Captions:
 
     def templated(self, kind: str, words: Sequence[str]) -> str:
         """Any words in a template of kind single, two or three."""
-        return self._filled(self._phrase(kind).text, [with_article(word) for word in words])
+        return self.filled(self.phrase(kind).text, [with_article(word) for word in words])
 
     def _below(self, limit: int) -> int:
         return int(torch.randint(limit, (1,), generator=self.generator))
@@ -154,11 +154,12 @@ class Captions:
         """An index, drawn by weight."""
         return int(torch.multinomial(torch.as_tensor(weights), 1, generator=self.generator))
 
-    def _phrase(self, kind: str) -> Phrase:
+    def phrase(self, kind: str) -> Phrase:
+        """A phrase of this kind, drawn by weight."""
         group = self.phrases[kind]
         return group[self.index([one.weight for one in group])]
 
-    def _filled(self, template: str, objects: Sequence[str] = ()) -> str:
+    def filled(self, template: str, objects: Sequence[str] = ()) -> str:
         """A template with one of each choice, then with the objects."""
         text = _CHOICE.sub(lambda choice: self._one(choice[1].split("|")), template).format(*objects)
         return text[0].upper() + text[1:] if text.endswith(".") else text
@@ -171,7 +172,7 @@ class Captions:
         found: dict[str, None] = {}
         for _ in range(count):
             kind = list(_TAGS)[self.index(list(_TAGS.values()))]
-            text = self._phrase(kind).text
+            text = self.phrase(kind).text
             if kind == "artist":
                 text = self._one(("by {}", "art by {}", "in the style of {}", "style of {}", "{}")).format(text)
             found[text] = None
@@ -184,7 +185,7 @@ class Captions:
 
     def _tagged(self, subject: str, most: int) -> list[str]:
         if self._chance(0.4):
-            subject = self._filled(self._phrase("single").text, [subject])
+            subject = self.filled(self.phrase("single").text, [subject])
         return self._placed(subject, self.tags(1 + self._below(most)))
 
     def _tag_list(self, subject: str) -> str:
@@ -195,7 +196,7 @@ class Captions:
         group = self.phrases["booru"]
         chosen = torch.randperm(len(group), generator=self.generator)[: 2 + self._below(9)].tolist()
         parts = self._placed(subject, [group[index].text for index in chosen])
-        return ", ".join([self._phrase("score").text, *parts] if self._chance(0.6) else parts)
+        return ", ".join([self.phrase("score").text, *parts] if self._chance(0.6) else parts)
 
     def _weighted(self, subject: str) -> str:
         """Some of the words in brackets, with or without a weight, as in SD web interfaces."""
@@ -213,12 +214,12 @@ class Captions:
         """Sentences of which one names the object, until a length drawn from 20 to 125 words is reached."""
         length = 20 + self._below(106)
         before: list[str] = []
-        after = [self._filled(self._phrase("object").text, [subject])]
+        after = [self.filled(self.phrase("object").text, [subject])]
         if self._chance(0.6):
-            after.append(self._filled(self._phrase("about").text))
+            after.append(self.filled(self.phrase("about").text))
         group = self.phrases["place"]
         for index in torch.randperm(len(group), generator=self.generator).tolist():
             if len(" ".join(before + after).split()) >= length:
                 break
-            (before if self._chance(0.5) else after).append(self._filled(group[index].text))
+            (before if self._chance(0.5) else after).append(self.filled(group[index].text))
         return " ".join(before + after)
