@@ -3,6 +3,7 @@
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from unhype.hypernet.patch import apply_erasure
 from unhype.training.plan import Request
 from unhype.training.prompts import phrasings, sentences
 from unhype.training.run import train_erasure
+from unhype.training.written import make_written
 
 from .baselines.erased_model import ErasedModel, unchanged
 from .baselines.states import token_ids
@@ -102,7 +104,9 @@ def erase(lab, concepts, retain, seed, settings):
     phrases = [*phrasings(concepts, settings.kind)]
     phrases += sentences(concepts, settings.kind, retain.distractors, settings.sentences)
     texts = dict.fromkeys(["", *(text for phrase in phrases for text in (phrase.prompt, phrase.mapping))])
-    texts = [*texts, *(text for text in (*retain.train, *retain.held_out) if text not in texts)]
+    written = make_written(concepts, settings.kind, retain)
+    judged = [*chain(*written.named), *written.benign, *written.held_out, *written.parts]
+    texts = list(dict.fromkeys([*texts, *retain.train, *retain.held_out, *judged]))
     skipping = lab.clip.clone()
     skipping.clip_layer(-2)
     for clip in (lab.clip, skipping):

@@ -16,7 +16,7 @@ from ..hypernet.detector import calibrate
 from ..hypernet.token_detector import TokenDetector, unit_states
 
 # rho as a share of the states' mean variance, and lambda.
-_WHITENING, _WIDTH = 0.1, 0.01
+_WHITENING, _WIDTH = 0.1, 0.001
 _ROUNDS, _HARDEST, _SAMPLED, _ITERATIONS = 2, 1000, 500, 100
 # Of the names' tokens this share may score below the weakest that counts: in some prompts the end is cut off.
 _WEAKEST = 0.02
