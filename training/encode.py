@@ -1,6 +1,6 @@
 """The prompts of a run, encoded: token states for the tasks, and the embeddings that may drive H."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,9 @@ from .regressor_fit import compressed, fit_regressor
 # Language models process a prompt of any length at once: no prompt has more tokens than this.
 _WHOLE_PROMPT = 65_536
 _BETWEEN_REPORTS = 16
+
+
+OnProgress = Callable[[int, int], None]
 
 
 class MissingEmbeddingError(ValueError):
@@ -48,6 +51,23 @@ def encode(clip: Any, text: str, source: str = POOLED) -> EncodedPrompt:
     return EncodedPrompt(text, c.clone(), [[states.clone(), entry]])
 
 
+def one_by_one(
+    versions: Sequence[Any], texts: Sequence[str], source: str, on_progress: OnProgress
+) -> Iterator[tuple[EncodedPrompt, ...]]:
+    """Encode texts: for each of them, in their order, its prompt in each version of a CLIP.
+
+    source: as in `encode`. on_progress(texts done, texts) may raise to interrupt.
+    """
+    for done, text in enumerate(texts):
+        if done % _BETWEEN_REPORTS == 0:
+            on_progress(done, len(texts))
+        yield tuple(encode(version, text, source) for version in versions)
+
+
+# How texts are encoded, see `one_by_one`.
+Encoding = Callable[[Sequence[Any], Sequence[str], str, OnProgress], Iterator[tuple[EncodedPrompt, ...]]]
+
+
 def skipping_last_layer(clip: Any) -> Any:
     """A clone of a CLIP that gives the token states of its last layer but one, or None if those are the same.
 
@@ -55,6 +75,8 @@ def skipping_last_layer(clip: Any) -> Any:
     """
     skipping = clip.clone()
     skipping.clip_layer(-2)
+    if hasattr(clip, "patcher"):
+        skipping.patcher = clip.patcher  # with one of its own ComfyUI loads the encoder anew whenever they take turns
     usual, other = (encode(version, "").conditioning[0][0] for version in (clip, skipping))
     return None if torch.equal(usual, other) else skipping
 
@@ -111,32 +133,29 @@ def encode_prompts(
     train: Sequence[str],
     held_out: Sequence[str],
     family: Family,
-    on_progress: Callable[[int, int], None],
+    on_progress: OnProgress,
+    encoding: Encoding = one_by_one,
 ) -> Prompts:
     """Encode every text once and fit the regressor.
 
     drawn: texts whose token states the tasks need; train, held_out: those that the regressor is fitted and
     measured on. on_progress(done, total) may raise to interrupt. Families whose c comes from the tokens need no
-    regressor.
+    regressor. encoding: `one_by_one`, or `encode_batch.in_batches`.
     """
     texts = list(dict.fromkeys([*drawn, *train, *held_out]))
     source, whole = family.embedding, set(drawn)
     skipping = skipping_last_layer(clip) if source == POOLED else None
-    # One version of the encoder after the other: ComfyUI loads it anew whenever they take turns.
     versions = [clip] if skipping is None else [clip, skipping]
     encoded: dict[str, EncodedPrompt] = {}
     features: list[dict[str, Tensor]] = [{} for _ in versions]
     with torch.no_grad():
         _, chunk, width = encode(clip, "", source).conditioning[0][0].shape
         widths = family.encoders if sum(family.encoders) == width else (width,)
-        for number, (version, layer) in enumerate(zip(versions, features, strict=True)):
-            for done, text in enumerate(texts):
-                prompt = encode(version, text, source)
+        for prompts in encoding(versions, texts, source, on_progress):
+            text = prompts[0].text
+            encoded[text] = prompts[0] if text in whole else replace(prompts[0], conditioning=[])
+            for layer, prompt in zip(features, prompts, strict=True):
                 layer[text] = chunk_features(prompt.conditioning[0][0][0, :chunk].float().cpu(), widths)
-                if number == 0:
-                    encoded[text] = prompt if text in whole else replace(prompt, conditioning=[])
-                if done % _BETWEEN_REPORTS == 0:
-                    on_progress(number * len(texts) + done, len(versions) * len(texts))
         if source != POOLED:
             return Prompts(encoded, [], _WHOLE_PROMPT, None, 0.0)
         c = [torch.stack([encoded[text].c for text in part]) for part in (train, held_out)]
