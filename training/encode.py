@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from ..hypernet.embedding import Conditioning, driving_embeddings, entries_of
 from ..hypernet.families import POOLED, Family
 from ..hypernet.record import TextEncoder
 from ..hypernet.regressor import PooledRegressor, chunk_features
+from .encoder_fingerprint import fingerprint, prompt_key
+from .encoding_cache import EncodingCache, packed, unpacked
 from .regressor_fit import compressed, fit_regressor
 
 # Language models process a prompt of any length at once: no prompt has more tokens than this.
@@ -135,30 +138,78 @@ def encode_prompts(
     family: Family,
     on_progress: OnProgress,
     encoding: Encoding = one_by_one,
+    folder: Path | None = None,
 ) -> Prompts:
     """Encode every text once and fit the regressor.
 
     drawn: texts whose token states the tasks need; train, held_out: those that the regressor is fitted and
     measured on. on_progress(done, total) may raise to interrupt. Families whose c comes from the tokens need no
-    regressor. encoding: `one_by_one`, or `encode_batch.in_batches`.
+    regressor. encoding: `one_by_one`, or `encode_batch.in_batches`. folder: where encodings are kept from run to run.
     """
     texts = list(dict.fromkeys([*drawn, *train, *held_out]))
     source, whole = family.embedding, set(drawn)
     skipping = skipping_last_layer(clip) if source == POOLED else None
     versions = [clip] if skipping is None else [clip, skipping]
-    encoded: dict[str, EncodedPrompt] = {}
-    features: list[dict[str, Tensor]] = [{} for _ in versions]
     with torch.no_grad():
-        _, chunk, width = encode(clip, "", source).conditioning[0][0].shape
+        probes = [encode(version, "", source) for version in versions]
+        _, chunk, width = probes[0].conditioning[0][0].shape
         widths = family.encoders if sum(family.encoders) == width else (width,)
-        for prompts in encoding(versions, texts, source, on_progress):
-            text = prompts[0].text
-            encoded[text] = prompts[0] if text in whole else replace(prompts[0], conditioning=[])
-            for layer, prompt in zip(features, prompts, strict=True):
-                layer[text] = chunk_features(prompt.conditioning[0][0][0, :chunk].float().cpu(), widths)
+        parts = [source, chunk, widths, *(tensor for probe in probes for tensor in (probe.c, probe.conditioning[0][0]))]
+        kept = _Kept(clip, texts, whole, folder, parts)
+        found = kept.found
+        missing, before = [text for text in texts if text not in found], len(found)
+
+        def report(done: int, total: int) -> None:
+            on_progress(before + done, before + total)
+
+        try:
+            for prompts in encoding(versions, missing, source, report):
+                text = prompts[0].text
+                states = [prompt.conditioning[0][0][0, :chunk].float().cpu() for prompt in prompts]
+                layers = torch.stack([chunk_features(part, widths) for part in states])
+                found[text] = prompts[0] if text in whole else replace(prompts[0], conditioning=[]), layers
+                kept.add(*found[text])
+        finally:
+            kept.flush()
+        encoded = {text: found[text][0] for text in texts}
+        features = [{text: found[text][1][n] for text in texts} for n in range(len(versions))]
         if source != POOLED:
             return Prompts(encoded, [], _WHOLE_PROMPT, None, 0.0)
         c = [torch.stack([encoded[text].c for text in part]) for part in (train, held_out)]
         seen = [[torch.stack([layer[text] for text in part]) for part in (train, held_out)] for layer in features]
         regressor, known, r2 = fit_regressor(seen, c, widths)
     return Prompts(encoded, [features[layer] for layer in known], chunk, regressor, r2)
+
+
+class _Kept:
+    """What is kept of the prompts of a run from earlier ones, and for later ones.
+
+    found: text to its prompt and its features (layers, F). parts: see `encoder_fingerprint.fingerprint`.
+    """
+
+    def __init__(self, clip: Any, texts: Iterable[str], whole: set[str], folder: Path | None, parts: list[Any]) -> None:
+        self.found: dict[str, tuple[EncodedPrompt, Tensor]] = {}
+        encoder = None if folder is None else fingerprint(clip, parts)
+        self.cache = None if folder is None or encoder is None else EncodingCache(folder, encoder)
+        if self.cache is None:
+            return
+        self.keys = {text: prompt_key(clip.tokenize(text)) for text in texts}
+        for names, some in (("c", "features", "states"), whole), (("c", "features"), self.keys.keys() - whole):
+            known = self.cache.read({key: names for text in some if (key := self.keys[text]) is not None})
+            for text in some:
+                if (key := self.keys[text]) in known:
+                    c, features, conditioning = unpacked(known[key])
+                    self.found[text] = EncodedPrompt(text, c, conditioning), features
+
+    def add(self, prompt: EncodedPrompt, features: Tensor) -> None:
+        """Keep a prompt, with its conditioning if it has one."""
+        if self.cache is None or (key := self.keys[prompt.text]) is None:
+            return
+        tensors = packed(prompt.c, features, prompt.conditioning or None)
+        if tensors is not None:
+            self.cache.add(key, tensors)
+
+    def flush(self) -> None:
+        """Write what was added."""
+        if self.cache is not None:
+            self.cache.flush()

@@ -114,8 +114,8 @@ def _encode_all(clip: Any, plan: Plan, report: Report) -> Prompts:
     wordings = [phrase.prompt for phrase in phrases]
     drawn = ["", plan.retained_example, *wordings, *(phrase.mapping for phrase in phrases)]
     train = [*plan.retain.train, *wordings]
-    on_progress = partial(report, "encoding prompts")
-    return encode_prompts(clip, drawn, train, plan.retain.held_out, plan.family, on_progress, in_batches)
+    parts, on_progress = (drawn, train, plan.retain.held_out), partial(report, "encoding prompts")
+    return encode_prompts(clip, *parts, plan.family, on_progress, in_batches, plan.request.encodings)
 
 
 def _new_hypernet(plan: Plan, width: int, generator: Generator) -> Hypernet:
