@@ -32,6 +32,8 @@ _WORTHWHILE = 32
 # Rows of one batch at most, and prompts whose rows are kept at once: enough that rows of like length are among them.
 _MOST_ROWS, _WINDOW, _WINDOW_BYTES = 64, 256, 2e9
 
+_ALONE = "UnHype: encoding prompts one by one, since this text encoder takes no batches: %s."
+
 log = logging.getLogger("unhype")
 
 
@@ -44,20 +46,23 @@ def in_batches(
     encoded one by one. on_progress is called between batches. Nothing stays on the host's objects, neither while the
     iterator waits nor when it ends.
     """
-    way = _tried(versions, texts, source) if len(texts) >= _WORTHWHILE else None
-    if way is None:
-        yield from one_by_one(versions, texts, source, on_progress)
-        return
-    rows = way.rows
-    for start in range(0, len(texts), way.window):
-        part = texts[start : start + way.window]
-        on_progress(start, len(texts))
-        rows.learn(_calls(versions, part, source), partial(_report, on_progress, start, rows.count, way, len(texts)))
+    total, done = len(texts), 0
+    way = _tried(versions, texts, source, partial(on_progress, 0, total)) if total >= _WORTHWHILE else None
+    while way is not None and done < total:
+        part = texts[done : done + way.window]
+        on_progress(done, total)
+        try:
+            way.rows.learn(_calls(versions, part, source), partial(_report, on_progress, done, way, total))
+        except UnknownRowError as error:
+            log.info(_ALONE, error)
+            break
         for text in part:
-            with rows.answering():
+            with way.rows.answering():
                 prompts = _encoded(versions, text, source)
             yield prompts
-        rows.forget()
+        way.rows.forget()
+        done += len(part)
+    yield from one_by_one(versions, texts[done:], source, lambda own, _: on_progress(done + own, total))
 
 
 class _Way(NamedTuple):
@@ -68,10 +73,9 @@ class _Way(NamedTuple):
     window: int
 
 
-def _report(on_progress: OnProgress, start: int, before: int, way: _Way, total: int, rows: int) -> None:
-    """Report prompts in the middle of a window, by the rows that are done."""
-    within = min(way.window - 1, int((rows - before) / way.each))
-    on_progress(min(total, start + within), total)
+def _report(on_progress: OnProgress, done: int, way: _Way, total: int, rows: int) -> None:
+    """Report prompts in the middle of a window, by its rows that are done."""
+    on_progress(min(total, done + min(way.window - 1, int(rows / way.each))), total)
 
 
 def _encoded(versions: Sequence[Any], text: str, source: str) -> tuple[EncodedPrompt, ...]:
@@ -82,26 +86,29 @@ def _calls(versions: Sequence[Any], texts: Sequence[str], source: str) -> list[C
     return [partial(encode, version, text, source) for text in texts for version in versions]
 
 
-def _tried(versions: Sequence[Any], texts: Sequence[str], source: str) -> _Way | None:
-    """The fastest way that gives the same for some of the texts, None for the host's own; the log says why."""
+def _tried(versions: Sequence[Any], texts: Sequence[str], source: str, on_progress: Callable[[], None]) -> _Way | None:
+    """The fastest way that gives the same for some of the texts, None for the host's own; the log says why.
+
+    on_progress: called all along, may raise.
+    """
     encoders = _inner_encoders(versions[0])
     if not encoders:
-        log.info("UnHype: encoding prompts one by one: batches of this text encoder are not known.")
+        log.info(_ALONE, "it has hooks, or isn't made like the others")
         return None
     timed, others = _some(texts)
     started = _clock()
-    expected = [_encoded(versions, text, source) for text in timed]
+    expected = list(one_by_one(versions, timed, source, lambda *_: on_progress()))
     fastest, chosen = _clock() - started, None
-    expected += [_encoded(versions, text, source) for text in others]
+    expected += one_by_one(versions, others, source, lambda *_: on_progress())
     # One row at a time gains as well: padding is left out, and two layers come from one pass.
     for most_rows in (1, _MOST_ROWS):
         rows, started = RowMemory(encoders, most_rows, _room()), _clock()
         try:
-            rows.learn(_calls(versions, timed, source), lambda _: None)
+            rows.learn(_calls(versions, timed, source), lambda _: on_progress())
             seconds = _clock() - started
-            rows.learn(_calls(versions, others, source), lambda _: None)
+            rows.learn(_calls(versions, others, source), lambda _: on_progress())
         except UnknownRowError as error:
-            log.info("UnHype: encoding prompts one by one: this text encoder takes no batches, %s.", error)
+            log.info(_ALONE, error)
             return None
         with rows.answering():
             found = [_encoded(versions, text, source) for text in timed + others]

@@ -51,7 +51,7 @@ class RowMemory:
         self.known: dict[tuple[_Slot, Any], Encoded] = {}
         self.waiting: dict[_Slot, dict[Any, Row]] = {}
         self.count = 0
-        self.on_rows: Callable[[int], None] = _nobody
+        self._on_rows: Callable[[int], None] = _nobody
         self._asked, self._ripe = False, False
 
     @property
@@ -68,10 +68,11 @@ class RowMemory:
     def learn(self, calls: Sequence[Callable[[], Any]], on_rows: Callable[[int], None]) -> None:
         """Encode all rows that `calls` ask for, each of them the host's own method for one prompt.
 
-        on_rows: called between batches with `count`, may raise. Raises `UnknownRowError` where a call doesn't ask
-        the inner encoders, or for something else than rows of text.
+        on_rows: called between batches with the rows that are done, may raise. Raises `UnknownRowError` where a call
+        doesn't ask the inner encoders, or for something else than rows of text.
         """
-        self.on_rows = on_rows
+        before = self.count
+        self._on_rows = lambda count: on_rows(count - before)
         for _ in range(_MOST_ROUNDS):
             calls = [call for call in calls if not self._answered(call)]
             if not calls:
@@ -112,11 +113,12 @@ class RowMemory:
             if not (self._ripe and unknown.keys() <= waiting.keys()):
                 waiting.update(unknown)
                 raise _UnknownYetError
-            self._run(slot)
+            while self.waiting.get(slot):
+                self._run(slot)
         return joined([self.known[slot, key] for key in keys], _device(self.encoders[number]))
 
     def _run(self, slot: _Slot) -> None:
-        """Encode the rows that wait for a slot, and with them those for the encoder's other layer."""
+        """Encode rows that wait for a slot, and with them those for the encoder's other layer."""
         encoder = self.encoders[slot.encoder]
         first, second = self._layers(slot)
         rows = self.waiting.pop(first)
@@ -141,14 +143,15 @@ class RowMemory:
                     self.waiting.get(own, {}).pop(key, None)
             queue = queue[len(part) :]
             self.count += len(part)
-            self.on_rows(self.count)
+            self._on_rows(self.count)
 
     def _layers(self, slot: _Slot) -> tuple[_Slot, _Slot | None]:
         """The slot to encode for, and the one whose rows come from the same pass.
 
         A pass that gives the states of an earlier layer has those of the last one as well.
         """
-        same = [own for own in self.waiting if (own.encoder, own.projected) == (slot.encoder, slot.projected)]
+        kind = slot.encoder, slot.projected
+        same = [own for own, rows in self.waiting.items() if rows and (own.encoder, own.projected) == kind]
         last = [own for own in same if own.layer == "last"]
         early = [own for own in same if own.layer == "hidden" and (slot in last or own == slot)]
         return (early[0], last[0]) if last and early else (slot, None)

@@ -217,22 +217,39 @@ def test_an_encoder_that_works_without_its_inner_encoder_is_noticed(durations, c
     assert "does without the inner encoders" in message
 
 
-def test_tokens_that_are_no_text_are_noticed(durations, caplog, monkeypatch):
-    clip = encoder("sd15")
-    tokenize = clip.tokenize
+def with_picture(clip, texts, monkeypatch):
+    """Puts a picture among the tokens of these texts."""
+    tokenize, network = clip.tokenize, clip.cond_stage_model.clip_l.transformer
 
-    def with_picture(text):
+    def changed(text):
         tokens = tokenize(text)
-        tokens["l"][0][-1] = ({"type": "image", "data": torch.zeros(1, 8, 8, 3)}, 1.0)
+        if text in texts:
+            tokens["l"][0][-1] = ({"type": "image", "data": torch.zeros(1, 8, 8, 3)}, 1.0)
         return tokens
 
-    monkeypatch.setattr(clip, "tokenize", with_picture)
-    network = clip.cond_stage_model.clip_l
-    monkeypatch.setattr(
-        network.transformer, "preprocess_embed", lambda *_, **__: (torch.ones(1, WIDTH), None), raising=False
-    )
+    monkeypatch.setattr(clip, "tokenize", changed)
+    monkeypatch.setattr(network, "preprocess_embed", lambda *_, **__: (torch.ones(1, WIDTH), None), raising=False)
+
+
+def test_tokens_that_are_no_text_are_noticed(durations, caplog, monkeypatch):
+    clip = encoder("sd15")
+    with_picture(clip, TEXTS, monkeypatch)
     (message,) = fallen_back([clip], caplog)
     assert "tokens of the type dict" in message
+
+
+def test_tokens_that_turn_up_late_end_the_batches(durations, caplog, monkeypatch):
+    clip = encoder("sd15")
+    with_picture(clip, [TEXTS[20]], monkeypatch)
+    monkeypatch.setattr(encode_batch, "_WINDOW", 16)
+    monkeypatch.setattr(encode_batch, "_some", lambda texts: (list(texts[:6]), list(texts[6:8])))
+    expected, calls = singly([clip]), []
+    with caplog.at_level(logging.INFO, "unhype"):
+        found = batched([clip], on_progress=lambda *done: calls.append(done))
+    check(found, expected)
+    assert "tokens of the type dict" in caplog.text
+    assert calls == sorted(calls)
+    assert {total for _, total in calls} == {len(TEXTS)}
 
 
 @pytest.mark.parametrize("hooked", ["hooks", "schedule"])
@@ -286,7 +303,7 @@ def options_of(clip):
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
-@pytest.mark.parametrize("at", range(4))
+@pytest.mark.parametrize("at", [0, 4, 10, "a batch"])
 def test_an_interrupt_between_batches_leaves_nothing(name, at, durations, monkeypatch):
     monkeypatch.setattr(encode_batch, "_MOST_ROWS", 8)
     clip = encoder(name)
@@ -296,7 +313,7 @@ def test_an_interrupt_between_batches_leaves_nothing(name, at, durations, monkey
     def report(done, total):
         calls.append(done)
         assert 0 <= done <= total == len(TEXTS)
-        if len(calls) > at:
+        if done > 0 if at == "a batch" else len(calls) > at:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
