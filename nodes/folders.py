@@ -75,6 +75,11 @@ def checkpoint_folder() -> Path:
     return Path(folder_paths.get_output_directory()) / FOLDER / "checkpoints"
 
 
+def encodings_folder() -> Path:
+    """Where encoded prompts are kept for later trainings; ComfyUI empties its folder of temporary files at start."""
+    return Path(folder_paths.get_output_directory()) / FOLDER / "encodings"
+
+
 def safe_name(name: str) -> str:
     """A file name from what the user typed: no folders, no characters that some system refuses."""
     # Composed first: an accent that is a character of its own is no letter.

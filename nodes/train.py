@@ -15,7 +15,7 @@ from ..training.presets import CUSTOM, with_preset
 from ..training.prompts import PromptError, parse_concepts
 from ..training.run import Outcome, train_erasure
 from ..training.settings import Settings
-from .folders import checkpoint_folder, safe_name, training_folder
+from .folders import checkpoint_folder, encodings_folder, safe_name, training_folder
 from .progress import DrawingProgress, Progress, show_page, there_is_a_new_file
 from .schema import CATEGORY, Hypernet, only_links, schema
 from .shown import shown
@@ -77,6 +77,7 @@ class TrainErasure(io.ComfyNode):
             folder=training_folder(),
             name=safe_name(name),
             checkpoints=checkpoint_folder(),
+            encodings=encodings_folder(),
             start_from=start_from,
             resume=options.pop("resume"),
             checkpoint_every=options.pop("checkpoint_every"),

@@ -1,7 +1,10 @@
 """The prompts of a run, encoded: token states for the tasks, and the embeddings that may drive H."""
 
+import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +15,8 @@ from ..hypernet.families import POOLED, Family
 from ..hypernet.record import TextEncoder
 from ..hypernet.regressor import PooledRegressor, chunk_features
 from ..hypernet.token_detector import unit_states
+from .encoder_fingerprint import fingerprint, prompt_key
+from .encoding_cache import EncodingCache, packed, unpacked
 from .name_tokens import distinct_tokens, last_tokens_of
 from .regressor_fit import compressed, fit_regressor
 
@@ -90,7 +95,7 @@ class Prompts:
     encoded: text to `EncodedPrompt`; retained prompts have an empty conditioning, since only their c is used.
     features: for each encoder layer that the regressor knows, text to the features of its first chunk, whose
     pooled embedding is known. chunk: tokens that the encoder processes together. regressor, r2: as
-    `regressor_fit.fit_regressor` returns them. states: text to token states for the token detector, (n, in) fp16
+    `regressor_fit.fit_regressor` returns them. judged: text to token states for the token detector, (n, in) fp16
     on the CPU, of every version of the encoder, as `token_detector.unit_states` scales them. widths: of the encoders
     whose states lie side by side in `in`.
     """
@@ -100,7 +105,7 @@ class Prompts:
     chunk: int
     regressor: PooledRegressor | None
     r2: float
-    states: Mapping[str, Tensor]
+    judged: Mapping[str, Tensor]
     widths: tuple[int, ...]
 
     @property
@@ -142,37 +147,53 @@ def encode_prompts(
     family: Family,
     on_progress: OnProgress,
     encoding: Encoding = one_by_one,
+    folder: Path | None = None,
 ) -> Prompts:
     """Encode every text once and fit the regressor.
 
     drawn: texts whose token states the tasks need; train, held_out: those that the regressor is fitted and
     measured on; judged: those whose token states the token detector needs, with the name whose last token is
     wanted, or "" for all tokens. on_progress(done, total) may raise to interrupt. Families whose c comes from the
-    tokens need no regressor. encoding: `one_by_one`, or `encode_batch.in_batches`.
+    tokens need no regressor. encoding: `one_by_one`, or `encode_batch.in_batches`. folder: where encodings are kept
+    from run to run.
     """
     texts = list(dict.fromkeys([*drawn, *train, *held_out, *judged]))
     source, whole = family.embedding, set(drawn)
     skipping = skipping_last_layer(clip) if source == POOLED else None
     versions = [clip] if skipping is None else [clip, skipping]
-    encoded: dict[str, EncodedPrompt] = {}
-    features: list[dict[str, Tensor]] = [{} for _ in versions]
-    states: dict[str, Tensor] = {}
     with torch.no_grad():
-        _, chunk, width = encode(clip, "", source).conditioning[0][0].shape
+        probes = [encode(version, "", source) for version in versions]
+        _, chunk, width = probes[0].conditioning[0][0].shape
         widths = family.encoders if sum(family.encoders) == width else (width,)
-        for prompts in encoding(versions, texts, source, on_progress):
-            text = prompts[0].text
-            encoded[text] = prompts[0] if text in whole else replace(prompts[0], conditioning=[])
-            for layer, prompt in zip(features, prompts, strict=True):
-                layer[text] = chunk_features(prompt.conditioning[0][0][0, :chunk].float().cpu(), widths)
-            if text in judged:
-                states[text] = torch.cat([_judged_states(clip, prompt, judged[text], widths) for prompt in prompts])
+        parts = [source, chunk, widths, *(tensor for probe in probes for tensor in (probe.c, probe.conditioning[0][0]))]
+        kept = _Kept(clip, texts, whole, judged, folder, parts)
+        found = kept.found
+        missing, before = [text for text in texts if text not in found], len(found)
+
+        def report(done: int, total: int) -> None:
+            on_progress(before + done, before + total)
+
+        try:
+            for prompts in encoding(versions, missing, source, report):
+                text = prompts[0].text
+                states = [prompt.conditioning[0][0][0, :chunk].float().cpu() for prompt in prompts]
+                layers = torch.stack([chunk_features(part, widths) for part in states])
+                own = None
+                if text in judged:
+                    own = torch.cat([_judged_states(clip, prompt, judged[text], widths) for prompt in prompts])
+                found[text] = prompts[0] if text in whole else replace(prompts[0], conditioning=[]), layers, own
+                kept.add(*found[text])
+        finally:
+            kept.flush()
+        encoded = {text: found[text][0] for text in texts}
+        features = [{text: found[text][1][n] for text in texts} for n in range(len(versions))]
+        tokens = {text: own for text in judged if (own := found[text][2]) is not None}
         if source != POOLED:
-            return Prompts(encoded, [], _WHOLE_PROMPT, None, 0.0, states, widths)
+            return Prompts(encoded, [], _WHOLE_PROMPT, None, 0.0, tokens, widths)
         c = [torch.stack([encoded[text].c for text in part]) for part in (train, held_out)]
         seen = [[torch.stack([layer[text] for text in part]) for part in (train, held_out)] for layer in features]
         regressor, known, r2 = fit_regressor(seen, c, widths)
-    return Prompts(encoded, [features[layer] for layer in known], chunk, regressor, r2, states, widths)
+    return Prompts(encoded, [features[layer] for layer in known], chunk, regressor, r2, tokens, widths)
 
 
 def _judged_states(clip: Any, prompt: EncodedPrompt, name: str, widths: tuple[int, ...]) -> Tensor:
@@ -185,3 +206,61 @@ def _judged_states(clip: Any, prompt: EncodedPrompt, name: str, widths: tuple[in
     tokens = tokens[chosen]
     tokens = tokens[tokens.any(-1)]
     return torch.cat([unit_states(part) for part in tokens.split(widths, -1)], -1).half()
+
+
+class _Kept:
+    """What is kept of the prompts of a run from earlier ones, and for later ones.
+
+    found: text to its prompt, its features (layers, F) and its judged states, if it is judged. parts: see
+    `encoder_fingerprint.fingerprint`.
+    """
+
+    def __init__(
+        self,
+        clip: Any,
+        texts: Iterable[str],
+        whole: set[str],
+        judged: Mapping[str, str],
+        folder: Path | None,
+        parts: list[Any],
+    ) -> None:
+        self.found: dict[str, tuple[EncodedPrompt, Tensor, Tensor | None]] = {}
+        self.judged = judged
+        encoder = None if folder is None else fingerprint(clip, parts)
+        self.cache = None if folder is None or encoder is None else EncodingCache(folder, encoder)
+        if self.cache is None:
+            return
+        self.keys = {text: prompt_key(clip.tokenize(text)) for text in texts}
+        for is_whole, is_judged in itertools.product((True, False), repeat=2):
+            some = [text for text in texts if (text in whole, text in judged) == (is_whole, is_judged)]
+            names = {text: self._names(text, is_whole) for text in some}
+            known = self.cache.read({key: names[text] for text in some if (key := self.keys[text]) is not None})
+            for text in some:
+                if (key := self.keys[text]) in known:
+                    c, features, conditioning = unpacked(known[key])
+                    own = known[key][_judged_name(judged[text])] if is_judged else None
+                    self.found[text] = EncodedPrompt(text, c, conditioning), features, own
+
+    def _names(self, text: str, is_whole: bool) -> list[str]:
+        """The names of the tensors that a text needs."""
+        own = [_judged_name(self.judged[text])] if text in self.judged else []
+        return ["c", "features", *(["states"] if is_whole else []), *own]
+
+    def add(self, prompt: EncodedPrompt, features: Tensor, judged: Tensor | None) -> None:
+        """Keep a prompt, with its conditioning and its judged states if it has them."""
+        if self.cache is None or (key := self.keys[prompt.text]) is None:
+            return
+        tensors = packed(prompt.c, features, prompt.conditioning or None)
+        if tensors is not None:
+            own = {} if judged is None else {_judged_name(self.judged[prompt.text]): judged}
+            self.cache.add(key, tensors | own)
+
+    def flush(self) -> None:
+        """Write what was added."""
+        if self.cache is not None:
+            self.cache.flush()
+
+
+def _judged_name(name: str) -> str:
+    """What the judged states of a text are kept as: which tokens they are depends on the name in it."""
+    return f"token_{hashlib.sha256(name.encode()).hexdigest()[:16]}" if name else "tokens"

@@ -86,7 +86,7 @@ def fit_eraser(
         found = (torch.stack([detector(c) for c in prompts.candidates(texts)]) >= 1).any(0)
         if token_detector is None:
             return found
-        named = [bool((token_detector(prompts.states[text].float()) >= 1).any()) for text in texts]
+        named = [bool((token_detector(prompts.judged[text].float()) >= 1).any()) for text in texts]
         return found | torch.tensor(named)
 
     training = replace(
@@ -109,7 +109,7 @@ def _token_detector(
     retain, written = plan.retain, plan.written
 
     def states_of(texts: Iterable[str]) -> list[Tensor]:
-        return [prompts.states[text].float() for text in texts]
+        return [prompts.judged[text].float() for text in texts]
 
     names = []
     for n, texts in enumerate(written.named):
@@ -123,9 +123,7 @@ def _token_detector(
         return None
     benign = torch.cat(states_of([*retain.train, *written.benign, *written.parts]))
     held_out = states_of([*retain.held_out, *written.held_out])
-    return fit_token_detector(
-        names, benign, held_out, states_of(preserved), prompts.widths, report
-    ).half().float()
+    return fit_token_detector(names, benign, held_out, states_of(preserved), prompts.widths, report).half().float()
 
 
 def _concept_embeddings(plan: Plan, prompts: Prompts) -> Tensor:

@@ -31,9 +31,10 @@ class Request:
     """What the user asks for.
 
     concepts, preserve: the texts of the node. folder, name: where the file goes. checkpoints: folder for
-    checkpoints. start_from: an eraser to go on from. checkpoint_every, preview_every: steps, 0 for never.
-    file_metadata: further metadata, such as the workflow. decode: for the previews, latents (1, ...) to a
-    picture (h, w, 3) in [0, 1]; without it there are none.
+    checkpoints. encodings: folder that keeps encoded prompts for later runs, None for none. start_from: an eraser
+    to go on from. checkpoint_every, preview_every: steps, 0 for never. file_metadata: further metadata, such as
+    the workflow. decode: for the previews, latents (1, ...) to a picture (h, w, 3) in [0, 1]; without it there are
+    none.
     """
 
     concepts: str
@@ -42,6 +43,7 @@ class Request:
     name: str
     checkpoints: Path
     settings: Settings = field(default_factory=Settings)
+    encodings: Path | None = None
     start_from: Eraser | None = None
     resume: bool = True
     checkpoint_every: int = 50

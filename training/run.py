@@ -17,6 +17,7 @@ from ..hypernet.network import Hypernet, HypernetConfig
 from .callbacks import Checkpoints, Report, Reporter
 from .checkpoint import load_checkpoint
 from .encode import Prompts, encode_prompts
+from .encode_batch import in_batches
 from .eraser_fit import fit_eraser, training_record
 from .frozen import FrozenModel, differentiable, out_of_memory_errors
 from .loop import TrainingError, new_state, train
@@ -113,8 +114,8 @@ def _encode_all(clip: Any, plan: Plan, report: Report) -> Prompts:
     wordings = [phrase.prompt for phrase in phrases]
     drawn = ["", plan.retained_example, *wordings, *(phrase.mapping for phrase in phrases)]
     train = [*plan.retain.train, *plan.written.benign, *wordings]
-    on_progress = partial(report, "encoding prompts")
-    return encode_prompts(clip, drawn, train, plan.retain.held_out, plan.judged, plan.family, on_progress)
+    parts, on_progress = (drawn, train, plan.retain.held_out, plan.judged), partial(report, "encoding prompts")
+    return encode_prompts(clip, *parts, plan.family, on_progress, in_batches, plan.request.encodings)
 
 
 def _new_hypernet(plan: Plan, width: int, generator: Generator) -> Hypernet:

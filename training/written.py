@@ -122,10 +122,12 @@ def make_written(concepts: Sequence[tuple[str, str]], kind: str, retain: RetainS
         )
         for concept, _ in concepts
     )
+    benign = written_prompts(retain.train, retain.train, train, _BENIGN, "benign")
+    unseen = written_prompts(retain.held_out, retain.held_out, held_out, _HELD_OUT, "held out")
     return Written(
         named,
-        (*written_prompts(retain.train, retain.train, train, _BENIGN, "benign"), *train.texts[:_PHRASES_ALONE]),
-        (*written_prompts(retain.held_out, retain.held_out, held_out, _HELD_OUT, "held out"), *held_out.texts[:_PHRASES_ALONE]),
+        (*benign, *train.texts[:_PHRASES_ALONE]),
+        (*unseen, *held_out.texts[:_PHRASES_ALONE]),
         parts_of_names(concepts, kind),
     )
 

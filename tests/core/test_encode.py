@@ -132,5 +132,5 @@ def test_an_interrupt_comes_between_texts():
 
     with pytest.raises(KeyboardInterrupt):
         encode_prompts(PoolingClip(), [""], TEXTS[:40], TEXTS[40:50], SD, report)
-    assert calls[0] == (0, 102)
+    assert calls[0] == (0, 51)
     assert len(calls) == 2

@@ -6,7 +6,8 @@ import sys
 from benchmarks.environment import ROOT
 
 # The modules that know ComfyUI, and those that call them.
-DOORS = {"hypernet.patch", "training.frozen", "training.sampling", "training.preview", "training.run"}
+DOORS = {"hypernet.patch", "training.encode_batch", "training.frozen", "training.sampling", "training.preview"}
+DOORS |= {"training.run"}
 SCRIPT = """
 import importlib, sys
 blocked = "comfy", "folder_paths", "nodes", "PIL", "transformers", "tqdm", "hypothesis", "psutil"

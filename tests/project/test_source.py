@@ -20,7 +20,7 @@ READ_SAFELY = ("hypernet/conversion.py", "training/checkpoint.py")
 # The modules of each room that import ComfyUI.
 DOORS = {
     "hypernet": ["hypernet/patch.py"],
-    "training": ["training/frozen.py", "training/sampling.py"],
+    "training": ["training/encode_batch.py", "training/frozen.py", "training/sampling.py"],
     "evaluation": ["evaluation/decoding.py"],
 }
 
