@@ -252,7 +252,8 @@ def _typed(kind: type[_T], values: dict[str, Any]) -> _T:
 
 def _check_encoder(encoder: TextEncoder) -> None:
     has_regressor = bool(encoder.widths)
-    if not 0 <= encoder.chunk <= _MAX_TOKENS or (has_regressor and not encoder.chunk):
+    needs_chunk = has_regressor or bool(encoder.token_widths)
+    if not 0 <= encoder.chunk <= _MAX_TOKENS or (needs_chunk and not encoder.chunk):
         raise ValueError(f"the text encoder makes {encoder.chunk!r} tokens")
     if not all(type(n) is int and 1 <= n <= _MAX_FEATURES for n in (*encoder.widths, *encoder.token_widths)):
         raise ValueError(f"the widths of the text encoder are {encoder.widths!r} and {encoder.token_widths!r}")

@@ -14,6 +14,7 @@ from unhype.hypernet.network import Hypernet, HypernetConfig
 from unhype.hypernet.record import BaseModel, Record, TextEncoder
 from unhype.hypernet.regressor import PooledRegressor
 from unhype.hypernet.targets import TargetLayer
+from unhype.hypernet.token_detector import TokenDetector
 from unhype.training.loop import new_state
 from unhype.training.settings import Settings
 
@@ -136,7 +137,7 @@ class WordClip(TinyClip):
         ids = [self.BEGIN, *(int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big") for word in words)]
         ids += [self.END] * (self.LENGTH - len(ids))
         long = [word for word in zip(ids[1:], words, strict=False) if len(word[1]) > 2]
-        return {"words": [[(number, 1.0) for number in ids]], "long words": [number for number, _ in long]}
+        return {"words": [[(number, 1.0) for number in ids]], "long words": [[(number, 1.0) for number, _ in long]]}
 
     def encode_from_tokens_scheduled(self, tokens):
         def vectors(ids, width=CONTEXT):
@@ -144,7 +145,8 @@ class WordClip(TinyClip):
 
         ids = [number for number, _ in tokens["words"][0]]
         cross = vectors(ids) + 0.1 * vectors(range(100, 100 + self.LENGTH))
-        pooled = vectors(tokens["long words"] or [self.END], self.WIDTH).mean(0)
+        long = [number for number, _ in tokens["long words"][0]]
+        pooled = vectors(long or [self.END], self.WIDTH).mean(0)
         return [[cross.unsqueeze(0), {"pooled_output": pooled.unsqueeze(0)}]]
 
 
@@ -179,14 +181,19 @@ def moved_hypernet(width=POOLED, layers=LAYERS, seed=0, size=0.05, rank=2, **sha
     return network.half().float().requires_grad_(False).eval()
 
 
-def small_eraser(concepts=CONCEPTS, detector=None, regressor=None, concept_embeddings=None, **network):
+def small_eraser(
+    concepts=CONCEPTS, detector=None, regressor=None, concept_embeddings=None, token_detector=None, **network
+):
     """An eraser for `LAYERS` whose weights are as a file holds them; without a detector, as imported ones are."""
     encoder = TextEncoder(TOKENS if concept_embeddings is not None else 0)
     if regressor is not None:
         layers, *_, rank = regressor.up.shape
         encoder = TextEncoder(TOKENS, list(regressor.widths), layers, rank)
+    if token_detector is not None:
+        encoder = replace(encoder, token_widths=list(token_detector.widths))
     record = Record("sd15", tuple(concepts), BaseModel("BaseModel", [0.5] * len(LAYERS)), text_encoder=encoder)
-    return Eraser(moved_hypernet(**network), record, "small", detector, regressor, concept_embeddings)
+    hypernet = moved_hypernet(**network)
+    return Eraser(hypernet, record, "small", detector, regressor, concept_embeddings, token_detector)
 
 
 def detector_scoring(c, scores):
@@ -218,10 +225,16 @@ def random_detector(concepts=2, width=POOLED, seed=7):
     return Detector(normal(concepts, width, seed=seed), torch.linspace(-0.5, 0.25, concepts)).half().float()
 
 
+SHAPES_OF_TOKENS = (len(CONCEPTS), CONTEXT), (1, len(CONCEPTS))
+
+
 def full_eraser():
     """An eraser with everything that a file may hold."""
     c = normal(len(CONCEPTS), POOLED, seed=8).half().float()
-    return small_eraser(detector=random_detector(), regressor=random_regressor(), concept_embeddings=c)
+    tokens = TokenDetector((CONTEXT,), *(normal(*shape, seed=9).half().float() for shape in SHAPES_OF_TOKENS))
+    return small_eraser(
+        detector=random_detector(), regressor=random_regressor(), concept_embeddings=c, token_detector=tokens
+    )
 
 
 def same_tensors(one, other):

@@ -17,7 +17,7 @@ def last_tokens_of(clip: Any, prompt: str, name: str, length: int) -> list[int]:
     (Qwen-Image, Z-Image), the last tokens are those of the states.
     """
     before = prompt[: end_of_name(prompt, name)]
-    rows, one, other = (_rows(clip, text) for text in (prompt, f"{prompt}, zebra", f"{before} zebra"))
+    rows, one, other = (_rows(clip, text) for text in (prompt, f"{prompt}, zebra", f"{before} umbrella"))
     ends = [_common_start(a, b) - 1 for a, b in zip(one, other, strict=True)]
     places = _places_of_states(rows, length)
     return [place for place, token in enumerate(places) if token in [(n, end) for n, end in enumerate(ends)]]

@@ -90,7 +90,11 @@ def fit_token_detector(
             own = unit_states(states[:, part].float()) @ rows[k] + constants[k]
             weakest = torch.quantile(own, _WEAKEST).view(1)
             share = false_alarms / len(names) / len(widths)
-            threshold = calibrate(highest[: len(held_out), k], weakest, share)
+            benign_scores = highest[: len(held_out), k]
+            # Where the tokens can't be separated they stay undetected, and the detector on c decides alone.
+            threshold = max(
+                calibrate(benign_scores, weakest, share), _ABOVE * torch.quantile(benign_scores, 1 - share).item()
+            )
             if preserved:
                 above = _ABOVE * highest[len(held_out) :, k].max().item()
                 threshold = max(threshold, min(above, _HIGHEST * weakest.item()))

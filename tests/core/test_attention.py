@@ -246,7 +246,7 @@ def learnt():
     texts = ["", *(text for phrase in phrases for text in (phrase.prompt, phrase.mapping))]
     train_on, held_out = retain.train[::8], retain.held_out[::4]
     settings = Settings(steps=100, hidden=32, attention_batch=16, retain_batch=16, learning_rate=8e-3, watch_every=50)
-    prompts = encode_prompts(WordClip(), texts, train_on, held_out, family_by_key("sd15"), lambda *_: None)
+    prompts = encode_prompts(WordClip(), texts, train_on, held_out, {}, family_by_key("sd15"), lambda *_: None)
     states = {text: prompts.encoded[text].conditioning[0][0][0] for text in texts}
     modules = [network.get_submodule(layer.name) for layer in layers]
     wordings = [phrase.prompt for phrase in phrases]

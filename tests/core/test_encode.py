@@ -58,7 +58,7 @@ TEXTS = [f"text {n}" for n in range(400)]
 @pytest.fixture(scope="module")
 def prompts():
     with torch.no_grad():
-        return encode_prompts(PoolingClip(), ["", "drawn"], TEXTS[:300], TEXTS[300:], SD, nothing)
+        return encode_prompts(PoolingClip(), ["", "drawn"], TEXTS[:300], TEXTS[300:], {}, SD, nothing)
 
 
 def test_both_layers_give_candidates_of_the_same_pooled_embedding(prompts):
@@ -86,7 +86,7 @@ def test_the_record_describes_the_regressor(prompts):
 
 
 def test_without_a_usable_regressor_the_pooled_embedding_is_the_only_candidate():
-    found = encode_prompts(TinyClip(), [""], TEXTS[:60], TEXTS[60:90], SD, nothing)
+    found = encode_prompts(TinyClip(), [""], TEXTS[:60], TEXTS[60:90], {}, SD, nothing)
     assert found.regressor is None
     assert found.r2 < 0.5
     assert found.candidates(TEXTS[:3]).shape == (1, 3, POOLED)
@@ -96,7 +96,7 @@ def test_without_a_usable_regressor_the_pooled_embedding_is_the_only_candidate()
 
 
 def test_families_whose_c_comes_from_the_tokens_get_no_regressor():
-    found = encode_prompts(PoolingClip(), [""], TEXTS[:4], TEXTS[4:6], WAN, nothing)
+    found = encode_prompts(PoolingClip(), [""], TEXTS[:4], TEXTS[4:6], {}, WAN, nothing)
     assert found.regressor is None
     assert found.candidates(TEXTS[:3]).shape == (1, 3, CONTEXT)
     assert found.chunk > 10_000, "a prompt of any length is one chunk"
@@ -109,14 +109,14 @@ def test_two_encoders_side_by_side_get_a_map_each():
             return [[torch.cat([cross, 2 * cross], -1), entry]]
 
     family = SimpleNamespace(embedding="pooled", encoders=(CONTEXT, CONTEXT))
-    found = encode_prompts(TwoEncoders(), [""], TEXTS[:300], TEXTS[300:], family, nothing)
+    found = encode_prompts(TwoEncoders(), [""], TEXTS[:300], TEXTS[300:], {}, family, nothing)
     assert found.regressor.widths == (CONTEXT, CONTEXT)
     assert found.usual_candidates == 3
 
 
 def test_every_text_is_encoded_once():
     clip = NotingClip()
-    encode_prompts(clip, ["", "cat", "dog"], ["dog", "owl"], ["owl", "fox"], SD, nothing)
+    encode_prompts(clip, ["", "cat", "dog"], ["dog", "owl"], ["owl", "fox"], {}, SD, nothing)
     for _ in range(3):  # an empty prompt also shows the length of a chunk, and that there is no other layer
         clip.texts.remove("")
     assert clip.texts == ["", "cat", "dog", "owl", "fox"]
@@ -131,6 +131,6 @@ def test_an_interrupt_comes_between_texts():
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        encode_prompts(PoolingClip(), [""], TEXTS[:40], TEXTS[40:50], SD, report)
+        encode_prompts(PoolingClip(), [""], TEXTS[:40], TEXTS[40:50], {}, SD, report)
     assert calls[0] == (0, 51)
     assert len(calls) == 2

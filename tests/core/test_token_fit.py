@@ -1,0 +1,99 @@
+"""Fitting the token detector on made-up token states."""
+
+import pytest
+import torch
+from core_parts import seeded
+
+from unhype.hypernet.token_detector import unit_states
+from unhype.training.token_fit import fit_token_detector, hinge_fit, whitening
+
+WIDTH, CONCEPTS = 24, 3
+
+
+def world(widths=(WIDTH,), seed=0):
+    """Names' tokens near a direction each, benign tokens of a few large directions, prompts of ten tokens."""
+    width, generator = sum(widths), seeded(seed)
+    directions = torch.linalg.qr(torch.randn(width, width, generator=generator))[0]
+    spread = torch.cat([torch.full((4,), 5.0), torch.ones(width - 4 - CONCEPTS), torch.full((CONCEPTS,), 0.3)])
+
+    def benign(n):
+        return torch.randn(n, width, generator=generator) * spread @ directions
+
+    names = [4 * directions[width - 1 - k] + benign(40) for k in range(CONCEPTS)]
+    return names, benign(4000), [benign(10) for _ in range(300)], benign
+
+
+def test_names_are_detected_and_benign_prompts_are_not():
+    names, benign, held_out, draw = world()
+    detector = fit_token_detector(names, benign, held_out, [], (WIDTH,))
+    for k, tokens in enumerate(names):
+        scores = detector.token_scores(tokens)
+        assert (scores[:, k] >= 1).float().mean() >= 0.95
+        assert scores.argmax(1).eq(k).float().mean() >= 0.95
+    unseen = torch.stack([detector(draw(10)) for _ in range(300)])
+    assert (unseen.amax(1) >= 1).float().mean() <= 0.03
+
+
+def test_a_name_among_other_tokens_is_found():
+    names, benign, held_out, draw = world()
+    detector = fit_token_detector(names, benign, held_out, [], (WIDTH,))
+    found = [detector(torch.cat([draw(30), names[1][n : n + 1], draw(30)])).argmax().item() for n in range(40)]
+    assert found.count(1) >= 38
+
+
+def test_what_is_preserved_stays_below_the_threshold():
+    names, benign, held_out, _ = world()
+    near = [0.1 * n * names[0][:1] + benign[:1] for n in range(30)]
+    without = fit_token_detector(names, benign, held_out, [], (WIDTH,))
+    found = [without(states)[0].item() for states in near]
+    preserved = [states for states, score in zip(near, found, strict=True) if 1 <= score < 2][:1]
+    assert preserved, found
+    detector = fit_token_detector(names, benign, held_out, preserved, (WIDTH,))
+    assert detector(preserved[0])[0] < 1
+    assert (detector.token_scores(names[0])[:, 0] >= 1).float().mean() >= 0.5
+
+
+def test_encoders_side_by_side_have_rows_of_their_own():
+    names, benign, held_out, _ = world((WIDTH, WIDTH))
+    detector = fit_token_detector(names, benign, held_out, [], (WIDTH, WIDTH))
+    assert detector.weight.shape == (CONCEPTS, 2 * WIDTH)
+    assert detector.bias.shape == (2, CONCEPTS)
+    assert torch.stack([detector(prompt) for prompt in held_out]).amax(1).ge(1).float().mean() <= 0.03
+
+
+def test_whitening_by_hand():
+    states = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    variance = torch.tensor([8 / 3, 2 / 3])
+    root = whitening(states)
+    torch.testing.assert_close(root @ root.T, torch.diag(1 / (variance + 0.1 * variance.mean())))
+
+
+def test_no_other_score_has_a_smaller_loss():
+    names, benign, *_ = world()
+    own, benign = unit_states(names[0]), unit_states(benign[:500])
+    center = benign.mean(0)
+    w, b = hinge_fit(own, benign, center)
+    scale = (benign - center).square().sum(1).mean().sqrt()
+
+    def loss(w, b):
+        missed, alarms = torch.relu(1 - own @ w - b), torch.relu(benign @ w + b)
+        return missed.square().mean() + alarms.square().mean() + 0.001 * (w * scale).square().sum()
+
+    least = loss(w, b)
+    for seed in range(8):
+        step = 0.02 * torch.randn(WIDTH, generator=seeded(seed)) * w.norm()
+        assert loss(w + step, b - step @ center) > least
+
+
+def test_a_report_may_interrupt():
+    names, benign, held_out, _ = world()
+    calls = []
+
+    def report(done, total):
+        calls.append((done, total))
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_token_detector(names, benign, held_out, [], (WIDTH,), report)
+    assert calls == [(done, 2 * CONCEPTS) for done in range(5)]

@@ -1,0 +1,81 @@
+"""Prompts as people write them: what they hold, what they never hold, and that they depend on the words alone."""
+
+import re
+
+import pytest
+
+from unhype.training.prompts import mentions, retain_split
+from unhype.training.written import end_of_name, make_written, parts_of_names, phrases_without
+
+CONCEPTS = (("cat", "tree"), ("Mickey Mouse", "a toy"))
+RETAIN = retain_split("", CONCEPTS)
+
+
+def test_every_prompt_of_a_name_holds_it_once_and_no_benign_one_does():
+    written = make_written(CONCEPTS, "object", RETAIN)
+    for (name, _), prompts in zip(CONCEPTS, written.named, strict=True):
+        assert len(prompts) == 40
+        assert all(len(re.findall(rf"\b{name}\b", prompt, re.IGNORECASE)) == 1 for prompt in prompts)
+    benign = (*written.benign, *written.held_out, *written.parts)
+    assert not any(mentions(prompt, ["cat", "Mickey Mouse"]) for prompt in benign)
+    assert not {*written.benign} & {*written.held_out}
+
+
+def test_the_words_decide():
+    assert make_written(CONCEPTS, "object", RETAIN) == make_written(CONCEPTS, "object", RETAIN)
+    assert make_written(CONCEPTS, "object", RETAIN).named[0] != make_written(CONCEPTS, "style", RETAIN).named[0]
+
+
+def test_many_concepts_have_fewer_prompts_each():
+    many = tuple((f"thing{n}", "tree") for n in range(100))
+    assert {len(prompts) for prompts in make_written(many, "object", retain_split("", many)).named} == {6}
+
+
+def test_phrases_for_calibration_are_others_than_those_for_the_fit():
+    train, held_out = phrases_without(["Greg Rutkowski", "thomas kinkade"])
+    assert not {*train.texts} & {*held_out.texts}
+    assert len(train.texts) > 1000
+    assert len(held_out.texts) > 200
+    assert not any(re.search("greg rutkowski|thomas kinkade", text) for text in (*train.texts, *held_out.texts))
+
+
+def test_half_a_name_is_benign():
+    parts = parts_of_names(CONCEPTS, "object")
+    assert any("computer Mouse" in part for part in parts)
+    assert any(part.startswith("the old Mickey") for part in parts)
+    assert not any("Mickey Mouse" in part or "cat" in part.split() for part in parts)
+
+
+def test_a_part_that_is_erased_itself_is_not_benign():
+    """The owner's own line decides whether a surname is enough."""
+    assert not parts_of_names((("Ada Lovelace", ""), ("lovelace", ""), ("ada", "")), "person")
+    alone = parts_of_names((("Ada Lovelace", ""), ("lovelace", "")), "person")
+    assert alone
+    assert not any(mentions(part, ["lovelace"]) for part in alone)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("person", True), ("object", False)])
+def test_first_and_last_names_stand_beside_others_in_names_of_persons(kind, expected):
+    parts = parts_of_names((("Ada Lovelace", ""),), kind)
+    assert ("Ada Smith" in parts) == ("Anna Lovelace" in parts) == expected
+    assert "Lovelace Smith" not in parts
+
+
+def test_small_words_are_no_parts():
+    parts = parts_of_names((("King of Spain", ""),), "object")
+    assert {"the old King", "the old Spain"} <= {*parts}
+    assert "the old of" not in parts
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name", "before"),
+    [
+        ("a cat on a mat", "cat", "a cat"),
+        ("a catalogue beside a cat, 35mm", "cat", "a catalogue beside a cat"),
+        ("Cat. An old street.", "cat", "Cat"),
+        ("\u4e00\u53ea\u732b\u5750\u7740", "\u732b", "\u4e00\u53ea\u732b"),
+        ("(C++:1.2), code", "C++", "(C++"),
+    ],
+)
+def test_the_end_of_a_name(prompt, name, before):
+    assert prompt[: end_of_name(prompt, name)] == before
