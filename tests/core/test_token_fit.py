@@ -43,7 +43,7 @@ def test_a_name_among_other_tokens_is_found():
 
 def test_what_is_preserved_stays_below_the_threshold():
     names, benign, held_out, _ = world()
-    near = [0.1 * n * names[0][:1] + benign[:1] for n in range(30)]
+    near = [0.02 * n * names[0][:1] + benign[:1] for n in range(30)]
     without = fit_token_detector(names, benign, held_out, [], (WIDTH,))
     found = [without(states)[0].item() for states in near]
     preserved = [states for states, score in zip(near, found, strict=True) if 1 <= score < 2][:1]
