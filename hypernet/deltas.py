@@ -93,24 +93,35 @@ class PromptDeltas:
             elif self.fallback is not None:
                 key = self._chosen([content_key(self.fallback)])
             spans.append((Span(chunk.start, chunk.stop, length), key))
-        if self.joint:
-            spans = [(Span(0, length, length), self._chosen([key for _, key in spans if key is not None]))]
-        parts: list[Part] = []
-        for span, key in spans:
-            if parts and parts[-1].key == key and parts[-1].span.stop == span.start:
-                parts[-1] = parts[-1]._replace(span=parts[-1].span._replace(stop=span.stop))
-            elif key is not None:
-                parts.append(Part(span, key, self.cache[key].factors))
-        return tuple(parts)
+        return self.merged([Part(span, key, self.cache[key].factors) for span, key in spans if key is not None])
 
-    def unknown_message(self) -> tuple[str, str, str, str]:
-        """The log's line about text without a candidate embedding: a format and its values."""
-        return (
-            "UnHype: a prompt carries no embedding that fits hypernet '%s'; %s (unknown_prompts: %s).",
-            self.eraser.name,
-            "it runs the model unchanged" if self.fallback is None else "it is treated as erased",
-            POLICIES[self.fallback is not None],
-        )
+    def merged(self, parts: list[Part]) -> tuple[Part, ...]:
+        """The parts of one row in their order, neighbours with the same factors as one, and joint ones as one."""
+        if self.joint and parts:
+            key, length = self._chosen([part.key for part in parts]) or parts[0].key, parts[0].span.length
+            return tuple(part._replace(span=Span(0, length, length)) for part in parts if part.key == key)[:1]
+        together: list[Part] = []
+        for part in parts:
+            if together and together[-1].key == part.key and together[-1].span.stop == part.span.start:
+                together[-1] = together[-1]._replace(span=together[-1].span._replace(stop=part.span.stop))
+            else:
+                together.append(part)
+        return tuple(together)
+
+    def unreadable(self) -> tuple[Part, ...]:
+        """The `Part`s of a row whose text can't be known, on all of its tokens."""
+        self.cache.fill([] if self.fallback is None else [self.fallback])
+        return self._parts_of([Chunk(0, 1, (), True)])
+
+    def unknown_message(self, what: str = "a prompt") -> str:
+        """The warning about text without a candidate embedding. what: the text, for the user."""
+        outcome = "it runs the model unchanged" if self.fallback is None else "it is treated as erased"
+        return f"UnHype: {what} carries no embedding that fits hypernet '{self.eraser.name}'; {outcome} {self.policy}."
+
+    @property
+    def policy(self) -> str:
+        """The setting for text without a candidate embedding, for messages."""
+        return f"(unknown_prompts: {POLICIES[self.fallback is not None]})"
 
 
 def _strongest(eraser: Eraser) -> Tensor:
