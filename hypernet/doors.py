@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
@@ -59,6 +59,7 @@ class NetworkCall:
         self.mask = None if self.batch is None or context is None else self.batch.mask(context.shape[1])
         self.entered = 0 if context is None else context.shape[1]
         self.embedded: list[_Known] = []
+        self.has_entered = False
         self.ran: list[bool] = []
         self.called: list[bool] = []
 
@@ -139,6 +140,18 @@ class Doors:
         blocks = [_block_of(target.name, family.blocks) for target in targets]
         self.blocks = list(dict.fromkeys(blocks))
         self._block = [self.blocks.index(block) for block in blocks]
+        self._fits: WeakKeyDictionary[Module, bool] = WeakKeyDictionary()
+
+    def fit(self, network: Module) -> bool:
+        """Whether a network has the target layers: a guider may run another model with the wrappers of this one."""
+        if network not in self._fits:
+            modules = {name.replace("_orig_mod.", ""): module for name, module in network.named_modules()}
+            self._fits[network] = all(
+                getattr(modules.get(target.name), "in_features", 0) == target.inputs
+                and getattr(modules.get(target.name), "out_features", 0) == target.features
+                for target in self.targets
+            )
+        return self._fits[network]
 
     def open(self, network: Module, call: NetworkCall) -> AbstractContextManager[None]:
         """While open, the network adds the deltas of `call` to its target layers.
@@ -173,16 +186,29 @@ class Doors:
             for target, block, called in zip(self.targets, self._block, call.called, strict=True)
             if call.ran[block] and not called
         ]
-        if not skipped or call.batch is None:
-            return
-        message = (
-            f"Apply Concept Erasure: hypernet '{call.texts.deltas.eraser.name}' has no effect on layer '{skipped[0]}' "
-            f"({len(skipped)} in all): a fused kernel computes with its weight and skips the layer. Take the plain "
-            "path: set comfy_force_cast_weights on it, or load the model in another weight type, such as fp8 or fp16."
+        if skipped and call.batch is not None:
+            self._skipped(call.texts, skipped)
+        if self.family.joint and any(call.ran) and not call.has_entered:
+            lapsed(call.texts, "text reaches the model behind its text embedding, where it can't be read")
+
+    def _skipped(self, texts: SamplingTexts, layers: Sequence[str]) -> None:
+        lapsed(
+            texts,
+            f"layer '{layers[0]}' ({len(layers)} in all) runs without its delta, since a fused kernel computes with its "
+            "weight and skips the layer. Take the plain path: set comfy_force_cast_weights on it, or load the model in "
+            "another weight type, such as fp8 or fp16",
         )
-        if call.texts.strict:
-            raise ErasureLapsedError(f"{message} unknown_prompts is 'strict', so nothing is drawn.")
-        call.texts.warn(message)
+
+
+def lapsed(texts: SamplingTexts, what: str) -> None:
+    """Tell the user that something runs without erasure: `what` and the way out.
+
+    Raises `ErasureLapsedError` under strict; under base it is one warning a sampling.
+    """
+    message = f"Apply Concept Erasure: with hypernet '{texts.deltas.eraser.name}', {what}."
+    if texts.strict:
+        raise ErasureLapsedError(f"{message} unknown_prompts is 'strict', so nothing is drawn.")
+    texts.warn(message)
 
 
 def _block_of(layer: str, blocks: str) -> str:
@@ -202,6 +228,7 @@ def _noting(forward: Forward, ran: list[bool], number: int) -> Forward:
 
 def _entering(forward: Forward, call: NetworkCall) -> Forward:
     def entered(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        call.has_entered = True
         if x is not call.context:
             call.enter(x)
         return forward(x, *args, **kwargs)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .base_model import same_base, weight_std
 from .deltas import PromptDeltas
-from .doors import Doors, NetworkCall
+from .doors import Doors, NetworkCall, lapsed
 from .embedding import Entry
 from .eraser import Eraser
 from .files import check_fits, same_eraser
@@ -125,6 +125,9 @@ class Erasure:
             # As the host is about to cast it, so that the layers can recognise the very tensor.
             c_crossattn = cast_to_device(c_crossattn, x.device, model.manual_cast_dtype or model.get_dtype())
         texts = options.get(self.key) or self._texts()
+        if not self.doors.fit(model.diffusion_model):
+            lapsed(texts, "a second model draws a part of the picture, and the hypernet doesn't fit it")
+            return executor(x, t, c_concat, c_crossattn, control, options, **kw)
         numbers = () if own is None else tuple(own.flatten().tolist())
         call = NetworkCall(texts, c_crossattn, numbers, x.device, pause_malloc_graph)
         with self.doors.open(model.diffusion_model, call):

@@ -4,7 +4,7 @@ Tokens are compared by their states, bit for bit. A row may hold texts one after
 by other tokens or padded with zeros.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -25,20 +25,29 @@ class Run(NamedTuple):
     tokens: tuple[tuple[int, int], ...] = ()
 
 
+class _Chunk(NamedTuple):
+    """The tokens of a known text that the text encoder processed together: keys and places of those that aren't zero."""
+
+    text: int
+    keys: list[bytes]
+    places: list[int]
+    preferred: bool
+
+
 class _Piece(NamedTuple):
-    """Tokens `start` to `stop` of a row without its zeros, from token `first` of a text on."""
+    """Tokens `start` to `stop` of a row without its zeros, from token `first` of a chunk on; None is unknown text."""
 
     start: int
     stop: int
-    text: int | None
+    chunk: int | None
     first: int = 0
 
 
 @dataclass
 class _Occurrence:
-    """One occurrence of a text in a row so far: the next token that it needs and the pieces that it has."""
+    """One occurrence of a chunk in a row so far: the next token that it needs and the pieces that it has."""
 
-    text: int
+    chunk: int
     next: int
     pieces: list[int] = field(default_factory=list)
 
@@ -58,26 +67,31 @@ class TextIndex:
 
     def __init__(self, chunk: int = 0) -> None:
         self.chunk = chunk
-        self._texts: list[tuple[list[bytes], list[int], bool]] = []
+        self._count = 0
+        self._chunks: list[_Chunk] = []
         self._where: dict[bytes, list[tuple[int, int]]] = {}
 
     def __len__(self) -> int:
-        return len(self._texts)
+        return self._count
 
     def add(self, tokens: Tensor, preferred: bool) -> None:
         """Add the text of tokens (length, in) under the next number. preferred: it wins over equal texts."""
-        number = len(self._texts)
-        keys = [(place, key) for place, key in enumerate(token_keys(tokens)) if key is not None]
-        self._texts.append(([key for _, key in keys], [place for place, _ in keys], preferred))
-        for n, (_, key) in enumerate(keys):
-            self._where.setdefault(key, []).append((number, n))
+        keys = token_keys(tokens)
+        length = self.chunk or len(keys)
+        for start in range(0, len(keys), length or 1):
+            there = [(place, key) for place, key in enumerate(keys[start : start + length], start) if key is not None]
+            for n, (_, key) in enumerate(there):
+                self._where.setdefault(key, []).append((len(self._chunks), n))
+            chunk = _Chunk(self._count, [key for _, key in there], [place for place, _ in there], preferred)
+            self._chunks.append(chunk)
+        self._count += 1
 
     def runs(self, tokens: Tensor, own: int | None = None) -> list[Run]:
         """The `Run`s of a row of tokens (n, in) on the CPU, in their order.
 
         own: the text that the row was given, if known; it wins over equal ones. Texts of a causal encoder begin
-        alike, so the beginning of a known text right before unknown tokens belongs to them, unless the rest of
-        the known text follows.
+        alike, so the beginning of a known chunk right before unknown tokens belongs to them, unless the rest of
+        the chunk follows.
         """
         keys = token_keys(tokens)
         places = [place for place, key in enumerate(keys) if key is not None]
@@ -87,7 +101,7 @@ class TextIndex:
             for occurrence in occurrences
             if len(occurrence.pieces) == 1
             and pieces[occurrence.pieces[0]].first == 0
-            and occurrence.next < len(self._texts[occurrence.text][0])
+            and occurrence.next < len(self._chunks[occurrence.chunk].keys)
         }
         return list(self._joined(pieces, shared, places, len(tokens)))
 
@@ -96,37 +110,41 @@ class TextIndex:
         occurrences: list[_Occurrence] = []
         at = 0
         while at < len(sequence):
-            best, best_rank = None, (0, False, False, False)
-            for text, first in self._where.get(sequence[at], ()):
-                going_on = any(other.text == text and other.next == first for other in occurrences)
-                length = _common(sequence, at, self._texts[text][0], first)
-                rank = (length, going_on, text == own, self._texts[text][2])
-                if rank > best_rank:
-                    best, best_rank = (text, first), rank
+            begun = {(occurrence.chunk, occurrence.next): occurrence for occurrence in reversed(occurrences)}
+
+            def rank(place: tuple[int, int], at: int = at, begun: Container[tuple[int, int]] = begun) -> tuple[int, ...]:
+                chunk = self._chunks[place[0]]
+                return (
+                    _common(sequence, at, chunk.keys, place[1]),
+                    place in begun,
+                    chunk.text == own,
+                    chunk.preferred,
+                )
+
+            best = max(self._where.get(sequence[at], ()), key=rank, default=None)
             if best is None:
-                if pieces and pieces[-1].text is None:
+                if pieces and pieces[-1].chunk is None:
                     pieces[-1] = pieces[-1]._replace(stop=at + 1)
                 else:
                     pieces.append(_Piece(at, at + 1, None))
                 at += 1
                 continue
-            (text, first), length = best, best_rank[0]
-            begun = next((other for other in occurrences if other.text == text and other.next == first), None)
-            if begun is None:
-                begun = _Occurrence(text, first)
-                occurrences.append(begun)
-            begun.next = first + length
-            begun.pieces.append(len(pieces))
-            pieces.append(_Piece(at, at + length, text, first))
-            at += length
+            stop = at + rank(best)[0]
+            if best not in begun:
+                begun[best] = _Occurrence(*best)
+                occurrences.append(begun[best])
+            begun[best].next = best[1] + stop - at
+            begun[best].pieces.append(len(pieces))
+            pieces.append(_Piece(at, stop, *best))
+            at = stop
         return pieces, occurrences
 
     def _joined(self, pieces: list[_Piece], shared: set[int], places: list[int], length: int) -> Iterator[Run]:
         """The runs of the pieces, in places of the row; pieces of `shared` join unknown text behind them."""
         begin = None
         for number, piece in enumerate(pieces):
-            follows = number + 1 < len(pieces) and pieces[number + 1].text is None
-            if piece.text is None:
+            follows = number + 1 < len(pieces) and pieces[number + 1].chunk is None
+            if piece.chunk is None:
                 start = places[piece.start if begin is None else begin]
                 blank_until = places[piece.stop] if piece.stop < len(places) else length
                 yield Run(start, self._with_padding(start, places[piece.stop - 1] + 1, blank_until), None)
@@ -134,11 +152,10 @@ class TextIndex:
             elif number in shared and follows:
                 begin = piece.start
             else:
-                text_places = self._texts[piece.text][1]
-                tokens = tuple(
-                    (places[piece.start + n], text_places[piece.first + n]) for n in range(piece.stop - piece.start)
-                )
-                yield Run(places[piece.start], places[piece.stop - 1] + 1, piece.text, tokens)
+                chunk = self._chunks[piece.chunk]
+                here = places[piece.start : piece.stop]
+                there = chunk.places[piece.first : piece.first + len(here)]
+                yield Run(here[0], here[-1] + 1, chunk.text, tuple(zip(here, there, strict=True)))
 
     def _with_padding(self, start: int, stop: int, blank_until: int) -> int:
         """Where a text ends whose encoder pads it with zeros: at the end of its last chunk."""

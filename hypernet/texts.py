@@ -150,11 +150,11 @@ class SamplingTexts:
             if own_runs is None and text is not None:
                 found[digest, text] = self._texts[text].parts
             else:
-                row = rows_of[digest, text]
+                row, here = rows_of[digest, text], self._whole(text, own_runs or ())
                 found[digest, text] = self._row_parts(
                     own_runs or (),
                     len(row),
-                    lambda known, own=text: self._parts_of_text(known, own),
+                    lambda known, here=here: self._parts_of_text(known, here),
                     lambda run, row=row: self._others[_digest(row[run.start : run.stop])],
                 )
         return [found[key] for key in keys]
@@ -167,6 +167,13 @@ class SamplingTexts:
                 if torch.equal(tokens.repeat(len(row) // len(tokens), 1), row):
                     return None
         return index.runs(row, text)
+
+    def _whole(self, text: int | None, runs: Iterable[Run]) -> int | None:
+        """The text of a row, if all of it is there."""
+        if text is None:
+            return None
+        there = {place for run in runs if run.text == text for _, place in run.tokens}
+        return text if there.issuperset(self._texts[text].tokens.any(-1).nonzero().flatten().tolist()) else None
 
     def _row_parts(
         self,
@@ -191,7 +198,8 @@ class SamplingTexts:
         return self.deltas.merged(found)
 
     def _parts_of_text(self, text: int, own: int | None) -> tuple[Part, ...]:
-        """The parts of a known text; a negative prompt in another row than its own counts like any prompt."""
+        """The parts of a known text. own: the text that the row was given, if all of it is there; a negative prompt
+        that is in another row, or in pieces, counts like any prompt."""
         known = self._texts[text]
         if not known.exempt or text == own:
             return known.parts
