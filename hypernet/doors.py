@@ -194,9 +194,9 @@ class Doors:
     def _skipped(self, texts: SamplingTexts, layers: Sequence[str]) -> None:
         lapsed(
             texts,
-            f"layer '{layers[0]}' ({len(layers)} in all) runs without its delta, since a fused kernel computes with its "
-            "weight and skips the layer. Take the plain path: set comfy_force_cast_weights on it, or load the model in "
-            "another weight type, such as fp8 or fp16",
+            f"layer '{layers[0]}' ({len(layers)} in all) runs without its delta, since a fused kernel computes with "
+            "its weight and skips the layer. Take the plain path: set comfy_force_cast_weights on it, or load the "
+            "model in another weight type, such as fp8 or fp16",
         )
 
 

@@ -67,9 +67,7 @@ class Erasure:
         """Copies of the conditionings that carry the numbers of their texts; the originals are shared, so not
         written to."""
         new = [conditioning for conditioning in conditionings if self.key not in conditioning["model_conds"]]
-        numbers_of = {
-            id(conditioning): own for conditioning, own in zip(new, texts.register(new, exempt), strict=True)
-        }
+        numbers_of = {id(conditioning): own for conditioning, own in zip(new, texts.register(new, exempt), strict=True)}
         tagged = []
         for conditioning in conditionings:
             if id(conditioning) in numbers_of:

@@ -26,7 +26,7 @@ class Run(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    """The tokens of a known text that the text encoder processed together: keys and places of those that aren't zero."""
+    """Tokens of a known text that the text encoder processed together: keys and places of those that aren't zero."""
 
     text: int
     keys: list[bytes]
@@ -112,7 +112,9 @@ class TextIndex:
         while at < len(sequence):
             begun = {(occurrence.chunk, occurrence.next): occurrence for occurrence in reversed(occurrences)}
 
-            def rank(place: tuple[int, int], at: int = at, begun: Container[tuple[int, int]] = begun) -> tuple[int, ...]:
+            def rank(
+                place: tuple[int, int], at: int = at, begun: Container[tuple[int, int]] = begun
+            ) -> tuple[int, ...]:
                 chunk = self._chunks[place[0]]
                 return (
                     _common(sequence, at, chunk.keys, place[1]),

@@ -7,6 +7,7 @@ holds. It is split off by its tokens (``text_rows``), scored like a prompt, and 
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -140,33 +141,29 @@ class SamplingTexts:
         return tuple(map(self.table.number, found))
 
     def _parts_of_rows(self, rows: Tensor, texts: Sequence[int | None]) -> list[tuple[Part, ...]]:
-        index = self._index(rows.dtype)
-        found: dict[tuple[bytes, int | None], tuple[Part, ...]] = {}
         keys = [(_digest(row), text) for row, text in zip(rows, texts, strict=True)]
-        runs = {key: self._runs(row, key[1], index) for key, row in zip(keys, rows, strict=True)}
-        rows_of = dict(zip(keys, rows, strict=True))
-        self._score([rows_of[key][run.start : run.stop] for key in runs for run in runs[key] or () if run.text is None])
-        for (digest, text), own_runs in runs.items():
-            if own_runs is None and text is not None:
-                found[digest, text] = self._texts[text].parts
-            else:
-                row, here = rows_of[digest, text], self._whole(text, own_runs or ())
-                found[digest, text] = self._row_parts(
-                    own_runs or (),
-                    len(row),
-                    lambda known, here=here: self._parts_of_text(known, here),
-                    lambda run, row=row: self._others[_digest(row[run.start : run.stop])],
-                )
-        return [found[key] for key in keys]
+        new = {key: row for key, row in zip(keys, rows, strict=True) if not self._is_own(key[1], row)}
+        index = self._index(rows.dtype)
+        runs = {(digest, text): index.runs(row, text) for (digest, text), row in new.items()}
+        self._score(row[run.start : run.stop] for key, row in new.items() for run in runs[key] if run.text is None)
+        own: dict[int | None, tuple[Part, ...]] = {text: self._texts[text].parts for text in texts if text is not None}
+        found = {}
+        for key, row in new.items():
+            found[key] = self._row_parts(
+                runs[key],
+                len(row),
+                partial(self._parts_of_text, own=self._whole(key[1], runs[key])),
+                lambda run, row=row: self._others[_digest(row[run.start : run.stop])],
+            )
+        return [found[key] if key in found else own[key[1]] for key in keys]
 
-    def _runs(self, row: Tensor, text: int | None, index: TextIndex) -> list[Run] | None:
-        """The runs of a row; None for one that is its own text, repeated or not."""
-        if text is not None:
-            tokens = self._texts[text].tokens.to(row.dtype)
-            if len(tokens) and tokens.shape[1] == row.shape[1] and not len(row) % len(tokens):
-                if torch.equal(tokens.repeat(len(row) // len(tokens), 1), row):
-                    return None
-        return index.runs(row, text)
+    def _is_own(self, text: int | None, row: Tensor) -> bool:
+        """Whether a row is the text that it was given, repeated or not."""
+        if text is None:
+            return False
+        tokens = self._texts[text].tokens.to(row.dtype)
+        fits = len(tokens) and tokens.shape[1] == row.shape[1] and not len(row) % len(tokens)
+        return bool(fits) and torch.equal(tokens.repeat(len(row) // len(tokens), 1), row)
 
     def _whole(self, text: int | None, runs: Iterable[Run]) -> int | None:
         """The text of a row, if all of it is there."""

@@ -221,7 +221,9 @@ class Patch:
 
 def one_by_one(executor, *args, **kwargs):
     """As packages do that save memory: each row in a call of its own."""
-    layers = [module for name, module in executor.class_obj.named_modules() if name.endswith(("attn2.to_k", "attn2.to_v"))]
+    layers = [
+        module for name, module in executor.class_obj.named_modules() if name.endswith(("attn2.to_k", "attn2.to_v"))
+    ]
     former = [module.__dict__.get("forward") for module in layers]
 
     def row_by_row(forward):
@@ -313,9 +315,7 @@ GRAPHS = st.builds(
     negative=st.sampled_from(["lamp", "cat", "dog+lamp"]),
     pictures=st.integers(1, 2),
     operations=st.lists(
-        st.tuples(
-            st.sampled_from(sorted(OPERATIONS)), st.integers(0, 7), st.integers(0, 5), st.sampled_from(TEXTS)
-        ),
+        st.tuples(st.sampled_from(sorted(OPERATIONS)), st.integers(0, 7), st.integers(0, 5), st.sampled_from(TEXTS)),
         min_size=1,
         max_size=4,
     ).map(tuple),
