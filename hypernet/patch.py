@@ -23,6 +23,7 @@ from comfy.conds import CONDRegular
 from comfy.model_management import cast_to_device
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
+from comfy.samplers import CFGGuider
 from torch import Tensor
 
 from .base_model import same_base, weight_std
@@ -82,7 +83,8 @@ class Erasure:
         """OUTER_SAMPLE: number the texts of a whole sampling."""
         guider, texts = executor.class_obj, self._texts()
         guider.model_options["transformer_options"][self.key] = texts
-        pushed_away = negative_is_pushed_away(guider)
+        plain = type(guider) is CFGGuider
+        pushed_away = plain and negative_is_pushed_away(guider.cfg, guider.model_options)
         guider.conds = {
             name: self._tagged(conditionings, texts, exempt=pushed_away and name == "negative")
             for name, conditionings in guider.conds.items()
