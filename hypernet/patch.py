@@ -27,6 +27,7 @@ from comfy.samplers import CFGGuider
 from torch import Tensor
 
 from .base_model import same_base, weight_std
+from .boxes import without_erased_boxes
 from .deltas import PromptDeltas
 from .doors import Doors, NetworkCall, lapsed
 from .embedding import Entry
@@ -76,6 +77,7 @@ class Erasure:
                 # and reading a number must not wait for the GPU.
                 rows = CONDRegular(torch.tensor(numbers_of[id(conditioning)]).unsqueeze(1))
                 conditioning = {**conditioning, "model_conds": {**conditioning["model_conds"], self.key: rows}}
+                conditioning = conditioning if exempt else without_erased_boxes(conditioning, texts)
             tagged.append(conditioning)
         return tagged
 

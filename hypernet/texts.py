@@ -108,7 +108,7 @@ class SamplingTexts:
         own: the texts that the first rows were given, as far as they are known.
         """
         for seen in reversed(tuple(self._seen)):
-            if seen.own == own and _same(seen.tokens, tokens):
+            if seen.own == own and same_tensor(seen.tokens, tokens):
                 return seen.numbers
         rows = tokens.detach().cpu()
         texts = [own[row] if row < len(own) else None for row in range(len(rows))]
@@ -231,7 +231,8 @@ def _rows(entry: Entry) -> int:
     return 1 if states is None else len(states)
 
 
-def _same(known: Tensor, tokens: Tensor) -> bool:
+def same_tensor(known: Tensor, tokens: Tensor) -> bool:
+    """Whether two tensors are equal in every respect."""
     return (
         known.shape == tokens.shape
         and known.dtype == tokens.dtype
