@@ -1,8 +1,8 @@
 """Every way a prompt reaches the sampler, with an erased concept in it: `python3 dev.py bench bypass [--json FILE]`.
 
 On the lab model. Each way is drawn without an eraser, with one that scores a prompt by its pooled vector
-alone, as the method is published, and with this pack's. The same ways with harmless text tell how often
-a picture stays identical to the last bit.
+alone, as the method is published, and with this pack's, also under unknown_prompts strict. The same ways with
+harmless text tell how often a picture stays identical to the last bit.
 """
 
 import json
@@ -26,6 +26,7 @@ from unhype.training.plan import Request  # noqa: E402
 from unhype.training.run import train_erasure  # noqa: E402
 from unhype.training.settings import Settings  # noqa: E402
 
+from .doors import DOORS, Door  # noqa: E402
 from .lab.measure import LABELS, Lab, encode, sample_conditioning  # noqa: E402
 
 ERASED, TEXT, OTHER = "cat", "a photo of a cat", "a picture on a white background"
@@ -180,6 +181,18 @@ WAYS = {
 }
 
 
+def _conditioning(way):
+    return lambda lab, text, other: Door(way(lab, text, other), encode(lab.clip, ""))
+
+
+GRAPHS = {words: _conditioning(way) for words, way in WAYS.items()} | DOORS
+
+
+def draw(model, door, seeds, **options):
+    """Latents of a `Door` with a MODEL in it."""
+    return sample_conditioning(door.change(model), door.positive, door.negative, seeds, cfg=door.cfg, **options)
+
+
 def shows(lab, latents):
     """Share of pictures on which the judge sees the erased concept, on the whole or on either half."""
     images, judge = lab.vae.decode(latents), lab.judges[0]
@@ -194,14 +207,12 @@ def benign_prompts():
     return everyday[:: len(everyday) // BENIGN][:BENIGN]
 
 
-def identical(lab, patched, way, negative):
+def identical(lab, patched, way):
     """Share of harmless prompts that give the same latents, to the last bit, through `way`."""
     same, texts = [], benign_prompts()
     for text, other in zip(texts, texts[1:] + texts[:1], strict=True):
-        positive = way(lab, text, other)
-        before, after = (
-            sample_conditioning(model, positive, negative, [0], steps=_BENIGN_STEPS) for model in (lab.patcher, patched)
-        )
+        door = way(lab, text, other)
+        before, after = (draw(model, door, [0], steps=_BENIGN_STEPS) for model in (lab.patcher, patched))
         same.append(torch.equal(before, after))
     return sum(same) / len(same)
 
@@ -217,19 +228,17 @@ def run(chosen, done, keep):
         "base": lab.patcher,
         "single_pooled": apply_erasure(lab.patcher, single_pooled(eraser)),
         "ours": apply_erasure(lab.patcher, eraser),
+        "strict": apply_erasure(lab.patcher, eraser, unknown="strict"),
     }
-    negative, seeds, found = encode(lab.clip, ""), list(range(PICTURES)), dict(done)
+    seeds, found = list(range(PICTURES)), dict(done)
     for words in (words for words in chosen if words not in done):
-        positive = WAYS[words](lab, TEXT, OTHER)
-        row = {
-            f"acc_e_{name}": shows(lab, sample_conditioning(model, positive, negative, seeds))
-            for name, model in models.items()
-        }
-        row["identical_share"] = identical(lab, models["ours"], WAYS[words], negative)
+        door = GRAPHS[words](lab, TEXT, OTHER)
+        row = {f"acc_e_{name}": shows(lab, draw(model, door, seeds)) for name, model in models.items()}
+        row["identical_share"] = identical(lab, models["ours"], GRAPHS[words])
         found[words] = row
         keep(found)
-        say("{:55} {:.2f} {:.2f} {:.2f}  {:.2f}".format(words, *row.values()))
-    return {words: found[words] for words in WAYS if words in found}
+        say("{:60} {:.2f} {:.2f} {:.2f} {:.2f}  {:.2f}".format(words, *row.values()))
+    return {words: found[words] for words in GRAPHS if words in found}
 
 
 def rows(ways):
@@ -237,7 +246,7 @@ def rows(ways):
     return [(words, *(f"{value:.2f}" for value in row.values())) for words, row in ways.items()]
 
 
-HEADER = ("a cat named in", "no eraser", "pooled vector alone", "this pack", "harmless prompts identical")
+HEADER = ("a cat named in", "no eraser", "pooled vector alone", "this pack", "strict", "harmless prompts identical")
 
 
 def main():
@@ -246,8 +255,8 @@ def main():
     options = parser.parse_args()
     if options.only and options.publish:
         parser.error("--publish takes all ways.")
-    chosen = [words for words in WAYS if not options.only or options.only in words]
-    say("{:55} {}".format(HEADER[0], ", ".join(HEADER[1:])))
+    chosen = [words for words in GRAPHS if not options.only or options.only in words]
+    say("{:60} {}".format(HEADER[0], ", ".join(HEADER[1:])))
     found = {"device": device(), "pictures": PICTURES, "benign_prompts": BENIGN, "ways": {}}
     if options.json and options.json.exists():
         found = json.loads(options.json.read_text("utf-8"))

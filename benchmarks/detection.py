@@ -30,7 +30,9 @@ def highest_scores(eraser: Eraser, entries: Sequence[Entry]) -> list[float]:
     """
     found = []
     for entry in entries:
-        embeddings = [c for chunks in eraser.chunks(entry) for chunk in chunks for c in chunk.candidates]
+        chunks = [chunk for prompt in eraser.chunks(entry) for chunk in prompt]
+        embeddings = [c for chunk in chunks for c in chunk.candidates]
+        embeddings += [eraser.own_embedding(concept) for chunk in chunks for concept in chunk.named]
         found.append(eraser.score(torch.stack(embeddings)).amax().item() if embeddings else float("-inf"))
     return found
 

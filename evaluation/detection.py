@@ -47,17 +47,23 @@ def detect(eraser: Eraser, conditioning: Conditioning) -> list[Detection]:
 
 
 def _detection(eraser: Eraser, chunk: Chunk, place: tuple[int, int, int]) -> Detection:
-    if not chunk.candidates:
+    tokens, detector = chunk.tokens, eraser.token_detector
+    by_tokens = None if tokens is None or detector is None or not detector.fits(tokens) else detector(tokens)
+    if by_tokens is None and not chunk.candidates:
         return Detection(*place, None, 0.0, 0.0, False, not chunk.unknown)
-    c = torch.stack(chunk.candidates)
-    scores = eraser.score(c.to(eraser.device))
-    top = int(scores.argmax())
-    concept, similarity = None, 0.0
-    if eraser.concept_embeddings is not None:
-        cosines = cosine_similarity(eraser.concept_embeddings, c[top].unsqueeze(0))
-        concept, similarity = eraser.record.concepts[int(cosines.argmax())][0], cosines.max().item()
-    score = None if eraser.detector is None else max(scores[top].item(), _LEAST)
-    return Detection(*place, concept, similarity, score, bool(scores[top] >= 1), True)
+    cosines, score = torch.zeros(len(eraser.record.concepts)), -torch.inf
+    if chunk.candidates:
+        c = torch.stack(chunk.candidates)
+        scores = eraser.score(c.to(eraser.device))
+        score = scores.max().item()
+        if eraser.concept_embeddings is not None:
+            cosines = cosine_similarity(eraser.concept_embeddings, c[int(scores.argmax())].unsqueeze(0))
+    nearest = int(cosines.argmax())
+    if by_tokens is not None and by_tokens.max().item() > score:
+        score, nearest = by_tokens.max().item(), int(by_tokens.argmax())
+    concept = None if eraser.concept_embeddings is None else eraser.record.concepts[nearest][0]
+    shown = None if eraser.detector is None else max(score, _LEAST)
+    return Detection(*place, concept, cosines[nearest].item(), shown, score >= 1, True)
 
 
 def place_of(detection: Detection, detections: Sequence[Detection]) -> str:

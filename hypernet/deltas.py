@@ -53,6 +53,8 @@ class PromptDeltas:
         self.eraser, self.joint = eraser, joint
         self.fallback = _strongest(eraser) if unknown == "strict" else None
         self.cache = FactorCache(eraser, strength, gate)
+        own = eraser.concept_embeddings if eraser.token_detector is not None else None
+        self._named = set() if own is None else {content_key(c) for c in own}
 
     def parts(self, entries: list[Entry]) -> tuple[list[list[tuple[Part, ...]]], bool]:
         """The `Part`s of each prompt of each conditioning entry, and whether some text has no candidate embedding.
@@ -63,7 +65,7 @@ class PromptDeltas:
         prompts_of = [self.eraser.chunks(entry) for entry in entries]
         chunks = [chunk for prompts in prompts_of for prompt in prompts for chunk in prompt]
         unknown = any(chunk.unknown for chunk in chunks)
-        embeddings = [c for chunk in chunks for c in chunk.candidates]
+        embeddings = [c for chunk in chunks for c in self._embeddings(chunk)]
         if unknown and self.fallback is not None:
             embeddings.append(self.fallback)
         self.cache.fill(embeddings)
@@ -71,13 +73,13 @@ class PromptDeltas:
         self.cache.trim()
         return found, unknown
 
-    def _chosen(self, keys: list[bytes]) -> bytes | None:
-        """Of a chunk's candidates the first that is detected, or one that scores much higher; None without one."""
+    def _chosen(self, keys: list[bytes]) -> list[bytes]:
+        """Of a chunk's candidates the first that is detected, or one that scores much higher; none without one."""
         detected = {key: generated.score for key in keys if (generated := self.cache.get(key))}
         if not detected:
-            return None
+            return []
         first, top = next(iter(detected)), max(detected, key=lambda key: detected[key])
-        return top if detected[top] > _HIGHER * detected[first] else first
+        return [top if detected[top] > _HIGHER * detected[first] else first]
 
     def _parts_of(self, chunks: list[Chunk]) -> tuple[Part, ...]:
         """The `Part`s of a prompt; neighbours with the same factors are one part.
@@ -85,32 +87,74 @@ class PromptDeltas:
         Under "base", text without a candidate follows the chunk before it, which it continues. At the
         beginning of a prompt it is left alone.
         """
-        length, key = chunks[-1].stop, None
-        spans: list[tuple[Span, bytes | None]] = []
+        length, keys = chunks[-1].stop, list[bytes]()
+        parts: list[Part] = []
         for chunk in chunks:
             if not chunk.unknown:
-                key = self._chosen([content_key(c) for c in chunk.candidates])
+                keys = self._keys(chunk)
             elif self.fallback is not None:
-                key = self._chosen([content_key(self.fallback)])
-            spans.append((Span(chunk.start, chunk.stop, length), key))
-        if self.joint:
-            spans = [(Span(0, length, length), self._chosen([key for _, key in spans if key is not None]))]
-        parts: list[Part] = []
-        for span, key in spans:
-            if parts and parts[-1].key == key and parts[-1].span.stop == span.start:
-                parts[-1] = parts[-1]._replace(span=parts[-1].span._replace(stop=span.stop))
-            elif key is not None:
-                parts.append(Part(span, key, self.cache[key].factors))
-        return tuple(parts)
+                keys = self._chosen([content_key(self.fallback)])
+            span = Span(chunk.start, chunk.stop, length)
+            parts += [Part(span, key, self.cache[key].factors) for key in keys]
+        return self.merged(parts)
 
-    def unknown_message(self) -> tuple[str, str, str, str]:
-        """The log's line about text without a candidate embedding: a format and its values."""
-        return (
-            "UnHype: a prompt carries no embedding that fits hypernet '%s'; %s (unknown_prompts: %s).",
-            self.eraser.name,
-            "it runs the model unchanged" if self.fallback is None else "it is treated as erased",
-            POLICIES[self.fallback is not None],
-        )
+    def _embeddings(self, chunk: Chunk) -> list[Tensor]:
+        """Every embedding that may drive H for a chunk."""
+        return [*chunk.candidates, *(self.eraser.own_embedding(concept) for concept in chunk.named)]
+
+    def _keys(self, chunk: Chunk) -> list[bytes]:
+        """The keys of the embeddings that drive H for a chunk.
+
+        They are those of the concepts that its tokens name, and its own c where that is of another concept.
+        """
+        detector, keys = self.eraser.detector, self._chosen([content_key(c) for c in chunk.candidates])
+        if not chunk.named or detector is None:
+            return keys
+        other = [
+            content_key(c)
+            for c in chunk.candidates
+            if content_key(c) in keys and int(detector.scores(c.unsqueeze(0)).argmax()) not in chunk.named
+        ]
+        return [*(content_key(self.eraser.own_embedding(concept)) for concept in chunk.named), *other]
+
+    def merged(self, parts: list[Part]) -> tuple[Part, ...]:
+        """The parts of one row in their order, neighbours with the same factors as one, and joint ones as one.
+
+        Joint layers take each named concept once, or else the top one of the other parts.
+        """
+        if self.joint and parts:
+            keys = list(dict.fromkeys(part.key for part in parts))
+            named = [key for key in keys if key in self._named]
+            whole = Span(0, parts[0].span.length, parts[0].span.length)
+            chosen = named or self._chosen(keys) or keys[:1]
+            return tuple(Part(whole, key, self.cache[key].factors) for key in chosen)
+        together: list[Part] = []
+        for part in parts:
+            last = next((n for n, other in enumerate(together) if _continues(part, other)), None)
+            if last is None:
+                together.append(part)
+            else:
+                together[last] = together[last]._replace(span=together[last].span._replace(stop=part.span.stop))
+        return tuple(together)
+
+    def unreadable(self) -> tuple[Part, ...]:
+        """The `Part`s of a row whose text can't be known, on all of its tokens."""
+        self.cache.fill([] if self.fallback is None else [self.fallback])
+        return self._parts_of([Chunk(0, 1, (), True)])
+
+    def unknown_message(self, what: str = "a prompt") -> str:
+        """The warning about text without a candidate embedding. what: the text, for the user."""
+        outcome = "it runs the model unchanged" if self.fallback is None else "it is treated as erased"
+        return f"UnHype: {what} carries no embedding that fits hypernet '{self.eraser.name}'; {outcome} {self.policy}."
+
+    @property
+    def policy(self) -> str:
+        """The setting for text without a candidate embedding, for messages."""
+        return f"(unknown_prompts: {POLICIES[self.fallback is not None]})"
+
+
+def _continues(part: Part, other: Part) -> bool:
+    return part.key == other.key and part.span.start == other.span.stop
 
 
 def _strongest(eraser: Eraser) -> Tensor:

@@ -28,6 +28,7 @@ class Chunk(NamedTuple):
 
     candidates: embeddings c (width,) of the chunk, the preferred one first. unknown: the chunk has tokens and
     no candidate. A chunk of zeros has neither. tokens: its token states (stop - start, in), if the prompt has any.
+    named: the numbers of the concepts that its tokens name, see `token_detector`.
     """
 
     start: int
@@ -35,6 +36,7 @@ class Chunk(NamedTuple):
     candidates: tuple[Tensor, ...]
     unknown: bool
     tokens: Tensor | None = None
+    named: tuple[int, ...] = ()
 
 
 def entries_of(conditioning: Conditioning) -> list[Entry]:

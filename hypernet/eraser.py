@@ -7,8 +7,8 @@ For a target layer y = W x + b and a prompt with embedding c, at the trajectory 
 with the detector's scores f_k (``detector``), the steered embedding c' (`Detector.steer`) and the factors A, B
 of the hypernet H (``network``). Below the threshold the layer runs unchanged. Above it, s / S is the strength.
 
-Where max_k g_k(X) >= 1 for the token states X of a chunk (``token_detector``), c is the embedding e_k of the concept
-k itself: in a long prompt the chunk's own c says little about one word of it.
+Where the tokens of a chunk name concepts k (``token_detector``), the deltas of their own embeddings e_k are added
+instead: in a long prompt the chunk's c says little about one word of it, and nothing about two.
 """
 
 from dataclasses import dataclass
@@ -52,19 +52,28 @@ class Eraser:
     def chunks(self, entry: Entry) -> list[list[Chunk]]:
         """The chunks of every prompt of a conditioning entry, see `embedding.chunks_of`.
 
-        A chunk with a token that names a concept k has e_k as its last candidate.
+        With a token detector, text of its encoders is never unknown.
         """
         width = self.hypernet.config.embedding_width
         prompts = chunks_of(entry, self.record.embedding, width, self.record.text_encoder.chunk, self.regressor)
-        return [[self._named(chunk) for chunk in chunks] for chunks in prompts]
+        detector = self.token_detector
+        if detector is None:
+            return prompts
+        return [
+            [
+                chunk._replace(named=detector.named(chunk.tokens), unknown=False)
+                if chunk.tokens is not None and detector.fits(chunk.tokens)
+                else chunk
+                for chunk in chunks
+            ]
+            for chunks in prompts
+        ]
 
-    def _named(self, chunk: Chunk) -> Chunk:
-        detector, embeddings = self.token_detector, self.concept_embeddings
-        if detector is None or embeddings is None or chunk.tokens is None or not detector.fits(chunk.tokens):
-            return chunk
-        score, concept = detector(chunk.tokens).max(0)
-        named = (embeddings[concept],) if score >= 1 else ()
-        return chunk._replace(candidates=(*chunk.candidates, *named), unknown=False)
+    def own_embedding(self, concept: int) -> Tensor:
+        """e_k, the mean embedding of a concept's wordings, (width,)."""
+        if self.concept_embeddings is None:
+            raise ValueError(f"'{self.name}' holds no embeddings of its concepts")
+        return self.concept_embeddings[concept]
 
     def score(self, c: Tensor) -> Tensor:
         """max_k f_k(c), (p, width) to (p,): 1 and above is erased. Without a detector it is 1 throughout."""

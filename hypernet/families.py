@@ -40,7 +40,9 @@ class Family:
     its TOKENS. distilled: guidance is an input of the network, and pictures are drawn without CFG.
     encoders: widths of its text encoders where several lie side by side in each token. joint: whether
     its target layers process the tokens of prompt and picture together; text_inputs: whether the text
-    encoder's tokens are the input of the target layers and of no other layer.
+    encoder's tokens are the input of the target layers and of no other layer. entry: elsewhere, the module that
+    takes the tokens in; of several names the first that the network has. text_stream: target layers of joint
+    families that process the tokens of the prompt alone, a regular expression.
     """
 
     key: str
@@ -56,6 +58,8 @@ class Family:
     encoders: tuple[int, ...] = ()
     joint: bool = False
     text_inputs: bool = False
+    entry: tuple[str, ...] = ()
+    text_stream: str = ""
 
 
 _UNET: dict[str, Any] = {
@@ -74,6 +78,8 @@ _FLUX: dict[str, Any] = {
     "blocks": r"(double|single)_blocks\.\d+",
     "in_place": True,
     "joint": True,
+    "entry": ("txt_norm", "txt_in"),
+    "text_stream": r"double_blocks\.\d+\.txt_attn\.qkv",
 }
 _SD3 = (
     (r"joint_blocks\.\d+\.(x|context)_block\.attn\.qkv", value_of_qkv),
@@ -99,6 +105,7 @@ FAMILIES = (
         r"joint_blocks\.\d+",
         "stable-diffusion-v3-medium",
         joint=True,
+        entry=("context_processor", "context_embedder"),
     ),
     Family("flux2", "Flux.2", "Flux2", "Flux", architecture="flux-2-dev", embedding=TOKENS, distilled=True, **_FLUX),
     Family("flux", "Flux.1", "Flux", "Flux", architecture="flux-1-dev", distilled=True, **_FLUX),
@@ -113,6 +120,8 @@ FAMILIES = (
         "qwen-image",
         TOKENS,
         joint=True,
+        entry=("txt_norm",),
+        text_stream=r"transformer_blocks\.\d+\.attn\.add_v_proj",
     ),
     Family(
         "lumina2",
@@ -124,6 +133,17 @@ FAMILIES = (
         "lumina-2",
         TOKENS,
         joint=True,
+        entry=("cap_embedder",),
     ),
-    Family("wan", "Wan", "WAN21_T2V", "WanModel", _WAN, r"blocks\.\d+", "wan-2.1", TOKENS),
+    Family(
+        "wan",
+        "Wan",
+        "WAN21_T2V",
+        "WanModel",
+        _WAN,
+        r"blocks\.\d+",
+        "wan-2.1",
+        TOKENS,
+        entry=("text_embedding",),
+    ),
 )

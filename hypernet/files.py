@@ -46,6 +46,14 @@ def tensors_of(eraser: Eraser) -> dict[str, Tensor]:
     return tensors
 
 
+def same_eraser(one: Eraser, other: Eraser) -> bool:
+    """Whether two erasers hold the same numbers, as those of one file do that was loaded twice."""
+    if one is other:
+        return True
+    a, b = tensors_of(one), tensors_of(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name].to(a[name].device)) for name in a)
+
+
 @contextmanager
 def written_aside(path: Path) -> Generator[Path]:
     """Gives a path beside `path` to write to, and moves that file into place, so that `path` is always whole.

@@ -2,32 +2,45 @@
 
 Three wrappers on a clone of the model patcher, and nothing on the network outside one call of it:
 
-- around the whole sampling, every conditioning gets a row number, and the chunks of prompts in which the
-  detector finds an erased concept get their factors from H;
+- around the whole sampling, every text gets a number, and the chunks of prompts in which the detector finds
+  an erased concept get their factors from H;
 - around each batch of conditionings, those that another node encoded while sampling get theirs as well;
 - around each call of the network, the target layers add the deltas of each row to their output, each on
-  the tokens of its own chunk.
+  the tokens of its own chunk. Text that no conditioning holds gets its deltas there (``doors``).
 
-The row numbers travel in `model_conds`, the one part of a conditioning that ComfyUI keeps right when
+The numbers travel in `model_conds`, the one part of a conditioning that ComfyUI keeps right when
 it copies conditionings for regional prompts, splits, tiles or reorders the batch.
 """
 
 import logging
+from collections.abc import Callable
+from contextlib import nullcontext
+from itertools import count
 from typing import Any
 
 import torch
 from comfy.conds import CONDRegular
+from comfy.model_management import cast_to_device
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
+from comfy.samplers import CFGGuider
 from torch import Tensor
 
 from .base_model import same_base, weight_std
+from .boxes import without_erased_boxes
 from .deltas import PromptDeltas
+from .doors import Doors, NetworkCall, lapsed
 from .embedding import Entry
 from .eraser import Eraser
-from .files import check_fits
-from .rows import BASE, RowTable, patched_layers
+from .files import check_fits, same_eraser
+from .guidance import negative_is_pushed_away
 from .targets import recognise, target_layers
+from .texts import SamplingTexts
+
+try:  # newer ComfyUI lays out memory for the network's blocks in advance
+    from comfy.model_prefetch import pause_malloc_graph
+except ImportError:
+    pause_malloc_graph = nullcontext
 
 KEY = "unhype"
 
@@ -37,43 +50,45 @@ log = logging.getLogger("unhype")
 class Erasure:
     """One eraser on one model: the three wrappers and the `PromptDeltas` they share.
 
-    key: where this erasure keeps its rows, its own for every Apply on the same model so that several add up.
+    key: where this erasure keeps its rows, its own for every Apply on the same model so that several add up. tell:
+    takes the warning of a sampling in which something ran unprotected.
     """
 
-    def __init__(self, deltas: PromptDeltas, key: str) -> None:
-        self.deltas = deltas
-        self.key = key
-        self.targets = deltas.eraser.hypernet.config.layers
+    def __init__(self, deltas: PromptDeltas, doors: Doors, key: str, tell: Callable[[str], None] | None) -> None:
+        self.deltas, self.doors, self.key, self.tell = deltas, doors, key, tell
 
-    def _row_numbers(self, conditionings: list[Entry], table: RowTable) -> list[list[int]]:
-        """The row numbers of each conditioning, one for each prompt of its batch."""
-        found, unknown = self.deltas.parts(conditionings)
-        if unknown and not table.warned:
-            table.warned = True
-            log.info(*self.deltas.unknown_message())
-        return [[table.number(parts) for parts in prompts] for prompts in found]
+    def _warn(self, message: str) -> None:
+        log.warning(message)
+        if self.tell is not None:
+            self.tell(message)
 
-    def _tagged(self, conditionings: list[Entry], table: RowTable, base_only: bool = False) -> list[Entry]:
-        """Copies of the conditionings that carry their row numbers; the originals are shared, so not written to."""
+    def _texts(self) -> SamplingTexts:
+        return SamplingTexts(self.deltas, self._warn)
+
+    def _tagged(self, conditionings: list[Entry], texts: SamplingTexts, exempt: bool = False) -> list[Entry]:
+        """Copies of the conditionings that carry the numbers of their texts; the originals are shared, so not
+        written to."""
         new = [conditioning for conditioning in conditionings if self.key not in conditioning["model_conds"]]
-        numbers = [[BASE]] * len(new) if base_only else self._row_numbers(new, table)
-        numbers_of = {id(conditioning): own for conditioning, own in zip(new, numbers, strict=True)}
+        numbers_of = {id(conditioning): own for conditioning, own in zip(new, texts.register(new, exempt), strict=True)}
         tagged = []
         for conditioning in conditionings:
             if id(conditioning) in numbers_of:
                 # On the CPU: the host batches conditionings only if their tensors share a device,
-                # and reading a row number must not wait for the GPU.
+                # and reading a number must not wait for the GPU.
                 rows = CONDRegular(torch.tensor(numbers_of[id(conditioning)]).unsqueeze(1))
                 conditioning = {**conditioning, "model_conds": {**conditioning["model_conds"], self.key: rows}}
+                conditioning = conditioning if exempt else without_erased_boxes(conditioning, texts)
             tagged.append(conditioning)
         return tagged
 
     def outer_sample(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """OUTER_SAMPLE: number the rows of a whole sampling. Negative prompts always run the base model."""
-        guider, table = executor.class_obj, RowTable()
-        guider.model_options["transformer_options"][self.key] = table
+        """OUTER_SAMPLE: number the texts of a whole sampling."""
+        guider, texts = executor.class_obj, self._texts()
+        guider.model_options["transformer_options"][self.key] = texts
+        plain = type(guider) is CFGGuider
+        pushed_away = plain and negative_is_pushed_away(guider.cfg, guider.model_options)
         guider.conds = {
-            name: self._tagged(conditionings, table, base_only="negative" in name)
+            name: self._tagged(conditionings, texts, exempt=pushed_away and name == "negative")
             for name, conditionings in guider.conds.items()
         }
         return executor(*args, **kwargs)
@@ -90,7 +105,7 @@ class Erasure:
         """CALC_COND_BATCH: number conditionings that a node encoded by hand while sampling."""
         options = model_options.get("transformer_options", {})
         if self.key not in options:
-            options = {**options, self.key: RowTable()}
+            options = {**options, self.key: self._texts()}
             model_options = {**model_options, "transformer_options": options}
         conds = [None if cond is None else self._tagged(cond, options[self.key]) for cond in conds]
         return executor(model, conds, x_in, timestep, model_options)
@@ -107,18 +122,20 @@ class Erasure:
         **kw: Any,
     ) -> Tensor:
         """APPLY_MODEL: add each row's delta while the network runs once."""
-        rows = kw.pop(self.key, None)
-        options = transformer_options or {}
-        table = options.get(self.key)
-        batch = None
-        if rows is not None and table is not None:
-            batch = table.stacked(tuple(rows.flatten().tolist()), x.device)
-        if batch is None:
+        own, options, model = kw.pop(self.key, None), transformer_options or {}, executor.class_obj
+        if c_crossattn is not None:
+            # As the host is about to cast it, so that the layers can recognise the very tensor.
+            c_crossattn = cast_to_device(c_crossattn, x.device, model.manual_cast_dtype or model.get_dtype())
+        texts = options.get(self.key) or self._texts()
+        if not self.doors.fit(model.diffusion_model):
+            lapsed(texts, "a second model draws a part of the picture, and the hypernet doesn't fit it")
             return executor(x, t, c_concat, c_crossattn, control, options, **kw)
-        rows, layers, masks = batch
-        network = executor.class_obj.diffusion_model
-        with patched_layers(network, self.targets, rows, layers, x.shape[0], masks, c_crossattn):
-            return executor(x, t, c_concat, c_crossattn, control, options, **kw)
+        numbers = () if own is None else tuple(own.flatten().tolist())
+        call = NetworkCall(texts, c_crossattn, numbers, x.device, pause_malloc_graph)
+        with self.doors.open(model.diffusion_model, call):
+            output = executor(x, t, c_concat, c_crossattn, control, options, **kw)
+        self.doors.check(call)
+        return output
 
     def cleanup(self, *_: Any) -> None:
         """ON_CLEANUP: drop the factors when a sampling ends, also after an error."""
@@ -131,12 +148,19 @@ def is_erased(model: ModelPatcher) -> bool:
 
 
 def apply_erasure(
-    model: ModelPatcher, eraser: Eraser, strength: float = 1.0, gate: bool = True, unknown: str = "base"
+    model: ModelPatcher,
+    eraser: Eraser,
+    strength: float = 1.0,
+    gate: bool = True,
+    unknown: str = "base",
+    tell: Callable[[str], None] | None = None,
 ) -> ModelPatcher:
     """Return a clone of `model` with `eraser` on it; `model` is not touched.
 
-    strength, gate, unknown: see `deltas.PromptDeltas`. At strength 0 the clone is the model itself. Raises
-    `targets.UnsupportedModelError` or `HypernetFileError` when the hypernet does not fit.
+    strength, gate, unknown: see `deltas.PromptDeltas`. At strength 0 the clone is the model itself. An eraser that
+    the model carries already is applied once, with the stricter values of both. tell: takes a warning for the
+    user, at most one a sampling, beside the log. Raises `targets.UnsupportedModelError` or `HypernetFileError`
+    when the hypernet does not fit.
     """
     family = recognise(model.model)
     layers = target_layers(model.model, family)
@@ -151,11 +175,32 @@ def apply_erasure(
             eraser.name,
             family.title,
         )
-    taken = {key for keys in clone.wrappers.values() for key in keys if str(key).startswith(KEY)}
-    key = KEY if not taken else f"{KEY}_{len(taken) + 1}"
-    erasure = Erasure(PromptDeltas(eraser, strength, gate, unknown, family.joint), key)
-    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, erasure.key, erasure.outer_sample)
-    clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, erasure.key, erasure.calc_cond_batch)
-    clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, erasure.key, erasure.apply_model)
-    clone.add_callback_with_key(CallbacksMP.ON_CLEANUP, erasure.key, erasure.cleanup)
+    for former in _erasures(clone):
+        if same_eraser(former.deltas.eraser, eraser):
+            strength = max(strength, former.deltas.cache.strength)
+            gate = gate and former.deltas.cache.gate
+            unknown = "strict" if former.deltas.fallback is not None else unknown
+            _remove(clone, former.key)
+    taken = {erasure.key for erasure in _erasures(clone)}
+    key = next(key for n in count(1) if (key := KEY if n == 1 else f"{KEY}_{n}") not in taken)
+    erasure = Erasure(PromptDeltas(eraser, strength, gate, unknown, family.joint), Doors(family, layers), key, tell)
+    for kind, wrapper in (
+        (WrappersMP.OUTER_SAMPLE, erasure.outer_sample),
+        (WrappersMP.CALC_COND_BATCH, erasure.calc_cond_batch),
+        (WrappersMP.APPLY_MODEL, erasure.apply_model),
+    ):
+        clone.add_wrapper_with_key(kind, key, wrapper)
+    clone.add_callback_with_key(CallbacksMP.ON_CLEANUP, key, erasure.cleanup)
     return clone
+
+
+def _erasures(model: ModelPatcher) -> list[Erasure]:
+    """The erasures on a model, the first applied first."""
+    keyed = model.wrappers.get(WrappersMP.OUTER_SAMPLE, {})
+    return [wrapper.__self__ for key, each in keyed.items() if str(key).startswith(KEY) for wrapper in each]
+
+
+def _remove(model: ModelPatcher, key: str) -> None:
+    for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL):
+        model.remove_wrappers_with_key(kind, key)
+    model.remove_callbacks_with_key(CallbacksMP.ON_CLEANUP, key)

@@ -1,9 +1,8 @@
 """Which row and token of a batch belongs to which delta, and adding the deltas there."""
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,90 +49,49 @@ def add_to_rows(
     return changed
 
 
-def source_rows(x: Tensor, rows: Tensor, batch: int, context: Tensor | None) -> Tensor | None:
-    """The row of the batch that each row of a layer's input x belongs to, (n,) long, -1 for none; None if unknown.
-
-    context: (batch, tokens, in), the text that the network was given, or None. Packs add, repeat or split rows
-    inside the network. Cross-attention keys and values: rows are matched by comparing tokens; ties prefer a
-    row with a delta. Elsewhere (image tokens) rows that joined the batch are known to come last.
-    """
-    if context is not None and context.shape[0] == batch and x.shape[1:] == context.shape[1:]:
-        same = (x.unsqueeze(1) == context.to(x).unsqueeze(0)).flatten(2).all(2).int()
-        best, source = (same * 2 - same.index_fill(1, rows, 0)).max(1)
-        return source.masked_fill(best == 0, -1)
-    if x.shape[0] < batch:
-        return None
-    source = torch.arange(x.shape[0], device=x.device)
-    return source.masked_fill(source >= batch, -1)
-
-
 def patched_layers(
-    network: Module,
-    targets: tuple[TargetLayer, ...],
-    rows: Tensor,
-    layers: Sequence[Factors],
-    batch: int,
-    masks: SpanMasks | None = None,
-    context: Tensor | None = None,
+    network: Module, targets: tuple[TargetLayer, ...], rows: Tensor, layers: Sequence[Factors]
 ) -> AbstractContextManager[None]:
     """While open, the layers `targets` of `network` add the deltas `layers` to the rows `rows`.
 
     rows: (p,) long, on the device that computes. layers: one `Factors` a target, for those p rows, on the same
-    device. batch: rows of the network's input. masks: the tokens of each delta, all of them by default.
-    context: the text tokens of the batch's rows, if known. An override that another node put on a layer
-    before is kept and called.
+    device. An override that another node put on a layer before is kept and called.
     """
+
+    def with_delta(forward: Callable[..., Tensor], factors: Factors, start: int) -> Callable[..., Tensor]:
+        return lambda x, *args, **kwargs: add_to_rows(forward(x, *args, **kwargs), x, rows, factors, start=start)
 
     def patched() -> Iterator[tuple[Module, Callable[..., Tensor]]]:
         for target, factors in zip(targets, layers, strict=True):
             module = network.get_submodule(target.name)
-            yield module, _with_delta(module.forward, rows, factors, batch, masks, context, target.start)
+            yield module, with_delta(module.forward, factors, target.start)
 
     return overridden(patched())
 
 
-def _with_delta(
-    forward: Callable[..., Tensor],
-    rows: Tensor,
-    factors: Factors,
-    batch: int,
-    masks: SpanMasks | None,
-    context: Tensor | None,
-    start: int,
-) -> Callable[..., Tensor]:
-    def forward_with_delta(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        y = forward(x, *args, **kwargs)
-        mask = None if masks is None else masks.mask(x.shape[1])
-        if x.shape[0] == batch:
-            return add_to_rows(y, x, rows, factors, mask, start)
-        source = source_rows(x, rows, batch, context)
-        if source is None:
-            warnings.warn(
-                "UnHype: another node changes the batch inside the model in a way that hides which prompt a row "
-                "belongs to; those calls run without erasure.",
-                stacklevel=2,
-            )
-            return y
-        own, delta = (source.unsqueeze(1) == rows).nonzero(as_tuple=True)
-        own_mask = None if mask is None else mask[delta]
-        return add_to_rows(y, x, own, Factors(factors.A[delta], factors.B[delta]), own_mask, start)
+class Batch(NamedTuple):
+    """The deltas of a batch: one of p for each part of its rows.
 
-    return forward_with_delta
+    rows: (p,) long, the row of each. layers: one `Factors` a target layer, for those p. masks: their tokens, None
+    when every part is a whole prompt.
+    """
+
+    rows: Tensor
+    layers: list[Factors]
+    masks: SpanMasks | None
+
+    def mask(self, tokens: int) -> Tensor | None:
+        """(p, tokens) bool, None for all of them."""
+        return None if self.masks is None else self.masks.mask(tokens)
 
 
 class RowTable:
-    """The prompts of one sampling: row number to parts. Lives in `transformer_options`.
-
-    A class of its own, because the host copies and merges dicts and lists that it finds there.
-    """
+    """The parts of prompts by row number, and stacked for batches of row numbers."""
 
     def __init__(self) -> None:
-        self.warned = False
         self._numbers: dict[tuple[tuple[Span, bytes], ...], int] = {}
         self._prompts: list[tuple[Part, ...]] = []
-        self._stacked: dict[
-            tuple[tuple[int, ...], torch.device], tuple[Tensor, list[Factors], SpanMasks | None] | None
-        ] = {}
+        self._stacked: dict[tuple[tuple[int, ...], torch.device], Batch | None] = {}
 
     def number(self, parts: tuple[Part, ...]) -> int:
         """The row number of a prompt of these `Part`s; BASE when there are none."""
@@ -145,23 +103,21 @@ class RowTable:
             self._prompts.append(parts)
         return self._numbers[key]
 
-    def stacked(
-        self, numbers: tuple[int, ...], device: torch.device
-    ) -> tuple[Tensor, list[Factors], SpanMasks | None] | None:
-        """Rows, their stacked factors and their `SpanMasks` on `device` for the row numbers of a batch.
+    def parts(self, number: int) -> tuple[Part, ...]:
+        """The parts of a row number."""
+        return () if number == BASE else self._prompts[number]
 
-        `numbers`: one row number, or BASE, a row. Returns ((p,) long rows, factors, masks), one of the p a
-        part, or None when every row is BASE. masks is None when every part is a whole prompt. Kept for the
-        length of a sampling: each step asks the same.
+    def stacked(self, numbers: tuple[int, ...], device: torch.device) -> Batch | None:
+        """The `Batch` on `device` for a row number, or BASE, of each row; None when every row is BASE.
+
+        Kept for the length of a sampling: each step asks the same.
         """
         if (numbers, device) not in self._stacked:
             self._stacked[numbers, device] = self._stack(numbers, device)
         return self._stacked[numbers, device]
 
-    def _stack(
-        self, numbers: tuple[int, ...], device: torch.device
-    ) -> tuple[Tensor, list[Factors], SpanMasks | None] | None:
-        active = [(row, part) for row, n in enumerate(numbers) if n != BASE for part in self._prompts[n]]
+    def _stack(self, numbers: tuple[int, ...], device: torch.device) -> Batch | None:
+        active = [(row, part) for row, n in enumerate(numbers) for part in self.parts(n)]
         if not active:
             return None
         layers = [
@@ -171,4 +127,4 @@ class RowTable:
         spans = [part.span for _, part in active]
         whole = all(span.stop - span.start == span.length for span in spans)
         rows = torch.tensor([row for row, _ in active], device=device)
-        return rows, layers, None if whole else SpanMasks(spans, device)
+        return Batch(rows, layers, None if whole else SpanMasks(spans, device))

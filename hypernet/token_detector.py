@@ -42,6 +42,11 @@ class TokenDetector(Module):
         ]
         return torch.stack(scores).amax(0)
 
+    def named(self, tokens: Tensor) -> tuple[int, ...]:
+        """The concepts that token states (n, in) name: of each token that is detected the one with the top score."""
+        top, concept = self.token_scores(tokens).max(1)
+        return tuple(sorted({*concept[top >= 1].tolist()}))
+
     def forward(self, tokens: Tensor) -> Tensor:
         """g_k of token states (n, in), (concepts,); 1 and above is detected."""
         return self.token_scores(tokens).amax(0)

@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..hypernet.deltas import POLICIES
 from ..hypernet.eraser import Eraser
 from ..hypernet.patch import apply_erasure
+from .progress import NodeText
 from .schema import CATEGORY, Hypernet, advanced, only_choices, only_links, schema
 
 
@@ -48,11 +49,13 @@ class ApplyErasure(io.ComfyNode):
                     options=list(POLICIES),
                     default=POLICIES[0],
                     optional=True,
-                    tooltip="What to do with a prompt whose embedding doesn't fit the eraser, such as one from the "
-                    "text encoder of another model. base: leave it alone. strict: treat it as erased.",
+                    tooltip="What to do with text that the eraser can't read, such as a prompt from the text encoder "
+                    "of another model, or tokens that another node adds inside the model. base: leave it alone and "
+                    "show a warning. strict: treat it as erased, and stop where that isn't possible.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model with the erasure on it.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -61,4 +64,8 @@ class ApplyErasure(io.ComfyNode):
     ) -> io.NodeOutput:
         only_links("Apply Concept Erasure", model=model, unhype=unhype)
         only_choices(cls, unknown_prompts=unknown_prompts)
-        return io.NodeOutput(apply_erasure(model, unhype, strength, keep_others_exact, unknown_prompts))
+        # Scripts call this without a server, and so without an id.
+        text = NodeText(getattr(cls.hidden, "unique_id", None))
+        return io.NodeOutput(
+            apply_erasure(model, unhype, strength, keep_others_exact, unknown_prompts, lambda line: text(line, True))
+        )

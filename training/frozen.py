@@ -189,7 +189,7 @@ class FrozenModel:
             denoised = call(transformer_options=options)
         else:
             rows = torch.arange(z.shape[0], device=z.device)
-            patched = partial(patched_layers, self.network, self.layers, rows, factors, z.shape[0])
+            patched = partial(patched_layers, self.network, self.layers, rows, factors)
             with running(patched, self.blocks, self.checkpointing, self.family.in_place):
                 denoised = call(transformer_options=options)
         return (z - denoised.float()) / sigma.view(-1, *[1] * (z.dim() - 1))

@@ -33,7 +33,7 @@ def test_every_layer_does_what_their_equation_says(backend, rank, tmp_path):
         module = network.get_submodule(layer.name)
         x = torch.randn(2, 3, layer.inputs, generator=seeded(2))
         base = module(x)
-        with patched_layers(network, eraser.hypernet.config.layers, rows, layers, 2):
+        with patched_layers(network, eraser.hypernet.config.layers, rows, layers):
             found = module(x)
         update = their_update(state, their_name(layer), c, x[1], rank)
         assert update.abs().max() > 0.01

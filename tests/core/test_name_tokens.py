@@ -22,7 +22,9 @@ class Tokenizers:
         return found
 
 
-@pytest.mark.parametrize("prompt", ["two dogs and a big cat", "two dogs and a big cat, 35mm", "Two dogs and a big cat."])
+@pytest.mark.parametrize(
+    "prompt", ["two dogs and a big cat", "two dogs and a big cat, 35mm", "Two dogs and a big cat."]
+)
 def test_the_last_token_of_the_name(prompt):
     assert last_tokens_of(WordClip(), prompt, "big cat", WordClip.LENGTH) == [6]
     assert last_tokens_of(WordClip(), prompt, "dogs", WordClip.LENGTH) == [2]

@@ -7,7 +7,7 @@ from torch.nn.functional import linear
 
 from unhype.hypernet.deltas import Part, Span
 from unhype.hypernet.factors import Factors, lowrank_delta
-from unhype.hypernet.rows import BASE, RowTable, SpanMasks, add_to_rows, patched_layers, source_rows
+from unhype.hypernet.rows import BASE, RowTable, SpanMasks, add_to_rows, patched_layers
 from unhype.hypernet.targets import TargetLayer
 
 LAYER = TargetLayer("layer", 3, 2)
@@ -28,66 +28,17 @@ def ones_on_row_one():
     return torch.tensor([1]), [Factors(torch.ones(1, 1, 3), torch.ones(1, 2, 1))]
 
 
-def patched(model, **options):
-    rows, layers = ones_on_row_one()
-    return patched_layers(model, (LAYER,), rows, layers, batch=2, **options)
-
-
-@pytest.mark.parametrize(
-    ("order", "changed"),
-    [
-        ([0, 1, 0, 1], [1, 3]),  # the batch repeated, as tiles are
-        ([0, 0, 1, 1], [2, 3]),  # each row repeated
-        ([0, 1, None], [1]),  # a row of another node's own joins
-        ([1], [0]),  # one row at a time
-        ([None, None, None], []),
-    ],
-    ids=str,
-)
-def test_rows_that_change_inside_the_model_are_matched_by_their_tokens(order, changed):
-    model, generator = network(), torch.Generator().manual_seed(3)
-    context, others = torch.randn(2, 5, 3, generator=generator), torch.randn(5, 3, generator=generator)
-    x = torch.stack([others if row is None else context[row] for row in order])
-    plain = model["layer"](x)
-    with patched(model, context=context):
-        y = model["layer"](x)
-    assert [row for row in range(len(x)) if not torch.equal(y[row], plain[row])] == changed
-    torch.testing.assert_close(y[changed], 2 * plain[changed])
-
-
-def test_of_two_rows_with_the_same_tokens_the_one_with_a_delta_counts():
-    model, context = network(), torch.ones(2, 5, 3)
-    with patched(model, context=context):
-        assert model["layer"](context[:1])[0, 0].tolist() == [6, 6]
-
-
-def test_rows_that_join_the_batch_come_last_without_a_context():
-    model = network()
-    with patched(model):
-        y = model["layer"](torch.ones(3, 5, 3))
-    assert y[:, 0, 0].tolist() == [3, 6, 3]
-
-
-def test_rows_that_cannot_be_matched_run_the_base_with_a_warning():
-    model = network()
-    with patched(model), pytest.warns(UserWarning, match="without erasure"):
-        y = model["layer"](torch.ones(1, 5, 3))
-    assert torch.equal(y, torch.full((1, 5, 2), 3.0))
-
-
-def test_repeated_rows_keep_the_tokens_of_their_delta():
-    """Tokens 2 and 3 of a prompt of four, which the host repeats to make eight."""
-    model = network()
-    context = torch.stack([torch.ones(8, 3), torch.full((8, 3), 2.0)])
-    with patched(model, masks=SpanMasks([Span(2, 4, 4)], torch.device("cpu")), context=context):
-        y = model["layer"](context.repeat_interleave(2, 0))
-    assert y[..., 0].tolist() == [[3.0] * 8] * 2 + [[6.0, 6.0, 12.0, 12.0] * 2] * 2
+def test_patched_layers_add_their_deltas_to_the_rows():
+    model, (rows, layers) = network(), ones_on_row_one()
+    with patched_layers(model, (LAYER,), rows, layers):
+        assert model["layer"](torch.ones(2, 5, 3))[:, 0, 0].tolist() == [3, 6]
+    assert "forward" not in model["layer"].__dict__
 
 
 def test_overrides_go_when_they_cannot_all_be_put_on():
     model, (rows, layers) = network(), ones_on_row_one()
     targets = (LAYER, TargetLayer("no_such_layer", 3, 2))
-    with pytest.raises(AttributeError), patched_layers(model, targets, rows, layers * 2, batch=2):
+    with pytest.raises(AttributeError), patched_layers(model, targets, rows, layers * 2):
         pass
     assert "forward" not in model["layer"].__dict__
 
@@ -145,14 +96,6 @@ def test_a_mask_follows_the_repetition_of_its_tokens(tokens, expected):
     assert masks.mask(tokens) is masks.mask(tokens)
 
 
-def test_rows_without_a_known_source_are_told_from_rows_that_are_not_known_at_all():
-    rows, context = torch.tensor([1]), normal(2, 5, 3)
-    assert source_rows(context[[1, 0]], rows, 2, context).tolist() == [1, 0]
-    assert source_rows(normal(1, 5, 3, seed=9), rows, 2, context).tolist() == [-1]
-    assert source_rows(torch.ones(3, 7, 3), rows, 2, context).tolist() == [0, 1, -1], "tokens of another length"
-    assert source_rows(torch.ones(1, 7, 3), rows, 2, context) is None
-
-
 # The prompts of a sampling
 
 
@@ -168,6 +111,7 @@ def test_equal_prompts_share_a_row_number_and_prompts_without_parts_are_the_base
     assert [table.number((part(1),)), table.number((part(2),)), table.number((part(1),))] == [0, 1, 0]
     assert table.number((part(1, stop=2),)) == 2, "the same factors on other tokens"
     assert table.number((part(1), part(2))) == 3
+    assert [[p.span.stop for p in table.parts(number)] for number in (BASE, 2, 3)] == [[], [2], [4, 4]]
 
 
 def test_a_batch_gets_the_factors_of_its_rows_stacked():

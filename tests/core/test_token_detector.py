@@ -4,9 +4,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from core_parts import CONTEXT, POOLED, TOKENS, detector_of, normal, prompt, random_regressor, small_eraser
+from core_parts import (
+    CONTEXT,
+    POOLED,
+    TOKENS,
+    detector_of,
+    detector_scoring,
+    normal,
+    prompt,
+    random_regressor,
+    small_eraser,
+)
 
-from unhype.hypernet.embedding import entries_of
+from unhype.hypernet.deltas import PromptDeltas
+from unhype.hypernet.embedding import content_key, entries_of
 from unhype.hypernet.files import load, save
 from unhype.hypernet.record import HypernetFileError
 from unhype.hypernet.token_detector import TokenDetector
@@ -46,32 +57,75 @@ def entry():
     return entry
 
 
-def test_a_chunk_that_names_a_concept_has_its_embedding_as_the_last_candidate(entry):
-    tokens = entry["cross_attn"][0]
-    detector = named(tokens, TOKENS + 3)
+def test_a_chunk_names_its_own_concepts(entry):
+    detector = named(entry["cross_attn"][0], TOKENS + 3)
     eraser = small_eraser(regressor=random_regressor(), concept_embeddings=C, token_detector=detector)
-    ((first, second),) = eraser.chunks(entry)
-    assert [len(first.candidates), len(second.candidates)] == [2, 2]
-    assert torch.equal(second.candidates[1], C[1])
-    ((_, without),) = replace(eraser, token_detector=None).chunks(entry)
-    assert len(without.candidates) == 1
+    assert [chunk.named for chunk in eraser.chunks(entry)[0]] == [(), (1,)]
+    without = replace(eraser, token_detector=None).chunks(entry)[0]
+    assert [chunk.named for chunk in without] == [(), ()]
 
 
 def test_text_that_is_judged_by_its_tokens_alone_is_known(entry):
     eraser = small_eraser(concept_embeddings=C, token_detector=named(entry["cross_attn"][0], 3))
-    ((first, second),) = eraser.chunks({**entry, "pooled_output": None})
-    assert [first.unknown, second.unknown] == [False, False] or first.stop == 2 * TOKENS
+    assert not any(chunk.unknown for chunk in eraser.chunks({**entry, "pooled_output": None})[0])
     wider = {**entry, "cross_attn": normal(1, TOKENS, CONTEXT + 1), "pooled_output": None}
     assert all(chunk.unknown for chunk in eraser.chunks(wider)[0])
 
 
-def test_its_embedding_is_what_drives_the_hypernet(entry):
+def test_the_embedding_of_what_is_named_drives_the_hypernet(entry):
     """The pooled embedding is below the threshold, the concept's own is above it."""
     detector = detector_of([C[1]], [entry["pooled_output"][0]])
     eraser = small_eraser(detector=detector, concept_embeddings=C, token_detector=named(entry["cross_attn"][0], 3))
-    chunk = eraser.chunks(entry)[0][0]
-    scores = eraser.score(torch.stack(chunk.candidates)).tolist()
-    assert scores == pytest.approx([0.0, 2.0], abs=1e-5)
+    deltas = PromptDeltas(eraser)
+    (((part,),),), unknown = deltas.parts([entry])
+    assert part.key == content_key(C[1])
+    assert not unknown
+    (((),),), _ = PromptDeltas(replace(eraser, token_detector=None)).parts([entry])
+
+
+def both_named(tokens):
+    """A token detector that scores token 2 for concept 0 and token 5 for concept 1."""
+    own = tokens[[2, 5]] / tokens[[2, 5]].square().mean(1, keepdim=True).sqrt()
+    detector = TokenDetector((CONTEXT,), 2 * own / own.square().sum(1, keepdim=True), torch.zeros(1, 2))
+    assert detector.named(tokens) == (0, 1)
+    return detector
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_two_named_concepts_get_both_deltas(entry, joint):
+    entry = {**entry, "cross_attn": entry["cross_attn"][:, :TOKENS]}
+    detector = detector_of([*C], [entry["pooled_output"][0]])
+    eraser = small_eraser(detector=detector, concept_embeddings=C, token_detector=both_named(entry["cross_attn"][0]))
+    ((parts,),), _ = PromptDeltas(eraser, joint=joint).parts([entry])
+    assert [part.key for part in parts] == [content_key(C[0]), content_key(C[1])]
+    assert {part.span for part in parts} == {(0, TOKENS, TOKENS)}
+
+
+def test_a_named_concept_in_neighbouring_chunks_is_one_part(entry):
+    one = entry["cross_attn"][:, :TOKENS]
+    entry = {**entry, "cross_attn": torch.cat([one, one], 1), "pooled_output": None}
+    eraser = small_eraser(
+        detector=detector_of([*C], []), concept_embeddings=C, token_detector=both_named(one[0]), regressor=None
+    )
+    eraser = replace(
+        eraser, record=replace(eraser.record, text_encoder=replace(eraser.record.text_encoder, chunk=TOKENS))
+    )
+    ((parts,),), _ = PromptDeltas(eraser).parts([entry])
+    assert [part.span for part in parts] == [(0, 2 * TOKENS, 2 * TOKENS)] * 2
+
+
+def test_another_concept_that_c_is_of_is_added(entry):
+    """A synonym that only c tells, beside a name: neither may stay."""
+    entry = {**entry, "cross_attn": entry["cross_attn"][:, :TOKENS]}
+    pooled = entry["pooled_output"][0]
+    detector = detector_scoring(torch.stack([C[0], C[1], pooled]), torch.tensor([[2.0, 0.0], [0.0, 2.0], [1.5, 0.0]]))
+    tokens = named(entry["cross_attn"][0], 3)
+    eraser = small_eraser(detector=detector, concept_embeddings=C, token_detector=tokens)
+    ((parts,),), _ = PromptDeltas(eraser).parts([entry])
+    assert [part.key for part in parts] == [content_key(C[1]), content_key(pooled)]
+    same = detector_scoring(torch.stack([C[0], C[1], pooled]), torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 1.5]]))
+    ((parts,),), _ = PromptDeltas(replace(eraser, detector=same)).parts([entry])
+    assert [part.key for part in parts] == [content_key(C[1])]
 
 
 def test_a_file_brings_it_back(tmp_path, entry):
@@ -90,3 +144,10 @@ def test_a_file_without_embeddings_for_it_is_refused(tmp_path, entry):
     save(replace(eraser, record=record, concept_embeddings=None), tmp_path / "own.safetensors")
     with pytest.raises(HypernetFileError, match="damaged"):
         load(tmp_path / "own.safetensors")
+
+
+def test_of_each_token_the_top_concept_is_named():
+    detector = TokenDetector((2,), torch.tensor([[3.0, 0.0], [1.5, 0.0], [0.0, 3.0]]), torch.zeros(1, 3))
+    assert detector.named(torch.tensor([[5.0, 0.0]])) == (0,), "1.5 is above the threshold as well, but not the top"
+    assert detector.named(torch.tensor([[5.0, 0.0], [-1.0, -1.0], [0.0, 2.0]])) == (0, 2)
+    assert detector.named(torch.tensor([[0.0, 0.0], [-1.0, 0.0]])) == ()

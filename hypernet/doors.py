@@ -1,0 +1,283 @@
+"""The layers of a network during one call of it: where text enters, which deltas they add, and which of them ran.
+
+Cross-attention layers read the text itself (or, in Wan, what the text embedding makes of it): each input is
+compared with the context that the network was given. Joint layers mix text and picture: there the text is looked
+at where it enters, and the rows of the batch get their deltas from then on. The context itself is recognised by
+its object, without looking at numbers.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from .families import Family
+from .forwards import overridden
+from .rows import BASE, Batch, add_to_rows
+from .targets import TargetLayer
+from .texts import SamplingTexts, same_tensor
+
+Forward = Callable[..., Any]
+
+
+class ErasureLapsedError(RuntimeError):
+    """A layer ran without its delta, or text entered unseen, and `unknown_prompts` is strict."""
+
+
+class _Known(NamedTuple):
+    """Tokens (rows, length, in) whose deltas are known, as a weak reference, with the row number of each row."""
+
+    tokens: Callable[[], Tensor | None]
+    numbers: tuple[int, ...]
+    batch: Batch | None
+
+
+class NetworkCall:
+    """One call of a network with an eraser on it.
+
+    context: (rows, length, in) as the network gets it, or None. own: the texts of its rows, empty where unknown.
+    outside: opens a stretch in which tensors may be made that outlive the block of the network that runs.
+    """
+
+    def __init__(
+        self,
+        texts: SamplingTexts,
+        context: Tensor | None,
+        own: tuple[int, ...],
+        device: torch.device,
+        outside: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self.texts, self.context, self.device, self._outside = texts, context, device, outside
+        self.own = own if context is None or len(own) == len(context) else ()
+        self.numbers = texts.row_numbers(own) if context is None else texts.rows_of(context, self.own)
+        self.batch = texts.stacked(self.numbers, device)
+        self.mask = None if self.batch is None or context is None else self.batch.mask(context.shape[1])
+        self.entered = 0 if context is None else context.shape[1]
+        self.embedded: list[_Known] = []
+        self.has_entered = False
+        self.ran: list[bool] = []
+        self.called: list[bool] = []
+
+    # Cross-attention
+
+    def deltas_for(self, tokens: Tensor, embedded: bool) -> Batch | None:
+        """The deltas of the rows of a cross-attention layer's input (n, length, in) that isn't the context."""
+        with self._outside():
+            known = self._known(embedded)
+            for tensor, _, batch in known:
+                own = tensor()
+                if own is not None and same_tensor(own, tokens):
+                    return batch
+            if embedded:
+                alive = [(own, numbers) for tensor, numbers, _ in known if (own := tensor()) is not None]
+                numbers = self.texts.rows_among(tokens, alive)
+            else:
+                numbers = self._numbers_of(tokens)
+            return self._stacked(numbers, tokens.shape[1])
+
+    def _known(self, embedded: bool) -> list[_Known]:
+        if embedded:
+            return self.embedded
+        context = self.context
+        return [] if context is None else [_Known(lambda: context, self.numbers, self.batch)]
+
+    def _numbers_of(self, tokens: Tensor) -> tuple[int, ...]:
+        """The row numbers of text tokens. Fewer rows than the batch may be any of its rows."""
+        own = self.own if len(tokens) >= len(self.own) else ()
+        return self.texts.rows_of(tokens.detach().cpu(), own)
+
+    def _stacked(self, numbers: tuple[int, ...], length: int) -> Batch | None:
+        batch = self.texts.stacked(numbers, self.device)
+        if batch is not None:
+            batch.mask(length)  # made here, where it may outlive the block
+        return batch
+
+    def embeds(self, tokens: Tensor, states: Tensor) -> None:
+        """Take a note of what the text embedding makes of text tokens: states (n, length, width)."""
+        with self._outside():
+            numbers = self.numbers if tokens is self.context else self._numbers_of(tokens)
+            self.embedded.append(_Known(ref(states), numbers, self._stacked(numbers, tokens.shape[1])))
+
+    # Joint attention
+
+    def enter(self, tokens: Tensor) -> None:
+        """Take the rows' deltas from the text tokens (n, length, in) that enter, which aren't the context."""
+        with self._outside():
+            self.numbers, self.entered = self._numbers_of(tokens), tokens.shape[1]
+            self.batch = self.texts.stacked(self.numbers, self.device)
+
+    def lengthened(self, tokens: int) -> None:
+        """Take a note that text joined the stream behind its entry: `tokens` of them instead of those that entered."""
+        with self._outside():
+            (unknown,) = self.texts.unreadable(1, "prompts that another node lengthens inside the model")
+            self.numbers = tuple(unknown if number == BASE else number for number in self.numbers)
+            self.batch, self.entered = self.texts.stacked(self.numbers, self.device), tokens
+
+    def deltas_of_rows(self, count: int) -> Batch | None:
+        """The deltas of a joint layer's batch of `count` rows. Rows that joined inside are known to come last."""
+        if count == len(self.numbers):
+            return self.batch
+        with self._outside():
+            what = "rows that another node adds to the batch inside the model"
+            if count > len(self.numbers):
+                more = self.texts.unreadable(count - len(self.numbers), what)
+                return self.texts.stacked(self.numbers + more, self.device)
+            if len(set(self.numbers)) == 1:
+                return self.texts.stacked(self.numbers[:count], self.device)
+            return self.texts.stacked(self.texts.unreadable(count, what), self.device)
+
+
+class Doors:
+    """The overrides of a family's network with an eraser on it. targets: the layers that H changes."""
+
+    def __init__(self, family: Family, targets: Sequence[TargetLayer]) -> None:
+        self.family, self.targets = family, targets
+        blocks = [_block_of(target.name, family.blocks) for target in targets]
+        self.blocks = list(dict.fromkeys(blocks))
+        self._block = [self.blocks.index(block) for block in blocks]
+        self._fits: WeakKeyDictionary[Module, bool] = WeakKeyDictionary()
+
+    def fit(self, network: Module) -> bool:
+        """Whether a network has the target layers: a guider may run another model with the wrappers of this one."""
+        if network not in self._fits:
+            modules = {name.replace("_orig_mod.", ""): module for name, module in network.named_modules()}
+            self._fits[network] = all(
+                getattr(modules.get(target.name), "in_features", 0) == target.inputs
+                and getattr(modules.get(target.name), "out_features", 0) == target.features
+                for target in self.targets
+            )
+        return self._fits[network]
+
+    def open(self, network: Module, call: NetworkCall) -> AbstractContextManager[None]:
+        """While open, the network adds the deltas of `call` to its target layers.
+
+        An override that another node put on a module before is kept and called.
+        """
+        call.ran, call.called = [False] * len(self.blocks), [False] * len(self.targets)
+        return overridden(self._overrides(network, call))
+
+    def _overrides(self, network: Module, call: NetworkCall) -> Iterator[tuple[Module, Forward]]:
+        if not self.family.text_inputs:
+            entry = next(module for name in self.family.entry if (module := getattr(network, name, None)) is not None)
+            yield entry, (_entering if self.family.joint else _embedding)(entry.forward, call)
+        for number, block in enumerate(self.blocks):
+            module = network.get_submodule(block)
+            yield module, _noting(module.forward, call.ran, number)
+        for number, target in enumerate(self.targets):
+            module = network.get_submodule(target.name)
+            if self.family.joint:
+                alone = bool(re.fullmatch(self.family.text_stream, target.name))
+                yield module, _mixing(module.forward, call, number, target.start, alone)
+            else:
+                yield module, _reading(module.forward, call, number, target.start, not self.family.text_inputs)
+
+    def check(self, call: NetworkCall) -> None:
+        """Complain when a block ran without the forward of a target layer in it, and so without its deltas.
+
+        Fused kernels compute with a layer's weight and skip its forward. Raises `ErasureLapsedError` under strict.
+        """
+        skipped = [
+            target.name
+            for target, block, called in zip(self.targets, self._block, call.called, strict=True)
+            if call.ran[block] and not called
+        ]
+        if skipped and call.batch is not None:
+            self._skipped(call.texts, skipped)
+        if self.family.joint and any(call.ran) and not call.has_entered:
+            lapsed(call.texts, "text reaches the model behind its text embedding, where it can't be read")
+
+    def _skipped(self, texts: SamplingTexts, layers: Sequence[str]) -> None:
+        lapsed(
+            texts,
+            f"layer '{layers[0]}' ({len(layers)} in all) runs without its delta, since a fused kernel computes with "
+            "its weight and skips the layer. Take the plain path: set comfy_force_cast_weights on it, or load the "
+            "model in another weight type, such as fp8 or fp16",
+        )
+
+
+def lapsed(texts: SamplingTexts, what: str) -> None:
+    """Tell the user that something runs without erasure: `what` and the way out.
+
+    Raises `ErasureLapsedError` under strict; under base it is one warning a sampling.
+    """
+    message = f"Apply Concept Erasure: with hypernet '{texts.deltas.eraser.name}', {what}."
+    if texts.strict:
+        raise ErasureLapsedError(f"{message} unknown_prompts is 'strict', so nothing is drawn.")
+    texts.warn(message)
+
+
+def _block_of(layer: str, blocks: str) -> str:
+    """The name of the block that a layer is in. blocks: a regular expression of their names."""
+    parts = layer.split(".")
+    names = (".".join(parts[:n]) for n in range(1, len(parts)))
+    return next(name for name in names if re.fullmatch(blocks, name))
+
+
+def _noting(forward: Forward, ran: list[bool], number: int) -> Forward:
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        ran[number] = True
+        return forward(*args, **kwargs)
+
+    return noted
+
+
+def _entering(forward: Forward, call: NetworkCall) -> Forward:
+    def entered(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        call.has_entered = True
+        if x is not call.context:
+            call.enter(x)
+        return forward(x, *args, **kwargs)
+
+    return entered
+
+
+def _embedding(forward: Forward, call: NetworkCall) -> Forward:
+    def embedded(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        states = forward(x, *args, **kwargs)
+        call.embeds(x, states)
+        return states
+
+    return embedded
+
+
+def _reading(forward: Forward, call: NetworkCall, number: int, start: int, embedded: bool) -> Forward:
+    """A cross-attention layer with its deltas."""
+    context, batch, mask, called = call.context, call.batch, call.mask, call.called
+
+    def read(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        called[number] = True
+        y = forward(x, *args, **kwargs)
+        if embedded:
+            known = next((known for known in call.embedded if known.tokens() is x), None)
+            found = call.deltas_for(x, embedded) if known is None else known.batch
+            own_mask = None if found is None else found.mask(x.shape[1])
+        elif x is context:
+            found, own_mask = batch, mask
+        else:
+            found = call.deltas_for(x, embedded)
+            own_mask = None if found is None else found.mask(x.shape[1])
+        if found is None:
+            return y
+        return add_to_rows(y, x, found.rows, found.layers[number], own_mask, start)
+
+    return read
+
+
+def _mixing(forward: Forward, call: NetworkCall, number: int, start: int, text_alone: bool) -> Forward:
+    """A joint layer with its deltas."""
+    called = call.called
+
+    def mixed(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        called[number] = True
+        y = forward(x, *args, **kwargs)
+        if text_alone and x.shape[1] != call.entered:
+            call.lengthened(x.shape[1])
+        found = call.deltas_of_rows(len(x))
+        return y if found is None else add_to_rows(y, x, found.rows, found.layers[number], start=start)
+
+    return mixed

@@ -1,0 +1,23 @@
+"""Which negative prompts need no delta."""
+
+import pytest
+
+from unhype.hypernet.guidance import negative_is_pushed_away
+
+
+@pytest.mark.parametrize(
+    ("cfg", "options", "expected"),
+    [
+        (7.0, {}, True),
+        (1.0, {"sampler_post_cfg_function": []}, True),
+        (0.999, {}, False),
+        (0.0, {}, False),
+        (7.0, {"sampler_cfg_function": print}, False),
+        (7.0, {"sampler_pre_cfg_function": [print]}, False),
+        (7.0, {"sampler_post_cfg_function": [print]}, False),
+        (7.0, {"sampler_calc_cond_batch_function": print}, False),
+        (7.0, {"model_function_wrapper": print, "transformer_options": {}}, True),
+    ],
+)
+def test_a_negative_prompt_is_left_alone_where_it_can_only_push_away(cfg, options, expected):
+    assert negative_is_pushed_away(cfg, options) is expected
