@@ -95,7 +95,7 @@ class Prompts:
     encoded: text to `EncodedPrompt`; retained prompts have an empty conditioning, since only their c is used.
     features: for each encoder layer that the regressor knows, text to the features of its first chunk, whose
     pooled embedding is known. chunk: tokens that the encoder processes together. regressor, r2: as
-    `regressor_fit.fit_regressor` returns them. judged: text to token states for the token detector, (n, in) fp16
+    `regressor_fit.fit_regressor` returns them. scored: text to token states for the token detector, (n, in) fp16
     on the CPU, of every version of the encoder, as `token_detector.unit_states` scales them. widths: of the encoders
     whose states lie side by side in `in`.
     """
@@ -105,7 +105,7 @@ class Prompts:
     chunk: int
     regressor: PooledRegressor | None
     r2: float
-    judged: Mapping[str, Tensor]
+    scored: Mapping[str, Tensor]
     widths: tuple[int, ...]
 
     @property
@@ -143,7 +143,7 @@ def encode_prompts(
     drawn: Sequence[str],
     train: Sequence[str],
     held_out: Sequence[str],
-    judged: Mapping[str, str],
+    scored: Mapping[str, str],
     family: Family,
     on_progress: OnProgress,
     encoding: Encoding = one_by_one,
@@ -152,12 +152,12 @@ def encode_prompts(
     """Encode every text once and fit the regressor.
 
     drawn: texts whose token states the tasks need; train, held_out: those that the regressor is fitted and
-    measured on; judged: those whose token states the token detector needs, with the name whose last token is
+    measured on; scored: those whose token states the token detector needs, with the name whose last token is
     wanted, or "" for all tokens. on_progress(done, total) may raise to interrupt. Families whose c comes from the
     tokens need no regressor. encoding: `one_by_one`, or `encode_batch.in_batches`. folder: where encodings are kept
     from run to run.
     """
-    texts = list(dict.fromkeys([*drawn, *train, *held_out, *judged]))
+    texts = list(dict.fromkeys([*drawn, *train, *held_out, *scored]))
     source, whole = family.embedding, set(drawn)
     skipping = skipping_last_layer(clip) if source == POOLED else None
     versions = [clip] if skipping is None else [clip, skipping]
@@ -166,7 +166,7 @@ def encode_prompts(
         _, chunk, width = probes[0].conditioning[0][0].shape
         widths = family.encoders if sum(family.encoders) == width else (width,)
         parts = [source, chunk, widths, *(tensor for probe in probes for tensor in (probe.c, probe.conditioning[0][0]))]
-        kept = _Kept(clip, texts, whole, judged, folder, parts)
+        kept = _Kept(clip, texts, whole, scored, folder, parts)
         found = kept.found
         missing, before = [text for text in texts if text not in found], len(found)
 
@@ -179,15 +179,15 @@ def encode_prompts(
                 states = [prompt.conditioning[0][0][0, :chunk].float().cpu() for prompt in prompts]
                 layers = torch.stack([chunk_features(part, widths) for part in states])
                 own = None
-                if text in judged:
-                    own = torch.cat([_judged_states(clip, prompt, judged[text], widths) for prompt in prompts])
+                if text in scored:
+                    own = torch.cat([_scored_states(clip, prompt, scored[text], widths) for prompt in prompts])
                 found[text] = prompts[0] if text in whole else replace(prompts[0], conditioning=[]), layers, own
                 kept.add(*found[text])
         finally:
             kept.flush()
         encoded = {text: found[text][0] for text in texts}
         features = [{text: found[text][1][n] for text in texts} for n in range(len(versions))]
-        tokens = {text: own for text in judged if (own := found[text][2]) is not None}
+        tokens = {text: own for text in scored if (own := found[text][2]) is not None}
         if source != POOLED:
             return Prompts(encoded, [], _WHOLE_PROMPT, None, 0.0, tokens, widths)
         c = [torch.stack([encoded[text].c for text in part]) for part in (train, held_out)]
@@ -196,7 +196,7 @@ def encode_prompts(
     return Prompts(encoded, [features[layer] for layer in known], chunk, regressor, r2, tokens, widths)
 
 
-def _judged_states(clip: Any, prompt: EncodedPrompt, name: str, widths: tuple[int, ...]) -> Tensor:
+def _scored_states(clip: Any, prompt: EncodedPrompt, name: str, widths: tuple[int, ...]) -> Tensor:
     """The scaled states (n, in) of the name's last token, or without a name those of all tokens that differ."""
     tokens = prompt.conditioning[0][0][0].float().cpu()
     if name:
@@ -211,7 +211,7 @@ def _judged_states(clip: Any, prompt: EncodedPrompt, name: str, widths: tuple[in
 class _Kept:
     """What is kept of the prompts of a run from earlier ones, and for later ones.
 
-    found: text to its prompt, its features (layers, F) and its judged states, if it is judged. parts: see
+    found: text to its prompt, its features (layers, F) and its scored states, if it is scored. parts: see
     `encoder_fingerprint.fingerprint`.
     """
 
@@ -220,39 +220,39 @@ class _Kept:
         clip: Any,
         texts: Iterable[str],
         whole: set[str],
-        judged: Mapping[str, str],
+        scored: Mapping[str, str],
         folder: Path | None,
         parts: list[Any],
     ) -> None:
         self.found: dict[str, tuple[EncodedPrompt, Tensor, Tensor | None]] = {}
-        self.judged = judged
+        self.scored = scored
         encoder = None if folder is None else fingerprint(clip, parts)
         self.cache = None if folder is None or encoder is None else EncodingCache(folder, encoder)
         if self.cache is None:
             return
         self.keys = {text: prompt_key(clip.tokenize(text)) for text in texts}
-        for is_whole, is_judged in itertools.product((True, False), repeat=2):
-            some = [text for text in texts if (text in whole, text in judged) == (is_whole, is_judged)]
+        for is_whole, is_scored in itertools.product((True, False), repeat=2):
+            some = [text for text in texts if (text in whole, text in scored) == (is_whole, is_scored)]
             names = {text: self._names(text, is_whole) for text in some}
             known = self.cache.read({key: names[text] for text in some if (key := self.keys[text]) is not None})
             for text in some:
                 if (key := self.keys[text]) in known:
                     c, features, conditioning = unpacked(known[key])
-                    own = known[key][_judged_name(judged[text])] if is_judged else None
+                    own = known[key][_scored_name(scored[text])] if is_scored else None
                     self.found[text] = EncodedPrompt(text, c, conditioning), features, own
 
     def _names(self, text: str, is_whole: bool) -> list[str]:
         """The names of the tensors that a text needs."""
-        own = [_judged_name(self.judged[text])] if text in self.judged else []
+        own = [_scored_name(self.scored[text])] if text in self.scored else []
         return ["c", "features", *(["states"] if is_whole else []), *own]
 
-    def add(self, prompt: EncodedPrompt, features: Tensor, judged: Tensor | None) -> None:
-        """Keep a prompt, with its conditioning and its judged states if it has them."""
+    def add(self, prompt: EncodedPrompt, features: Tensor, scored: Tensor | None) -> None:
+        """Keep a prompt, with its conditioning and its scored states if it has them."""
         if self.cache is None or (key := self.keys[prompt.text]) is None:
             return
         tensors = packed(prompt.c, features, prompt.conditioning or None)
         if tensors is not None:
-            own = {} if judged is None else {_judged_name(self.judged[prompt.text]): judged}
+            own = {} if scored is None else {_scored_name(self.scored[prompt.text]): scored}
             self.cache.add(key, tensors | own)
 
     def flush(self) -> None:
@@ -261,6 +261,6 @@ class _Kept:
             self.cache.flush()
 
 
-def _judged_name(name: str) -> str:
-    """What the judged states of a text are kept as: which tokens they are depends on the name in it."""
+def _scored_name(name: str) -> str:
+    """What the scored states of a text are kept as: which tokens they are depends on the name in it."""
     return f"token_{hashlib.sha256(name.encode()).hexdigest()[:16]}" if name else "tokens"

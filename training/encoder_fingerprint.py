@@ -1,4 +1,4 @@
-"""What tells text encoders and prompts apart, for encodings that are kept from run to run."""
+"""By what text encoders and prompts differ, for encodings that are kept from run to run."""
 
 import hashlib
 import json

@@ -86,7 +86,7 @@ def fit_eraser(
         found = (torch.stack([detector(c) for c in prompts.candidates(texts)]) >= 1).any(0)
         if token_detector is None:
             return found
-        named = [bool((token_detector(prompts.judged[text].float()) >= 1).any()) for text in texts]
+        named = [bool((token_detector(prompts.scored[text].float()) >= 1).any()) for text in texts]
         return found | torch.tensor(named)
 
     training = replace(
@@ -105,11 +105,11 @@ def fit_eraser(
 def _token_detector(
     plan: Plan, prompts: Prompts, preserved: list[str], report: Callable[[int, int], None]
 ) -> TokenDetector | None:
-    """The token detector in a file's precision, None where the tokens of a name can't be told."""
+    """The token detector in a file's precision, None where the tokens of a name can't be found."""
     retain, written = plan.retain, plan.written
 
     def states_of(texts: Iterable[str]) -> list[Tensor]:
-        return [prompts.judged[text].float() for text in texts]
+        return [prompts.scored[text].float() for text in texts]
 
     names = []
     for n, texts in enumerate(written.named):

@@ -11,7 +11,7 @@ from .written import end_of_name
 
 
 def last_tokens_of(clip: Any, prompt: str, name: str, length: int) -> list[int]:
-    """The indices of the name's last token among `length` token states of a prompt, none where they can't be told.
+    """The indices of the name's last token among `length` token states of a prompt, none where they can't be found.
 
     Where two encoders' states follow each other (SD 3), each has one. Where a template in front was cut off
     (Qwen-Image, Z-Image), the last tokens are those of the states.
@@ -25,7 +25,7 @@ def last_tokens_of(clip: Any, prompt: str, name: str, length: int) -> list[int]:
 
 def distinct_tokens(clip: Any, text: str, length: int) -> list[int]:
     """The indices of the tokens behind `length` token states of a text, without most of the padding: of a run of
-    equal tokens the first two and the last count. All of them where the tokens can't be told."""
+    equal tokens the first two and the last count. All of them where the tokens can't be found."""
     rows = _rows(clip, text)
     ids = [rows[n][index] for n, index in _places_of_states(rows, length)] or list(range(length))
     return [

@@ -77,7 +77,7 @@ class Plan:
         return self.retain.held_out[0]
 
     @property
-    def judged(self) -> dict[str, str]:
+    def scored(self) -> dict[str, str]:
         """The texts that the token detector is fitted on, each with the concept that it names, "" for none."""
         benign = [*self.retain.train, *self.retain.held_out]
         benign += [*self.written.benign, *self.written.held_out, *self.written.parts]

@@ -114,7 +114,7 @@ def _encode_all(clip: Any, plan: Plan, report: Report) -> Prompts:
     wordings = [phrase.prompt for phrase in phrases]
     drawn = ["", plan.retained_example, *wordings, *(phrase.mapping for phrase in phrases)]
     train = [*plan.retain.train, *plan.written.benign, *wordings]
-    parts, on_progress = (drawn, train, plan.retain.held_out, plan.judged), partial(report, "encoding prompts")
+    parts, on_progress = (drawn, train, plan.retain.held_out, plan.scored), partial(report, "encoding prompts")
     return encode_prompts(clip, *parts, plan.family, on_progress, in_batches, plan.request.encodings)
 
 

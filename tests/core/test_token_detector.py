@@ -65,7 +65,7 @@ def test_a_chunk_names_its_own_concepts(entry):
     assert [chunk.named for chunk in without] == [(), ()]
 
 
-def test_text_that_is_judged_by_its_tokens_alone_is_known(entry):
+def test_text_that_is_scored_by_its_tokens_alone_is_known(entry):
     eraser = small_eraser(concept_embeddings=C, token_detector=named(entry["cross_attn"][0], 3))
     assert not any(chunk.unknown for chunk in eraser.chunks({**entry, "pooled_output": None})[0])
     wider = {**entry, "cross_attn": normal(1, TOKENS, CONTEXT + 1), "pooled_output": None}

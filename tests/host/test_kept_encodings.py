@@ -16,7 +16,7 @@ SD = family_by_key("sd15")
 DRAWN = ["", "a cat", "a (cat:1.3) in the street"]
 TRAIN = [f"number {n}" for n in range(40)]
 HELD_OUT = [f"letter {n}" for n in range(8)]
-JUDGED = {TRAIN[0]: "", HELD_OUT[0]: "", "a cat": "cat"}
+SCORED = {TRAIN[0]: "", HELD_OUT[0]: "", "a cat": "cat"}
 
 
 @pytest.fixture(autouse=True)
@@ -37,10 +37,10 @@ class Noting:
         return self.encoding(versions, texts, source, on_progress)
 
 
-def run(clip, folder, encoding=None, drawn=DRAWN, train=TRAIN, on_progress=lambda done, total: None, judged=JUDGED):
+def run(clip, folder, encoding=None, drawn=DRAWN, train=TRAIN, on_progress=lambda done, total: None, scored=SCORED):
     """Encode the prompts of a run; returns them and the texts that had to be encoded."""
     noting = Noting(encoding or one_by_one)
-    prompts = encode_prompts(clip, drawn, train, HELD_OUT, judged, SD, on_progress, noting, folder)
+    prompts = encode_prompts(clip, drawn, train, HELD_OUT, scored, SD, on_progress, noting, folder)
     return prompts, noting.texts
 
 
@@ -58,8 +58,8 @@ def same(one, other):
     for mine, theirs in zip(one.features, other.features, strict=True):
         assert list(mine) == list(theirs)
         assert all(torch.equal(mine[text], theirs[text]) for text in mine)
-    assert list(one.judged) == list(other.judged) == list(JUDGED)
-    assert all(torch.equal(states, other.judged[text]) for text, states in one.judged.items())
+    assert list(one.scored) == list(other.scored) == list(SCORED)
+    assert all(torch.equal(states, other.scored[text]) for text, states in one.scored.items())
 
 
 @pytest.mark.parametrize("encoding", [one_by_one, in_batches])
@@ -83,10 +83,10 @@ def test_what_is_new_in_a_list_is_encoded(tmp_path):
 
 def test_another_name_in_the_same_prompt_is_encoded_anew(tmp_path):
     run(encoder("sd15"), tmp_path)
-    found, encoded = run(encoder("sd15"), tmp_path, judged={"a cat": "a"})
+    found, encoded = run(encoder("sd15"), tmp_path, scored={"a cat": "a"})
     assert encoded == ["a cat"]
-    assert not torch.equal(found.judged["a cat"], run(encoder("sd15"), tmp_path)[0].judged["a cat"])
-    assert run(encoder("sd15"), tmp_path, judged={"a cat": "a"})[1] == []
+    assert not torch.equal(found.scored["a cat"], run(encoder("sd15"), tmp_path)[0].scored["a cat"])
+    assert run(encoder("sd15"), tmp_path, scored={"a cat": "a"})[1] == []
 
 
 def test_an_interrupted_run_goes_on(tmp_path):
