@@ -11,8 +11,11 @@ import torch
 from unhype.hypernet.deltas import PromptDeltas
 from unhype.hypernet.embedding import entries_of
 from unhype.hypernet.eraser import Eraser
+from unhype.hypernet.families import POOLED
 from unhype.hypernet.files import tensors_of
 from unhype.hypernet.patch import apply_erasure
+from unhype.training.encode import skipping_last_layer
+from unhype.training.encode_batch import in_batches
 from unhype.training.plan import Request
 from unhype.training.prompts import phrasings, sentences
 from unhype.training.run import train_erasure
@@ -22,24 +25,23 @@ from .baselines.erased_model import ErasedModel, unchanged
 from .baselines.states import token_ids
 from .lab.text import TOKENS, encode_batch
 
-_CHUNK, _TIMED = 64, 8
+_CHUNK = 64
 
 
 class CachingClip:
     """The lab's CLIP for a benchmark: it encodes each text once, and many texts at a time.
 
-    cache: CONDITIONING by layer and text. seconds: what a text costs when it is encoded by itself, as ComfyUI
-    does it, by layer.
+    cache: CONDITIONING by layer and text. seconds: what a text of a training costs, once that is measured.
     """
 
-    def __init__(self, clip, cache=None, seconds=None):
+    def __init__(self, clip, cache=None):
         self.clip = clip
         self.cache = {} if cache is None else cache
-        self.seconds = {} if seconds is None else seconds
+        self.seconds = None
 
     def clone(self):
         """A clone with the same cache, as ComfyUI's own clones share their weights."""
-        return CachingClip(self.clip.clone(), self.cache, self.seconds)
+        return CachingClip(self.clip.clone(), self.cache)
 
     def clip_layer(self, layer):
         """As ComfyUI's: the layer whose states the tokens are."""
@@ -57,13 +59,8 @@ class CachingClip:
         return [[tensor.clone(), dict(values)] for tensor, values in self.cache[key]]
 
     def encode_ahead(self, texts):
-        """Encode these texts in batches of like length, and measure the time of a text by itself."""
+        """Encode these texts in batches of like length."""
         layer = self.clip.layer_idx
-        if layer not in self.seconds:
-            started = time.perf_counter()
-            for text in texts[:_TIMED]:
-                self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
-            self.seconds[layer] = (time.perf_counter() - started) / len(texts[:_TIMED])
         texts = [text for text in dict.fromkeys(texts) if (layer, text) not in self.cache]
         lengths = {text: len(token_ids(self.clip, text)) for text in texts}
         texts.sort(key=lengths.get)
@@ -73,6 +70,16 @@ class CachingClip:
             states = torch.nn.functional.pad(states.float().cpu(), (0, 0, 0, TOKENS - states.shape[1]))
             for text, own, c in zip(part, states, pooled.float().cpu(), strict=True):
                 self.cache[layer, text] = [[own.unsqueeze(0).clone(), {"pooled_output": c.unsqueeze(0).clone()}]]
+
+    def measure(self, texts):
+        """Measure what a text costs when training encodes these, all layers that it takes, if that isn't done yet."""
+        if self.seconds is None:
+            started = time.perf_counter()
+            versions = [version for version in (self.clip, skipping_last_layer(self.clip)) if version is not None]
+            with torch.no_grad():
+                for _ in in_batches(versions, texts, POOLED, lambda *_: None):
+                    pass
+            self.seconds = (time.perf_counter() - started) / len(texts)
 
 
 class Tokens(dict):
@@ -98,7 +105,7 @@ class Ours(ErasedModel):
 def erase(lab, concepts, retain, seed, settings):
     """Train ours on `concepts`; lab.clip is a `CachingClip`.
 
-    `seconds` counts every text as if it had been encoded by itself, as a user's are.
+    `seconds` counts every text as if it had been encoded for this training, as a user's first are.
     """
     settings = replace(settings, seed=seed)
     phrases = [*phrasings(concepts, settings.kind)]
@@ -111,6 +118,7 @@ def erase(lab, concepts, retain, seed, settings):
     skipping.clip_layer(-2)
     for clip in (lab.clip, skipping):
         clip.encode_ahead(texts)
+    lab.clip.measure(texts)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="unhype-bench-") as folder:
         lines = "\n".join(f"{concept} -> {mapping}" for concept, mapping in concepts)
@@ -119,7 +127,7 @@ def erase(lab, concepts, retain, seed, settings):
         )
         outcome = train_erasure(lab.patcher, lab.clip, request, lambda *_, **__: None)
         size = outcome.path.stat().st_size
-    seconds = time.perf_counter() - started + len(texts) * sum(lab.clip.seconds.values())
+    seconds = time.perf_counter() - started + len(texts) * lab.clip.seconds
     numbers = sum(tensor.numel() for tensor in tensors_of(outcome.eraser).values())
     model = apply_erasure(lab.patcher, outcome.eraser)
     return Ours("ours", model, unchanged, seconds, numbers, size, eraser=outcome.eraser)

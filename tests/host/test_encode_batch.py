@@ -154,6 +154,17 @@ def test_two_layers_come_from_one_pass(name, durations):
     assert both == (count, ran, 2 * known)
 
 
+def test_rows_may_wait_for_one_layer_alone():
+    last, early = versions_of(encoder("sd15"))
+    rows = RowMemory(encode_batch._inner_encoders(last), 64, encode_batch._room())
+    asked = [(last, "a cat"), (last, "a dog"), (early, "a dog"), (early, "a tree")]
+    rows.learn([encode_batch._calls([version], [text], POOLED)[0] for version, text in asked], lambda _: None)
+    with rows.answering():
+        found = [singly([version], texts=[text])[0] for version, text in asked]
+    check(found, [singly([version], texts=[text])[0] for version, text in asked])
+    assert rows.count == 3
+
+
 def test_equal_vectors_of_textual_inversions_are_one_row():
     one, same, other = (torch.randn(WIDTH, generator=seeded(seed)) for seed in (1, 1, 2))
     assert row_key([5, one]) == row_key([5, same]) != row_key([5, other])
