@@ -103,19 +103,17 @@ class PromptDeltas:
         return [*chunk.candidates, *(self.eraser.own_embedding(concept) for concept in chunk.named)]
 
     def _keys(self, chunk: Chunk) -> list[bytes]:
-        """The keys of the embeddings that drive H for a chunk.
-
-        They are those of the concepts that its tokens name, and its own c where that is of another concept.
-        """
+        """The keys of the embeddings that drive H for a chunk: of its own c, if that is detected, and of the concepts
+        that its tokens name and its c isn't detected for."""
         detector, keys = self.eraser.detector, self._chosen([content_key(c) for c in chunk.candidates])
         if not chunk.named or detector is None:
             return keys
-        other = [
-            content_key(c)
-            for c in chunk.candidates
-            if content_key(c) in keys and int(detector.scores(c.unsqueeze(0)).argmax()) not in chunk.named
-        ]
-        return [*(content_key(self.eraser.own_embedding(concept)) for concept in chunk.named), *other]
+        covered: set[int] = set()
+        for c in chunk.candidates:
+            if content_key(c) in keys:
+                covered |= {*(detector.scores(c.unsqueeze(0))[0] >= 1).nonzero().flatten().tolist()}
+        missing = [concept for concept in chunk.named if concept not in covered]
+        return [*keys, *(content_key(self.eraser.own_embedding(concept)) for concept in missing)]
 
     def merged(self, parts: list[Part]) -> tuple[Part, ...]:
         """The parts of one row in their order, neighbours with the same factors as one, and joint ones as one.

@@ -7,8 +7,8 @@ For a target layer y = W x + b and a prompt with embedding c, at the trajectory 
 with the detector's scores f_k (``detector``), the steered embedding c' (`Detector.steer`) and the factors A, B
 of the hypernet H (``network``). Below the threshold the layer runs unchanged. Above it, s / S is the strength.
 
-Where the tokens of a chunk name concepts k (``token_detector``), the deltas of their own embeddings e_k are added
-instead: in a long prompt the chunk's c says little about one word of it, and nothing about two.
+Where the tokens of a chunk name concepts k (``token_detector``) with f_k(c) < 1, the deltas of these concepts' own
+embeddings e_k are added: in a long prompt c says little about one word of it.
 """
 
 from dataclasses import dataclass

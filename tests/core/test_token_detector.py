@@ -114,18 +114,23 @@ def test_a_named_concept_in_neighbouring_chunks_is_one_part(entry):
     assert [part.span for part in parts] == [(0, 2 * TOKENS, 2 * TOKENS)] * 2
 
 
-def test_another_concept_that_c_is_of_is_added(entry):
-    """A synonym that only c tells, beside a name: neither may stay."""
+def test_what_c_is_detected_for_is_not_added_again(entry):
+    """A synonym that only c tells, beside a name that only a token tells: neither may stay."""
     entry = {**entry, "cross_attn": entry["cross_attn"][:, :TOKENS]}
     pooled = entry["pooled_output"][0]
-    detector = detector_scoring(torch.stack([C[0], C[1], pooled]), torch.tensor([[2.0, 0.0], [0.0, 2.0], [1.5, 0.0]]))
     tokens = named(entry["cross_attn"][0], 3)
-    eraser = small_eraser(detector=detector, concept_embeddings=C, token_detector=tokens)
-    ((parts,),), _ = PromptDeltas(eraser).parts([entry])
-    assert [part.key for part in parts] == [content_key(C[1]), content_key(pooled)]
-    same = detector_scoring(torch.stack([C[0], C[1], pooled]), torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 1.5]]))
-    ((parts,),), _ = PromptDeltas(replace(eraser, detector=same)).parts([entry])
-    assert [part.key for part in parts] == [content_key(C[1])]
+
+    def keys(*scores):
+        given = torch.tensor([[2.0, 0.0], [0.0, 2.0], scores])
+        detector = detector_scoring(torch.stack([C[0], C[1], pooled]), given)
+        eraser = small_eraser(detector=detector, concept_embeddings=C, token_detector=tokens)
+        ((parts,),), _ = PromptDeltas(eraser).parts([entry])
+        return [part.key for part in parts]
+
+    assert keys(1.5, 0.0) == [content_key(pooled), content_key(C[1])]
+    assert keys(0.0, 1.5) == [content_key(pooled)]
+    assert keys(1.5, 1.2) == [content_key(pooled)]
+    assert keys(0.5, 0.5) == [content_key(C[1])]
 
 
 def test_a_file_brings_it_back(tmp_path, entry):

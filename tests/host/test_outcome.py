@@ -102,13 +102,18 @@ def test_lines_to_preserve_that_are_erased_all_the_same_are_named(words):
     assert "Too near to the erased concepts to be kept: 'the cat'." in in_words(words)
 
 
+def _long_words(tokens):
+    return [number for number, _ in tokens["long words"][0]]
+
+
 class RelatedClip(WordClip):
     """Where a tiger is also a little of a cat."""
 
     def encode_from_tokens_scheduled(self, tokens):
         ((cross, entry),) = super().encode_from_tokens_scheduled(tokens)
-        cat, tiger = (self.tokenize(word)["long words"][0] for word in ("cat", "tiger"))
-        share = tokens["long words"].count(tiger) / max(1, len(tokens["long words"]))
+        (cat,), (tiger,) = (_long_words(self.tokenize(word)) for word in ("cat", "tiger"))
+        words = _long_words(tokens)
+        share = words.count(tiger) / max(1, len(words))
         relation = 0.25 * share * torch.randn(self.WIDTH, generator=seeded(cat))
         return [[cross, {"pooled_output": entry["pooled_output"] + relation}]]
 

@@ -14,6 +14,7 @@ from unhype.training import run
 from unhype.training.encode import encode
 from unhype.training.prompts import TEMPLATES, fill, retain_split, sentences
 from unhype.training.regressor_fit import RANK
+from unhype.training.written import make_written
 
 pytestmark = pytest.mark.usefixtures("as_a_node_runs")
 
@@ -80,7 +81,8 @@ def test_retained_prompts_that_name_an_erased_concept_are_not_encoded(model, ask
     clip, erased = NotingClip(), (("elephant", "tree"),)
     go(model, ask("elephant -> tree", steps=1), clip=clip)
     wordings = {fill(template, "elephant") for template in TEMPLATES["object"]}
-    named = sentences(erased, "object", retain_split("", erased).distractors, TINY.sentences)
-    expected = wordings | {phrase.prompt for phrase in named}
+    retain = retain_split("", erased)
+    named = sentences(erased, "object", retain.distractors, TINY.sentences)
+    expected = wordings | {phrase.prompt for phrase in named} | {*make_written(erased, "object", retain).named[0]}
     assert {text for text in clip.texts if "elephant" in text.lower()} == expected
     assert len(clip.texts) > 500
