@@ -73,7 +73,7 @@ def is_read(clip, pair: Pair) -> bool:
 def real_cases(read: Sequence[Pair], composer: Composer, count: int) -> list[Case]:
     """The two prompts of each pair that is read, and `count` prompts about nothing that the lab draws."""
     found = [
-        Case(text, group, (*pair.labels, f"subject: {subject}") if group == ERASED else pair.labels)
+        Case(text, group, pair.labels, subject)
         for pair in read
         for text, group, subject in ((pair.erased, ERASED, pair.concept), (pair.benign, BENIGN, pair.other))
     ]
@@ -88,13 +88,15 @@ def _worded(words: str, prompt: Prompt, article: bool) -> tuple[str, str]:
 
 def neighbour_cases(erased: Sequence[str], near: Sequence[str], composer: Composer) -> list[Case]:
     """Wordings of the erased ones of the ten classes, what is like them, and the names `near`; alone and in tags."""
-    found = [("near concepts", name) for name in near]
+    found = [("near concepts", name, name) for name in near]
     for concept in erased:
         if concept in CLASSES:
-            found += [(kind, words) for kind, given in wordings(concept).items() for words in given]
+            for kind, given in wordings(concept).items():
+                shows = {"relatives": None, "hypernyms": ""}.get(kind, concept)
+                found += [(kind, words, words if shows is None else shows) for words in given]
     return [
-        Case(text, kind, (label,))
-        for kind, words in dict.fromkeys(found)
+        Case(text, kind, (label,), shows)
+        for kind, words, shows in dict.fromkeys(found)
         if words not in erased
         for label, text in zip(
             ("alone", "among tags"),
