@@ -22,6 +22,7 @@ from .detection import Case
 from .erasure import SETTINGS, concepts_of
 from .ours import Ours
 from .pictures import Painter
+from .prompt_cases import BENIGN, ERASED
 
 RIVALS = ("uce", "nullspace")
 # Steps of a rival that runs the diffusion model in training.
@@ -104,12 +105,21 @@ class Drawn:
         return torch.equal(own, base)
 
 
+def some(cases: Sequence[Case], pairs: int) -> list[Case]:
+    """What is drawn: neighbours alone, `pairs` prompts about erased and as many about benign subjects, in even steps."""
+    found = [case for case in cases if "alone" in case.labels]
+    for group in (ERASED, BENIGN):
+        own = [case for case in cases if case.group == group]
+        found += own[:: max(1, round(len(own) / pairs))]
+    return found
+
+
 def pictures(
     painter: Painter, cases: Sequence[Case], own: Ours, methods: Sequence[ErasedModel], report: Callable[[str], None]
 ) -> dict[str, Any]:
-    """All methods on the cases that the base model draws; of neighbours those that stand alone in their prompts."""
-    drawn = Drawn(painter, [case for case in cases if "among tags" not in case.labels])
-    report(f"the base model draws {len(drawn.cases)} of the prompts")
+    """All methods on the cases that the base model draws."""
+    drawn = Drawn(painter, cases)
+    report(f"the base model draws {len(drawn.cases)} of {len(cases)} prompts")
     found = {}
     for method in (own, *methods):
         found[method.name] = drawn.measure(method)

@@ -44,6 +44,8 @@ def real_table(families):
             counts = families[family][number]["texts"]["counts"]
             cells += [share(counts[group].get(label), AIMS[group]) for group in (ERASED, BENIGN)]
         rows.append((label, *cells))
+    cut = [str(families[family][number]["texts"]["cut off"]) for family, number in columns(families)]
+    rows.append(("left out, the encoder cuts the subject off", *(cell for one in cut for cell in (one, one))))
     return markdown(tuple(header), rows)
 
 
@@ -75,6 +77,8 @@ def picture_table(families):
         if "pictures" in families[family][number]:
             found = families[family][number]["pictures"]
             rows += [(f"{family}, {number}", name, *_method(row)) for name, row in found["methods"].items()]
+            erased, benign = ("{} of {}".format(*found["base"][group]["all"]) for group in (ERASED, BENIGN))
+            rows.append((f"{family}, {number}", "prompts that the base model draws", erased, "", benign, *[""] * 5))
     return markdown(PICTURES, rows)
 
 
@@ -132,8 +136,13 @@ def text(families):
 
 
 def publish_family(family, found):
-    """One family's figures into results/prompts.json, beside those of the others, and all tables into the page."""
+    """One family's figures into results/prompts.json, and all tables into the page.
+
+    What the run didn't measure, other families and other numbers of concepts, stays as it was.
+    """
     path = RESULTS / "prompts.json"
     families = json.loads(path.read_text("utf-8"))["families"] if path.exists() else {}
-    families[family] = found
+    both = {**families.get(family, {}), **found}
+    # Numbers of concepts in their order, whatever order they were measured in.
+    families[family] = dict(sorted(both.items(), key=lambda item: (not item[0].isdigit(), len(item[0]), item[0])))
     publish("prompts", {"families": families}, text(families), page=MEASURED)

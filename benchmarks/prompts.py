@@ -35,7 +35,7 @@ from .prompt_cases import (  # noqa: E402
     pairs,
     real_cases,
 )
-from .prompt_pictures import gated, pictures, rivals  # noqa: E402
+from .prompt_pictures import gated, pictures, rivals, some  # noqa: E402
 from .prompt_tables import AIMS  # noqa: E402
 from .real_prompts import Composer  # noqa: E402
 from .text_lab import TextLab  # noqa: E402
@@ -114,7 +114,7 @@ def added(counted):
 def concepts_erased(painter, number, each, drawn, slow):
     """What is measured of one number of erased concepts, and lines for people.
 
-    drawn: whether in pictures, too; slow: whether with rivals that train for minutes.
+    drawn: how many pairs of prompts are drawn, too; slow: whether with rivals that train for minutes.
     """
     lab, names = painter.lab, measures.many_names(number)
     cases, cut = cases_of(lab.clip, names, each)
@@ -126,7 +126,8 @@ def concepts_erased(painter, number, each, drawn, slow):
     own = trained(lab, names, steps_for(number))
     say(f"ours is trained in {own.seconds:.0f} s")
     uce, *others = rivals(lab, names, slow)
-    return {"texts": found, "pictures": pictures(painter, cases, own, [gated(alone, uce), uce, *others], say)}, lines
+    made = pictures(painter, some(cases, drawn), own, [gated(alone, uce), uce, *others], say)
+    return {"texts": found, "pictures": made}, lines
 
 
 def names_erased(lab):
@@ -145,11 +146,12 @@ def run(options):
     """Everything that the options ask for: number of concepts, or "names", to what was found; lines for people."""
     lab = lab_of(options.family)
     painter = Painter(cache_folder() / f"prompts-{options.family}", lab)
-    drawn = options.drawn if options.family in FAMILIES and not options.quick else ()
+    in_pictures = options.drawn if options.family in FAMILIES and not options.quick else ()
     each, concepts = (_EACH_QUICK, _CONCEPTS_QUICK) if options.quick else (_EACH, _CONCEPTS)
     found, lines = {}, []
     for number in options.concepts or concepts:
-        found[str(number)], wrong = concepts_erased(painter, number, each, number in drawn, options.rivals)
+        drawn = options.prompts if number in in_pictures else 0
+        found[str(number)], wrong = concepts_erased(painter, number, each, drawn, options.rivals)
         lines += [f"-- {number} erased", *wrong]
     found["names"], wrong = names_erased(lab)
     return found, [*lines, *wrong]

@@ -1,17 +1,21 @@
 """The prompt benchmark: its prompts are as they are labelled, no fit has seen them, and its counts are right."""
 
+import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import detection, prompt_tables, protocol, scores
+from benchmarks import detection, pictures, prompt_tables, protocol, publish, scores
+from benchmarks.baselines.erased_model import ErasedModel, unchanged
 from benchmarks.detection import Case
 from benchmarks.lab.captions import phrases
 from benchmarks.lab.measure import encode
 from benchmarks.lab.text import load_clip
 from benchmarks.lab.vocabulary import CLASSES, NAMES
 from benchmarks.neighbours import AIMS, NAMES_OF_SEVERAL_WORDS, wordings
+from benchmarks.pictures import Painter
 from benchmarks.prompt_cases import (
     BENIGN,
     ERASED,
@@ -24,6 +28,7 @@ from benchmarks.prompt_cases import (
     pairs,
     real_cases,
 )
+from benchmarks.prompt_pictures import Drawn, Gated
 from benchmarks.real_prompts import KINDS, LENGTHS, PLACES, Composer, words_of
 from unhype.training.prompts import TEMPLATES, phrasings, retain_split, sentences
 
@@ -263,3 +268,125 @@ def test_a_share_is_of_what_is_wanted():
     assert prompt_tables.share([3, 4]).startswith("0.750 (")
     assert prompt_tables.share([3, 4], False).startswith("0.250 (")
     assert prompt_tables.share(None) == ""
+
+
+def conditioning(*scores_):
+    """A CONDITIONING of one prompt whose chunks have these scores."""
+    return [[None, {"prompts": [[[score] for score in scores_]]}]]
+
+
+def test_an_edit_behind_a_detector_leaves_what_is_not_detected():
+    edit = Gated("edit", "patcher", unchanged, 0.0, 0, 0, eraser=FakeEraser())
+    assert edit.below_threshold(conditioning(0.2, 0.9))
+    assert not edit.below_threshold(conditioning(0.2, 1.1))
+    assert not ErasedModel("edit", "patcher", unchanged, 0.0, 0, 0).below_threshold(conditioning(0.2))
+
+
+class FakePainter:
+    """Pictures whose first number is what they show; `own` are those of the method."""
+
+    def __init__(self, base, own):
+        self.lab = SimpleNamespace(judges=[self])
+        self.of_base, self.own = base, own
+
+    def base(self, texts, _count):
+        return {text: torch.full((1, 2, 2, 3), float(self.of_base[text])) for text in texts}
+
+    def draw(self, _method, texts, _count):
+        return [torch.full((1, 2, 2, 3), float(self.own[text])) for text in texts]
+
+    def top(self, pictures):
+        return [NAMES[int(picture.flatten()[0])] for picture in pictures]
+
+
+def test_only_prompts_that_the_base_model_draws_count():
+    cat, dog, other = (NAMES.index(name) for name in ("cat", "dog", "frog"))
+    cases = [
+        Case("a cat", ERASED, ("x",), "cat"),
+        Case("the cat", ERASED, ("x",), "cat"),
+        Case("no cat", ERASED, ("x",), "cat"),
+        Case("a dog", BENIGN, (), "dog"),
+        Case("the dog", BENIGN, (), "dog"),
+        Case("hills", "about nothing"),
+    ]
+    base = {"a cat": cat, "the cat": cat, "no cat": other, "a dog": dog, "the dog": dog}
+    own = {"a cat": other, "the cat": cat, "a dog": dog, "the dog": dog + 0.25}
+    drawn = Drawn(FakePainter(base, own), cases)
+    assert drawn.tried == {ERASED: {"all": [2, 3], "x": [2, 3]}, BENIGN: {"all": [2, 2]}}
+    found = drawn.measure(ErasedModel("edit", "patcher", unchanged, 3.0, 0, 7))
+    assert found["shown"] == {ERASED: {"all": [1, 2], "x": [1, 2]}, BENIGN: {"all": [2, 2]}}
+    assert found["identical"] == {ERASED: {"all": [1, 2], "x": [1, 2]}, BENIGN: {"all": [1, 2]}}
+    assert (found["seconds"], found["bytes"]) == (3.0, 7)
+
+
+def test_prompts_of_any_length_are_drawn_in_their_order(monkeypatch):
+    painter = Painter.__new__(Painter)
+    painter.lab, painter.empty = SimpleNamespace(vae=SimpleNamespace(decode=lambda latent: latent)), None
+    batches = []
+
+    def sample(_patcher, positive, _negative, seeds):
+        batches.append(positive[0][0].shape[1])
+        assert len(seeds) == len(positive[0][0])
+        return positive[0][1]["pooled_output"]
+
+    monkeypatch.setattr(pictures, "sample_conditioning", sample)
+    given = [
+        [[torch.zeros(1, length, 4), {"pooled_output": torch.full((1, 1), float(number))}]]
+        for number, length in enumerate((154, 77, 154, 77, 231))
+    ]
+    drawn = painter.batches("patcher", given, 2)
+    assert [one.flatten().tolist() for one in drawn] == [[float(number)] * 2 for number in range(5)]
+    assert batches == [77, 154, 231]
+
+
+def table_of(counts):
+    """The figures of one family that has one concept erased, with these counts everywhere."""
+    groups = {group: {"all": counts} for group in prompt_tables.AIMS}
+    method = {"shown": groups, "identical": groups, "seconds": 4.0, "bytes": 2_000_000}
+    texts = {"cut off": 5, "counts": groups}
+    return {"1": {"texts": texts, "pictures": {"base": groups, "methods": {"ours": method}}}, "names": {"texts": texts}}
+
+
+def test_the_picture_table_has_leak_and_kept_in_their_columns():
+    found = table_of([1, 4])
+    shown = found["1"]["pictures"]["methods"]["ours"]["shown"] = {
+        **found["1"]["pictures"]["methods"]["ours"]["shown"],
+        ERASED: {"all": [1, 4]},
+        BENIGN: {"all": [3, 4]},
+    }
+    assert shown
+    row, base = prompt_tables.picture_table({"sd15": found}).splitlines()[-2:]
+    assert "| prompts that the base model draws | 1 of 4 |" in base
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:2] == ["sd15, 1", "ours"]
+    assert [cell[:5] for cell in cells[2:6]] == ["0.250", "0.250", "0.750", "0.750"]
+    assert cells[-2:] == ["4 s", "2.00 MB"]
+    assert "| all | 0.250" in prompt_tables.leak_table({"sd15": found})
+
+
+def test_the_text_tables_turn_round_what_should_not_be_detected():
+    found = {"sd15": table_of([1, 4])}
+    (real,) = [line for line in prompt_tables.real_table(found).splitlines() if line.startswith("| all ")]
+    assert [cell.strip()[:5] for cell in real.strip("|").split("|")] == ["all", "0.250", "0.750"]
+    assert prompt_tables.real_table(found).splitlines()[-1].endswith("| 5 | 5 |")
+    other = prompt_tables.other_table(found)
+    assert "| half names | not detected | 0.750" in other
+    assert "| synonyms | detected | 0.250" in other
+
+
+def test_a_run_replaces_only_what_it_measured(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- prompts -->\n\n<!-- /prompts -->", "utf-8")
+    monkeypatch.setattr(publish, "RESULTS", tmp_path)
+    monkeypatch.setattr(prompt_tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(prompt_tables, "MEASURED", page)
+    first, second = table_of([1, 4]), table_of([2, 4])
+    prompt_tables.publish_family("sd15", {"10": first["1"], "names": first["names"]})
+    prompt_tables.publish_family("sd15", {"1": second["1"], "names": second["names"]})
+    prompt_tables.publish_family("clip", first)
+    families = json.loads((tmp_path / "prompts.json").read_text("utf-8"))["families"]
+    assert list(families) == ["sd15", "clip"]
+    assert list(families["sd15"]) == ["1", "10", "names"]
+    assert families["sd15"]["1"] == second["1"]
+    assert families["sd15"]["10"] == first["1"]
+    assert prompt_tables.text(families) in page.read_text("utf-8")

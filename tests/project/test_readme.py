@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from benchmarks import bypass, demo, detector, publish, report, speed
+from benchmarks import bypass, demo, detector, prompt_tables, publish, report, speed
 from benchmarks.environment import ROOT
 from benchmarks.publish import RESULTS, markdown, section
 
@@ -67,6 +67,12 @@ def test_the_detectors_table_is_its_result_file_and_has_every_candidate():
     rows = results("detector")["rows"]
     assert section("detector", MEASURED).group() == markdown(detector.HEADER, rows)
     assert {name.rpartition(", on ")[0] for name, *_ in rows} == set(detector.CANDIDATES)
+
+
+def test_the_prompts_tables_are_their_result_file():
+    families = results("prompts")["families"]
+    assert section("prompts", MEASURED).group() == prompt_tables.text(families)
+    assert all("pictures" in families["sd15"][number] for number in ("1", "10"))
 
 
 def test_ours_erases_and_leaves_the_rest_alone():
