@@ -106,7 +106,7 @@ class Drawn:
 
 
 def some(cases: Sequence[Case], pairs: int) -> list[Case]:
-    """What is drawn: neighbours alone, `pairs` prompts about erased and as many about benign subjects, in even steps."""
+    """What is drawn: neighbours alone, and of the prompts about erased and benign subjects `pairs` each."""
     found = [case for case in cases if "alone" in case.labels]
     for group in (ERASED, BENIGN):
         own = [case for case in cases if case.group == group]
