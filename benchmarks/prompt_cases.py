@@ -23,15 +23,20 @@ _WITHOUT_ARTICLE = ("plurals", "descriptions")
 
 
 def nearest(clip, erased: Sequence[str]) -> list[str]:
-    """The names closest to each erased one by their pooled embeddings, no relatives and never mentioned in training."""
+    """The names closest to each erased one by their pooled embeddings, no relatives and never mentioned in training.
+
+    Of all such names at most a third, the closest ones: the others are benign subjects.
+    """
     relatives = {name for concept in erased if concept in CLASSES for name in protocol.RELATIVES[concept]}
     others = [name for name in protocol.names_for_scoring() if name not in relatives and name not in erased]
     c = [
         normalize(torch.cat([entry(clip, f"a {name}")["pooled_output"] for name in names]).float(), dim=1)
         for names in (erased, others)
     ]
-    best = (c[0] @ c[1].T).topk(_NEAREST, dim=1).indices.flatten().tolist()
-    return [others[index] for index in dict.fromkeys(best)]
+    alike = c[0] @ c[1].T
+    found = dict.fromkeys(alike.topk(_NEAREST, dim=1).indices.flatten().tolist())
+    closest = alike.amax(0).topk(len(others) // 3).indices.tolist()
+    return [others[index] for index in found if index in closest]
 
 
 def benign_subjects(erased: Sequence[str], near: Sequence[str]) -> list[str]:

@@ -24,6 +24,7 @@ from benchmarks.prompt_cases import (
     benign_subjects,
     is_read,
     name_cases,
+    nearest,
     neighbour_cases,
     pairs,
     real_cases,
@@ -182,6 +183,30 @@ def test_name_cases_hold_the_full_name_or_one_half():
         assert {case.group for case in cases} == {FULL, HALF}
         for case in cases:
             assert bool(pattern.search(case.text)) == (case.group == FULL), case
+
+
+class WordClip:
+    """Embeddings by the first letter of a name."""
+
+    def tokenize(self, text):
+        return text
+
+    def encode_from_tokens_scheduled(self, text):
+        letter = ord(text.removeprefix("a ")[0]) - ord("a")
+        return [[torch.zeros(1, 1, 1), {"pooled_output": torch.nn.functional.one_hot(torch.tensor([letter]), 26)}]]
+
+
+def test_near_concepts_are_the_closest_and_never_all(monkeypatch):
+    monkeypatch.setattr(
+        protocol,
+        "names_for_scoring",
+        lambda: ["tiger", "cow", "crab", "bee", "ant", "emu", "fly", "gnu", "hen", "ibis"],
+    )
+    assert set(nearest(WordClip(), ["cat"])) >= {"cow", "crab"}
+    many = nearest(WordClip(), ["cat", "bird", "frog"])
+    assert len(many) == 3
+    assert set(many) <= {"cow", "crab", "bee", "fly"}
+    assert "tiger" not in many
 
 
 def test_benign_subjects_are_unseen_and_not_near():
