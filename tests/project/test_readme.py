@@ -72,7 +72,12 @@ def test_the_detectors_table_is_its_result_file_and_has_every_candidate():
 def test_the_prompts_tables_are_their_result_file():
     families = results("prompts")["families"]
     assert section("prompts", MEASURED).group() == prompt_tables.text(families)
-    assert all("pictures" in families["sd15"][number] for number in ("1", "10"))
+    drawn = families["sd15"]["1"]["pictures"]
+    assert drawn["exact"]
+    shown = {name: method["shown"]["holding an erased concept"]["all"] for name, method in drawn["methods"].items()}
+    # "nearly half", "leaves none": what the README says of them.
+    assert 0.4 < shown["ours"][0] / shown["ours"][1] < 0.5
+    assert shown["uce"][0] == 0
 
 
 def test_ours_erases_and_leaves_the_rest_alone():
