@@ -89,6 +89,8 @@ def _prompts(parser: ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="detection alone, on fewer prompts; lists what was wrong")
     parser.add_argument("--concepts", type=int, nargs="+", help="how many are erased (default: 1, 10 and 100)")
     parser.add_argument("--drawn", type=int, nargs="*", default=(1, 10), help="of these in pictures, too (1 and 10)")
+    _number(parser, "--prompts", 250, "how many prompts about erased and about benign subjects are drawn")
+    parser.add_argument("--rivals", action="store_true", help="in pictures, also rivals that train for minutes")
     _json(parser)
     parser.add_argument("--publish", action="store_true", help="put the tables into benchmarks/README.md and results")
 

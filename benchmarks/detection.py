@@ -5,22 +5,29 @@ from typing import NamedTuple
 
 import torch
 
-from unhype.hypernet.embedding import Entry, entries_of
+from unhype.hypernet.embedding import Conditioning, Entry, entries_of
 from unhype.hypernet.eraser import Eraser
 
 from .lab.measure import encode
 
 # Conditioning entries of prompts to whether each is detected.
 Detected = Callable[[list[Entry]], list[bool]]
+# Group to label to how many prompts something holds for, of how many.
+Counts = dict[str, dict[str, list[int]]]
 _AT_ONCE = 64
 
 
 class Case(NamedTuple):
-    """A prompt to look at. group: what it belongs to; labels: all else that it is counted by."""
+    """A prompt to look at.
+
+    group: what it belongs to; labels: all else that it is counted by; shows: the name of the vocabulary that its
+    picture shows if the model draws it, "" where there is none.
+    """
 
     text: str
     group: str
     labels: tuple[str, ...] = ()
+    shows: str = ""
 
 
 def highest_scores(eraser: Eraser, entries: Sequence[Entry]) -> list[float]:
@@ -35,6 +42,11 @@ def highest_scores(eraser: Eraser, entries: Sequence[Entry]) -> list[float]:
         embeddings += [eraser.own_embedding(concept) for chunk in chunks for concept in chunk.named]
         found.append(eraser.score(torch.stack(embeddings)).amax().item() if embeddings else float("-inf"))
     return found
+
+
+def is_detected(eraser: Eraser, conditioning: Conditioning) -> bool:
+    """Whether an eraser acts on any part of a CONDITIONING."""
+    return max(highest_scores(eraser, entries_of(conditioning))) >= 1
 
 
 def detected_by(eraser: Eraser) -> Detected:
@@ -58,9 +70,9 @@ def look(clip, cases: Sequence[Case], detected: Detected) -> list[bool]:
     return [found[case.text] for case in cases]
 
 
-def count(cases: Iterable[Case], flags: Iterable[bool]) -> dict[str, dict[str, list[int]]]:
-    """Group to label to how many prompts are detected, of how many; the label "all" has the whole group."""
-    found: dict[str, dict[str, list[int]]] = {}
+def count(cases: Iterable[Case], flags: Iterable[bool]) -> Counts:
+    """How many flags are true by group and label; the label "all" has the whole group."""
+    found: Counts = {}
     for case, flag in zip(cases, flags, strict=True):
         for label in ("all", *case.labels):
             counts = found.setdefault(case.group, {}).setdefault(label, [0, 0])

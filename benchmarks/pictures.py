@@ -1,5 +1,6 @@
 """Pictures of the lab model for the erasure benchmark: several prompts at once, and the base model's only once."""
 
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -13,13 +14,22 @@ from .lab.measure import Lab, encode, sample_conditioning
 _AT_ONCE = 16
 
 
-class Painter:
-    """The lab, and the pictures of its base model in `folder`, where the processes of a run find each other's."""
+def caching_lab(family="sd15"):
+    """The lab of a family with a `CachingClip`."""
+    lab = Lab(family)
+    lab.clip = ours.CachingClip(lab.clip)
+    return lab
 
-    def __init__(self, folder: Path):
+
+class Painter:
+    """The lab, and the pictures of its base model in `folder`, where the processes of a run find each other's.
+
+    lab: with a `CachingClip`; a new one unless given.
+    """
+
+    def __init__(self, folder: Path, lab=None):
         self.folder = folder
-        self.lab = Lab()
-        self.lab.clip = ours.CachingClip(self.lab.clip)
+        self.lab = lab or caching_lab()
         self.empty = self.conditioning("")
 
     def conditioning(self, text):
@@ -61,22 +71,28 @@ class Painter:
         return found
 
     def batches(self, patcher, positives, count):
-        """Pictures (count, 32, 32, 3) of each CONDITIONING, its seeds 0 to count - 1."""
-        together, drawn = max(_AT_ONCE // count, 1), []
-        for start in range(0, len(positives), together):
-            part = positives[start : start + together]
-            latent = sample_conditioning(patcher, _stacked(part, count), self.empty, [*range(count)] * len(part))
-            drawn += self.lab.vae.decode(latent).clone().split(count)
-        return drawn
+        """Pictures (count, 32, 32, 3) of each CONDITIONING, its seeds 0 to count - 1.
+
+        Prompts of like length are drawn together.
+        """
+        together, drawn = max(_AT_ONCE // count, 1), {}
+        # Stable: where all have one length, they are drawn in the order in which they were given.
+        order = sorted(range(len(positives)), key=lambda index: positives[index][0][0].shape[1])
+        for _, alike in groupby(order, key=lambda index: positives[index][0][0].shape[1]):
+            indices = list(alike)
+            for start in range(0, len(indices), together):
+                part = indices[start : start + together]
+                given = _stacked([positives[index] for index in part], count)
+                latent = sample_conditioning(patcher, given, self.empty, [*range(count)] * len(part))
+                drawn |= zip(part, self.lab.vae.decode(latent).clone().split(count), strict=True)
+        return [drawn[index] for index in range(len(positives))]
 
     def _path(self, text, count):
         return self.folder / f"{digest(f'{count} {text}')}.safetensors"
 
 
 def _same_as_base(erased_model, conditioning):
-    if isinstance(erased_model, ours.Ours):
-        return erased_model.below_threshold(conditioning)
-    return erased_model.name == "base"
+    return erased_model.name == "base" or erased_model.below_threshold(conditioning)
 
 
 def _stacked(conditionings, count):

@@ -23,15 +23,20 @@ _WITHOUT_ARTICLE = ("plurals", "descriptions")
 
 
 def nearest(clip, erased: Sequence[str]) -> list[str]:
-    """The names closest to each erased one by their pooled embeddings, no relatives and never mentioned in training."""
+    """The names closest to each erased one by their pooled embeddings, no relatives and never mentioned in training.
+
+    Of all such names at most a third, the closest ones: the others are benign subjects.
+    """
     relatives = {name for concept in erased if concept in CLASSES for name in protocol.RELATIVES[concept]}
     others = [name for name in protocol.names_for_scoring() if name not in relatives and name not in erased]
     c = [
         normalize(torch.cat([entry(clip, f"a {name}")["pooled_output"] for name in names]).float(), dim=1)
         for names in (erased, others)
     ]
-    best = (c[0] @ c[1].T).topk(_NEAREST, dim=1).indices.flatten().tolist()
-    return [others[index] for index in dict.fromkeys(best)]
+    alike = c[0] @ c[1].T
+    found = dict.fromkeys(alike.topk(_NEAREST, dim=1).indices.flatten().tolist())
+    closest = alike.amax(0).topk(len(others) // 3).indices.tolist()
+    return [others[index] for index in found if index in closest]
 
 
 def benign_subjects(erased: Sequence[str], near: Sequence[str]) -> list[str]:
@@ -73,7 +78,7 @@ def is_read(clip, pair: Pair) -> bool:
 def real_cases(read: Sequence[Pair], composer: Composer, count: int) -> list[Case]:
     """The two prompts of each pair that is read, and `count` prompts about nothing that the lab draws."""
     found = [
-        Case(text, group, (*pair.labels, f"subject: {subject}") if group == ERASED else pair.labels)
+        Case(text, group, pair.labels, subject)
         for pair in read
         for text, group, subject in ((pair.erased, ERASED, pair.concept), (pair.benign, BENIGN, pair.other))
     ]
@@ -88,13 +93,15 @@ def _worded(words: str, prompt: Prompt, article: bool) -> tuple[str, str]:
 
 def neighbour_cases(erased: Sequence[str], near: Sequence[str], composer: Composer) -> list[Case]:
     """Wordings of the erased ones of the ten classes, what is like them, and the names `near`; alone and in tags."""
-    found = [("near concepts", name) for name in near]
+    found = [("near concepts", name, name) for name in near]
     for concept in erased:
         if concept in CLASSES:
-            found += [(kind, words) for kind, given in wordings(concept).items() for words in given]
+            for kind, given in wordings(concept).items():
+                shows = {"relatives": None, "hypernyms": ""}.get(kind, concept)
+                found += [(kind, words, words if shows is None else shows) for words in given]
     return [
-        Case(text, kind, (label,))
-        for kind, words in dict.fromkeys(found)
+        Case(text, kind, (label,), shows)
+        for kind, words, shows in dict.fromkeys(found)
         if words not in erased
         for label, text in zip(
             ("alone", "among tags"),

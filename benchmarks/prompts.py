@@ -5,13 +5,15 @@ benign ones are not, by kind, length and place; neighbours of the concepts; name
 Without --quick also in pictures, for ours and its rivals, see `prompt_pictures`.
 """
 
+import json
 import time
 from dataclasses import replace
+from datetime import date
 
 import torch
 
 from . import commandline, pack
-from .environment import say
+from .environment import cache_folder, say
 from .publish import device
 
 pack.load_pack()
@@ -21,8 +23,9 @@ from unhype.training.prompts import retain_split  # noqa: E402
 from . import detection, measures, ours  # noqa: E402
 from . import prompt_tables as tables  # noqa: E402
 from .erasure import SETTINGS, concepts_of, steps_for  # noqa: E402
-from .lab.measure import FAMILIES, Lab  # noqa: E402
+from .lab.measure import FAMILIES  # noqa: E402
 from .neighbours import NAMES_OF_SEVERAL_WORDS  # noqa: E402
+from .pictures import Painter, caching_lab  # noqa: E402
 from .prompt_cases import (  # noqa: E402
     benign_subjects,
     is_read,
@@ -32,6 +35,7 @@ from .prompt_cases import (  # noqa: E402
     pairs,
     real_cases,
 )
+from .prompt_pictures import gated, pictures, rivals, some  # noqa: E402
 from .prompt_tables import AIMS  # noqa: E402
 from .real_prompts import Composer  # noqa: E402
 from .text_lab import TextLab  # noqa: E402
@@ -49,9 +53,7 @@ def lab_of(family):
     """The lab's model of a family with a caching CLIP."""
     if family not in FAMILIES:
         return TextLab()
-    lab = Lab(family)
-    lab.clip = ours.CachingClip(lab.clip)
-    return lab
+    return caching_lab(family)
 
 
 def trained(lab, names, steps, kind="object"):
@@ -88,64 +90,87 @@ def listed(clip, eraser, cases, flags):
     return lines
 
 
-def look(lab, names, cases, steps, kind="object"):
-    """Train on these names and look at the cases: the erased model, counts, and lines for people."""
+def looked_at(lab, names, cases, erased_model):
+    """The counts of an erased model's detector on the cases, and lines for people."""
     started = time.perf_counter()
-    erased_model = trained(lab, names, steps, kind)
-    eraser, between = erased_model.eraser, time.perf_counter()
-    flags = detection.look(lab.clip, cases, detection.detected_by(eraser))
-    seconds = between - started, time.perf_counter() - between
-    say(f"{len(names)} names: trained in {seconds[0]:.0f} s, {len(cases)} prompts in {seconds[1]:.0f} s")
-    return erased_model, detection.count(cases, flags), listed(lab.clip, eraser, cases, flags)
+    flags = detection.look(lab.clip, cases, detection.detected_by(erased_model.eraser))
+    seconds = time.perf_counter() - started
+    say(f"{len(names)} names, trained in {erased_model.seconds:.0f} s: {len(cases)} prompts in {seconds:.0f} s")
+    return detection.count(cases, flags), listed(lab.clip, erased_model.eraser, cases, flags)
 
 
 def added(counted):
-    """Counts of several tables in one."""
+    """Counts of several groups of prompts in one."""
     found = {}
-    for table in counted:
-        for group, labels in table.items():
+    for counts in counted:
+        for group, labels in counts.items():
             for label, (hits, total) in labels.items():
-                counts = found.setdefault(group, {}).setdefault(label, [0, 0])
-                counts[0] += hits
-                counts[1] += total
+                both = found.setdefault(group, {}).setdefault(label, [0, 0])
+                both[0] += hits
+                both[1] += total
     return found
 
 
-def texts(lab, concepts, each, drawn):
-    """The counts on texts by number of erased concepts and for names of several words, and lines for people.
+def concepts_erased(painter, number, each, drawn, slow):
+    """What is measured of one number of erased concepts, and lines for people.
 
-    concepts: numbers of concepts, of which those in `drawn` are trained to the end; also returns their erased models.
+    drawn: how many pairs of prompts are drawn, too; slow: whether with rivals that train for minutes.
     """
-    found, lines, made = {}, [], {}
-    for number in concepts:
-        names = measures.many_names(number)
-        cases, cut = cases_of(lab.clip, names, each)
-        steps = steps_for(number) if number in drawn else _DETECTOR_ALONE
-        made[number], counts, wrong = look(lab, names, cases, steps)
-        found[str(number)] = {"cut off": cut, "counts": counts}
-        lines += [f"-- {number} erased", *wrong]
-    composer, counted = Composer(torch.Generator().manual_seed(0)), []
+    lab, names = painter.lab, measures.many_names(number)
+    cases, cut = cases_of(lab.clip, names, each)
+    alone = trained(lab, names, _DETECTOR_ALONE)
+    counts, lines = looked_at(lab, names, cases, alone)
+    found = {"cut off": cut, "counts": counts}
+    if not drawn:
+        return {"texts": found}, lines
+    own = trained(lab, names, steps_for(number))
+    say(f"ours is trained in {own.seconds:.0f} s")
+    uce, *others = rivals(lab, names, slow)
+    made = pictures(painter, some(cases, drawn), own, [gated(alone, uce), uce, *others], say)
+    return {"texts": found, "pictures": made}, lines
+
+
+def names_erased(lab):
+    """Names of several words, each kind with an eraser of its own: counts on texts, and lines for people."""
+    composer, counted, lines = Composer(torch.Generator().manual_seed(0)), [], []
     for kind, names in NAMES_OF_SEVERAL_WORDS.items():
-        of_training = "object" if kind == "vocabulary" else kind
-        _, counts, wrong = look(lab, list(names), name_cases(kind, composer), _DETECTOR_ALONE, of_training)
+        cases = name_cases(kind, composer)
+        own = trained(lab, list(names), _DETECTOR_ALONE, "object" if kind == "vocabulary" else kind)
+        counts, wrong = looked_at(lab, names, cases, own)
         counted.append(counts)
         lines += [f"-- names: {kind}", *wrong]
-    found["names"] = {"counts": added(counted)}
-    return found, lines, {number: made[number] for number in drawn}
+    return {"texts": {"counts": added(counted)}}, lines
+
+
+def run(options):
+    """Everything that the options ask for: number of concepts, or "names", to what was found; lines for people."""
+    lab = lab_of(options.family)
+    painter = Painter(cache_folder() / f"prompts-{options.family}", lab)
+    in_pictures = options.drawn if options.family in FAMILIES and not options.quick else ()
+    each, concepts = (_EACH_QUICK, _CONCEPTS_QUICK) if options.quick else (_EACH, _CONCEPTS)
+    found, lines = {}, []
+    for number in options.concepts or concepts:
+        drawn = options.prompts if number in in_pictures else 0
+        found[str(number)], wrong = concepts_erased(painter, number, each, drawn, options.rivals)
+        lines += [f"-- {number} erased", *wrong]
+    found["names"], wrong = names_erased(lab)
+    return found, [*lines, *wrong]
 
 
 def main():
     """Command line."""
     options = commandline.parser("bench prompts").parse_args()
-    lab, drawn = lab_of(options.family), () if options.quick else options.drawn
     say(f"On {device()}, {options.family}")
     with torch.inference_mode():
-        each = _EACH_QUICK if options.quick else _EACH
-        concepts = options.concepts or (_CONCEPTS_QUICK if options.quick else _CONCEPTS)
-        found, lines, _ = texts(lab, concepts, each, drawn)
-    say(tables.text_tables({options.family: {"texts": found}}))
+        found, lines = run(options)
+    found = {"date": date.today().isoformat(), "device": device(), **found}
+    say(tables.text({options.family: found}))
     if options.quick:
         say("\n".join(lines))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    if options.publish:
+        tables.publish_family(options.family, found)
     return 0
 
 

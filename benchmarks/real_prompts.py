@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from unhype.training.prompts import TEMPLATES
+
 from .lab.captions import Captions, is_for_scoring, lines, with_article
 from .lab.vocabulary import CLASSES, NAMES
 
@@ -111,9 +113,9 @@ class Composer:
         return bool(torch.rand(1, generator=self.generator) < share)
 
     def _template(self, least: int, most: int) -> str:
-        """A template of one object with at least and at most that many words."""
+        """A template of one object with at least and at most that many words, none that trains an eraser."""
         texts = [phrase.text.replace("{}", "{a}") for phrase in self.captions.phrases["single"]]
-        fitting = [text for text in texts if least <= _size(text) <= most]
+        fitting = [text for text in texts if least <= _size(text) <= most and text not in TEMPLATES["object"]]
         return fitting[self._below(len(fitting))]
 
     def _list(self, kind: str, most: int) -> tuple[str, Iterator[str]]:
@@ -140,7 +142,7 @@ class Composer:
         """Different phrases of together `target` words or a little more, never more than `limit`; at least `fewest`."""
         found: dict[str, None] = {}
         size = 0
-        for text, _ in zip(drawn, range(_DRAWS * (1 + target)), strict=False):
+        for text, _ in zip(drawn, range(_DRAWS * max(target, 2)), strict=False):
             if size >= target and len(found) >= fewest:
                 break
             if text not in found and size + words_of(text) + max(fewest - len(found) - 1, 0) <= limit:

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from benchmarks import bypass, demo, detector, publish, report, speed
+from benchmarks import bypass, demo, detector, prompt_tables, publish, report, speed
 from benchmarks.environment import ROOT
 from benchmarks.publish import RESULTS, markdown, section
 
@@ -70,6 +70,17 @@ def test_the_detectors_table_is_its_result_file_and_has_every_candidate():
     rows = results("detector")["rows"]
     assert section("detector", MEASURED).group() == markdown(detector.HEADER, rows)
     assert {name.rpartition(", on ")[0] for name, *_ in rows} == set(detector.CANDIDATES)
+
+
+def test_the_prompts_tables_are_their_result_file():
+    families = results("prompts")["families"]
+    assert section("prompts", MEASURED).group() == prompt_tables.text(families)
+    drawn = families["sd15"]["1"]["pictures"]
+    assert drawn["exact"]
+    shown = {name: method["shown"]["holding an erased concept"]["all"] for name, method in drawn["methods"].items()}
+    # "nearly half", "leaves none": what the README says of them.
+    assert 0.4 < shown["ours"][0] / shown["ours"][1] < 0.5
+    assert shown["uce"][0] == 0
 
 
 def test_ours_erases_and_leaves_the_rest_alone():
