@@ -9,29 +9,27 @@ import comfy.model_management
 import comfy.model_patcher
 import torch
 
+from unhype.hypernet.families import POOLED
+from unhype.training.encode_batch import in_batches
+
 from . import ours
 from .lab import clip, model
 
-_CHUNK = 64
-
 
 class CachingClip(ours.CachingClip):
-    """The lab's CLIP, which encodes each text once; many at a time those that fit one chunk."""
+    """The lab's CLIP, which encodes each text once, many at a time."""
 
     def clone(self):
         """A clone with the same cache."""
-        return CachingClip(self.clip.clone(), self.cache, self.seconds)
+        return CachingClip(self.clip.clone(), self.cache)
 
     def encode_ahead(self, texts):
-        """Encode these texts in batches; longer ones are left to be encoded when they are asked for."""
+        """Encode these texts in batches."""
         layer = self.clip.layer_idx
         texts = [text for text in dict.fromkeys(texts) if (layer, text) not in self.cache]
-        texts = [text for text in texts if len(self.clip.tokenize(text)["l"]) == 1]
-        for start in range(0, len(texts), _CHUNK):
-            part = texts[start : start + _CHUNK]
-            for text, states, c in zip(part, *clip.encode_batch(self.clip, part), strict=True):
-                pooled = {"pooled_output": c.float().cpu().unsqueeze(0).clone()}
-                self.cache[layer, text] = [[states.float().cpu().unsqueeze(0).clone(), pooled]]
+        with torch.no_grad():
+            for (prompt,) in in_batches([self.clip], texts, POOLED, lambda *_: None):
+                self.cache[layer, prompt.text] = prompt.conditioning
 
 
 class TextLab:

@@ -21,6 +21,8 @@ _ROUNDS, _HARDEST, _SAMPLED, _ITERATIONS = 2, 1000, 500, 100
 # Of the names' tokens this share may score below the weakest that counts: in some prompts the end is cut off.
 _WEAKEST = 0.02
 _LEAST, _ABOVE, _HIGHEST = 0.01, 1.01, 0.8
+# No concept is detected in more of the benign prompts than this share.
+_OVERLAP = 0.01
 
 
 def whitening(states: Tensor) -> Tensor:
@@ -92,9 +94,8 @@ def fit_token_detector(
             share = false_alarms / len(names) / len(widths)
             benign_scores = highest[: len(held_out), k]
             # Where the tokens can't be separated they stay undetected, and the detector on c decides alone.
-            threshold = max(
-                calibrate(benign_scores, weakest, share), _ABOVE * torch.quantile(benign_scores, 1 - share).item()
-            )
+            overlap = torch.quantile(benign_scores, 1 - _OVERLAP).item()
+            threshold = max(calibrate(benign_scores, weakest, share), _ABOVE * overlap)
             if preserved:
                 above = _ABOVE * highest[len(held_out) :, k].max().item()
                 threshold = max(threshold, min(above, _HIGHEST * weakest.item()))

@@ -58,7 +58,7 @@ def test_encoders_side_by_side_have_rows_of_their_own():
     detector = fit_token_detector(names, benign, held_out, [], (WIDTH, WIDTH))
     assert detector.weight.shape == (CONCEPTS, 2 * WIDTH)
     assert detector.bias.shape == (2, CONCEPTS)
-    assert torch.stack([detector(prompt) for prompt in held_out]).amax(1).ge(1).float().mean() <= 0.03
+    assert torch.stack([detector(prompt) for prompt in held_out]).ge(1).float().mean() <= 0.02
 
 
 def test_whitening_by_hand():
