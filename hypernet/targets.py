@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from .errors import UserError
 from .families import FAMILIES, Family
 
 PREFIX = "diffusion_model."
@@ -33,7 +34,7 @@ class TargetLayer:
         return slice(self.start, self.start + self.outputs)
 
 
-class UnsupportedModelError(ValueError):
+class UnsupportedModelError(UserError, ValueError):
     """The model is of no family that H knows how to steer."""
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..hypernet.embedding import Conditioning, driving_embeddings, entries_of
+from ..hypernet.errors import UserError
 from ..hypernet.families import POOLED, Family
 from ..hypernet.record import TextEncoder
 from ..hypernet.regressor import PooledRegressor, chunk_features
@@ -18,7 +19,7 @@ _WHOLE_PROMPT = 65_536
 _BETWEEN_REPORTS = 16
 
 
-class MissingEmbeddingError(ValueError):
+class MissingEmbeddingError(UserError, ValueError):
     """The connected CLIP gives no pooled prompt embedding."""
 
 
