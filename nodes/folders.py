@@ -75,6 +75,11 @@ def checkpoint_folder() -> Path:
     return Path(folder_paths.get_output_directory()) / FOLDER / "checkpoints"
 
 
+def written_note() -> Path:
+    """The note of what nodes have written, see `written`."""
+    return Path(folder_paths.get_temp_directory()) / FOLDER / "written.json"
+
+
 def safe_name(name: str) -> str:
     """A file name from what the user typed: no folders, no characters that some system refuses."""
     # Composed first: an accent that is a character of its own is no letter.

@@ -15,7 +15,7 @@ from ..hypernet.patch import is_erased
 from ..training.prompts import PromptError
 from ..training.sampling import Drawing
 from .progress import DrawingProgress, show_page
-from .schema import CATEGORY, Hypernet, only_links, schema
+from .schema import CATEGORY, Hypernet, node_id, only_links, schema
 from .shown import shown
 
 _DEFAULT = Drawing()
@@ -53,11 +53,12 @@ class ErasureReport(io.ComfyNode):
             texts = prompts_of(prompts) or own_prompts(unhype.record)
         except PromptError as error:
             raise PromptError(f"Erasure Report, 'prompts': {error}") from error
-        progress = DrawingProgress(cls.hidden.unique_id)
+        node = node_id(cls)
+        progress = DrawingProgress(node)
         pairs = compare(model, clip, unhype, texts, drawing, vae_decoder(vae), progress, picture_encoder(clip_vision))
         warnings = [_ERASED_BEFORE] if is_erased(model) else []
         sheet = report_page(unhype, pairs, drawing, warnings)
-        show_page(cls.hidden.unique_id, sheet, tally(pairs))
+        show_page(node, sheet, tally(pairs))
         text = report_text(unhype, pairs, warnings)
         image, display = shown(cls, sheet, text)
         return io.NodeOutput(image, text, ui=display)
