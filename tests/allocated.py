@@ -12,7 +12,7 @@ class Allocated(TorchDispatchMode):
         self.bytes = 0
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        given = {id(one.untyped_storage()._cdata) for one in tree_leaves((arguments, keywords)) if hasattr(one, "dim")}
+        given = {one.untyped_storage()._cdata for one in tree_leaves((arguments, keywords)) if hasattr(one, "dim")}
         result = function(*arguments, **(keywords or {}))
         for one in tree_leaves(result):
             if hasattr(one, "untyped_storage") and one.untyped_storage()._cdata not in given:
