@@ -193,7 +193,8 @@ def _size(layer: TargetLayer) -> str:
 def check_fits(eraser: Eraser, family: Family, layers: tuple[TargetLayer, ...]) -> None:
     """Raise `HypernetFileError` in the user's words unless the hypernet fits a model of `family`.
 
-    `layers` are the model's own `TargetLayer`s.
+    `layers` are the model's own `TargetLayer`s. A hypernet that was trained here must change all of them, since the
+    text would go on entering by the others; the paper's authors chose some.
     """
     record, config = eraser.record, eraser.hypernet.config
     if record.family != family.key:
@@ -210,3 +211,10 @@ def check_fits(eraser: Eraser, family: Family, layers: tuple[TargetLayer, ...]) 
                 f"{_size(found) if found else 'missing'} in the model and {_size(layer)} in the hypernet. It was "
                 "trained on a model of another size; train one on this model."
             )
+    left = own.keys() - {layer.name for layer in config.layers}
+    if left and isinstance(config, HypernetConfig):
+        raise HypernetFileError(
+            f"Hypernet '{eraser.name}' does not fit this {family.title} model: {len(left)} layers that read the prompt, "
+            f"'{min(left)}' among them, are not in the hypernet, and the concepts would still be drawn. It was trained "
+            "on another kind of the model; train one on this model."
+        )

@@ -117,7 +117,7 @@ _QWEN = {
     "joint_attention_dim": CONTEXT,
     "axes_dims_rope": (4, 6, 6),
 }
-_WAN = {
+WAN = {
     "model_type": "t2v",
     "in_dim": 16,
     "out_dim": 16,
@@ -128,6 +128,12 @@ _WAN = {
     "num_heads": 2,
     "num_layers": 2,
 }
+
+
+
+def _wan_rows(*blocks):
+    return {f"{block}.cross_attn.{name}": (0, 32, 32) for block in blocks for name in "kv"}
+
 
 INSTANCES = {
     "flux": Instance("Flux", _flux(), _flux_rows(), POOLED),
@@ -178,7 +184,12 @@ INSTANCES = {
         _lumina(z_image_modulation=True, pad_tokens_multiple=8, time_scale=1000.0),
         _lumina_rows(2 * WIDE, WIDE, 3 * WIDE),
     ),
-    "wan": Instance("WAN21_T2V", _WAN, {f"blocks.{i}.cross_attn.{n}": (0, 32, 32) for i in (0, 1) for n in "kv"}),
+    "wan": Instance("WAN21_T2V", WAN, _wan_rows("blocks.0", "blocks.1")),
+    "wan-vace": Instance(
+        "WAN21_Vace",
+        {**WAN, "model_type": "vace", "vace_layers": 1, "vace_in_dim": 96},
+        _wan_rows("blocks.0", "blocks.1", "vace_blocks.0"),
+    ),
 }
 NAMES = tuple(INSTANCES)
 
@@ -200,10 +211,15 @@ def _known(config, sizes):
 
 def instance(name, seed=0, dtype=torch.float32):
     """A ModelPatcher over a network with random weights; skips the test where this host has no such family."""
-    config = getattr(comfy.supported_models, INSTANCES[name].config, None)
+    return build(INSTANCES[name].config, INSTANCES[name].network, seed, dtype)
+
+
+def build(config_name, network, seed=0, dtype=torch.float32):
+    """A ModelPatcher over the network of these sizes for the host's configuration of that name, as `instance`."""
+    config = getattr(comfy.supported_models, config_name, None)
     if config is None:
-        pytest.skip(f"this ComfyUI has no {INSTANCES[name].config}")
-    config = config({**_known(config, INSTANCES[name].network), "dtype": dtype})
+        pytest.skip(f"this ComfyUI has no {config_name}")
+    config = config({**_known(config, network), "dtype": dtype})
     config.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
     base = config.get_model({}, device="cpu")
     draw_weights(base.diffusion_model, seed)

@@ -24,7 +24,7 @@ from torch.nn import Module
 
 from ..hypernet.factors import Factors, select
 from ..hypernet.rows import patched_layers
-from ..hypernet.targets import recognise, target_layers
+from ..hypernet.targets import recognise, takes_guidance, target_layers
 from .blocks import running
 from .encode import EncodedPrompt
 from .loop import TrainingError
@@ -227,7 +227,7 @@ class FrozenModel:
     def model_conds(self, prompt: EncodedPrompt, noise: Tensor, guidance: float | None = None) -> Conds:
         """The network's inputs for a prompt, the host's COND objects for one row."""
         conditioning = prompt.conditioning
-        if guidance is not None and self.family.distilled:
+        if guidance is not None and takes_guidance(self.patcher.model, self.family):
             conditioning = with_guidance(conditioning, guidance)
         converted = comfy.sampler_helpers.convert_cond(conditioning)
         base = self.patcher.model
