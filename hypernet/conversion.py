@@ -17,6 +17,7 @@ from torch import Tensor
 from .eraser import Eraser
 from .families import value_before_mlp, value_of_qkv, whole
 from .files import SUFFIX, load, network_of, save
+from .network import Hypernet
 from .published import PublishedConfig, PublishedHypernet
 from .record import HypernetFileError, Record, TrainingRun
 from .targets import TargetLayer
@@ -130,7 +131,7 @@ def _sizes(config: Mapping[str, Any], layers: Layers, path: Path) -> tuple[int, 
     return int(rank), hidden, width - 2 * frequencies.numel(), frequencies.numel(), int(trajectory)
 
 
-def _network(config: Mapping[str, Any], layers: Layers, path: Path) -> tuple[str, PublishedHypernet]:
+def _network(config: Mapping[str, Any], layers: Layers, path: Path) -> tuple[str, Hypernet | PublishedHypernet]:
     """The family's key and the network of a file."""
     rank, hidden, width, octaves, trajectory = _sizes(config, layers, path)
     families, targets = [], []

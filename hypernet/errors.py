@@ -1,4 +1,4 @@
-"""Errors that are told to the user."""
+"""Errors that the user sees."""
 
 
 class UserError(Exception):

@@ -134,9 +134,7 @@ def open_checked(path: Path) -> Any:
         ) from error
 
 
-def network_of(
-    config: HypernetConfig | PublishedConfig, tensors: Mapping[str, Tensor]
-) -> Hypernet | PublishedHypernet:
+def network_of(config: HypernetConfig | PublishedConfig, tensors: Mapping[str, Tensor]) -> Hypernet | PublishedHypernet:
     """The network of a config over these tensors, which must be of its `shapes`; nothing else is allocated."""
     with torch.device("meta"):
         network = PublishedHypernet(config) if isinstance(config, PublishedConfig) else Hypernet(config)
@@ -214,7 +212,7 @@ def check_fits(eraser: Eraser, family: Family, layers: tuple[TargetLayer, ...]) 
     left = own.keys() - {layer.name for layer in config.layers}
     if left and isinstance(config, HypernetConfig):
         raise HypernetFileError(
-            f"Hypernet '{eraser.name}' does not fit this {family.title} model: {len(left)} layers that read the prompt, "
-            f"'{min(left)}' among them, are not in the hypernet, and the concepts would still be drawn. It was trained "
-            "on another kind of the model; train one on this model."
+            f"Hypernet '{eraser.name}' does not fit this {family.title} model: {len(left)} layers that read the "
+            f"prompt, '{min(left)}' among them, are not in the hypernet, and the concepts would still be drawn. It was "
+            "trained on another kind of the model; train one on this model."
         )

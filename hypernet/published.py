@@ -52,7 +52,11 @@ class PublishedConfig:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The tensors of a `PublishedHypernet` of this config, name to shape, without building one."""
         width, layers = self.embedding_width + 2 * self.octaves, len(self.layers)
-        shapes: dict[str, tuple[int, ...]] = {"alpha": (layers,), "alpha_base": (layers,), "frequencies": (self.octaves,)}
+        shapes: dict[str, tuple[int, ...]] = {
+            "alpha": (layers,),
+            "alpha_base": (layers,),
+            "frequencies": (self.octaves,),
+        }
         for n, layer in enumerate(self.layers):
             shapes[f"L_const_{n}"] = (layer.inputs * self.rank,)
             for side, features in (("left", layer.inputs), ("right", layer.outputs)):

@@ -69,8 +69,8 @@ def recognise(base_model: Any) -> Family:
     for family in FAMILIES:
         if family.config in config:
             raise UnsupportedModelError(
-                f"This model is {family.title}, but not as ComfyUI builds it: the node that loaded it uses a network of "
-                f"its own, {type(base_model.diffusion_model).__name__}, in which UnHype can't find the layers to "
+                f"This model is {family.title}, but not as ComfyUI builds it: the node that loaded it uses a network "
+                f"of its own, {type(base_model.diffusion_model).__name__}, in which UnHype can't find the layers to "
                 "change. Load the model with a loader of ComfyUI's own; if it is too large, in fp8."
             )
     raise UnsupportedModelError(

@@ -84,7 +84,8 @@ def _inputs() -> list[Any]:
             min=1.0,
             max=30.0,
             step=0.5,
-            tooltip="The CFG scale. For Flux.1 and Flux.2 it is the model's own guidance, 3.5 as a rule.",
+            tooltip="The CFG scale. For Flux.1 dev and Flux.2 dev it is the model's own guidance, 3.5 as a rule. "
+            "Models for a few steps, such as schnell, need 1.",
         ),
         io.Combo.Input(
             "sampler",

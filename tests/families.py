@@ -130,7 +130,6 @@ WAN = {
 }
 
 
-
 def _wan_rows(*blocks):
     return {f"{block}.cross_attn.{name}": (0, 32, 32) for block in blocks for name in "kv"}
 

@@ -125,7 +125,7 @@ def _private_copy(model: ModelPatcher) -> ModelPatcher:
     return private
 
 
-def _copied_network(model: ModelPatcher) -> Module:
+def _copied_network(model: ModelPatcher) -> Any:
     """A copy of the host's base model in which bypass LoRAs, which replace a layer's forward, are in force."""
     # The configuration is data that both may share, and the current patcher belongs to the original.
     shared = {id(model.model.model_config): model.model.model_config}

@@ -67,7 +67,10 @@ def test_concepts_are_read(text, pairs):
         ("cat\ncat -> tree", "The concept 'cat' is listed twice"),
         ("cat\nCAT -> tree", "The concept 'CAT' is listed twice"),
         ("cat -> Cat", "'cat' is mapped to itself. Map it to something harmless"),
-        ("cat, dog, horse -> tree", "one a line: 'cat -> tree', 'dog -> tree', 'horse -> tree'. For one name with a comma"),
+        (
+            "cat, dog, horse -> tree",
+            "one a line: 'cat -> tree', 'dog -> tree', 'horse -> tree'. For one name with a comma",
+        ),
         ("cat,dog", "one a line: 'cat', 'dog'. For one name with a comma in it, put it in quotes: '\"cat,dog\"'."),
         ("cat; dog -> tree", "'cat; dog' may be one concept or several"),
         ("\u732b\u3001\u72ac\uff0c\u9a6c -> \u6811", "'\u732b -> \u6811', '\u72ac -> \u6811', '\u9a6c -> \u6811'"),

@@ -196,7 +196,8 @@ def test_a_network_without_the_guidance_input_is_drawn_with_cfg_and_its_negative
         assert torch.equal(call.output[rows], base[rows])
         assert not torch.equal(call.output[~rows], base[~rows])
     assert not torch.equal(
-        sampling.sample(model, positive, negative, noise, drawing), sampling.sample(model, positive, negative, noise, Drawing(2, 1.0))
+        sampling.sample(model, positive, negative, noise, drawing),
+        sampling.sample(model, positive, negative, noise, Drawing(2, 1.0)),
     )
 
 

@@ -43,7 +43,9 @@ def folder():
 @pytest.fixture
 def small(nodes, monkeypatch):
     """Inputs of Train Erasure for a run of moments."""
-    monkeypatch.setattr(sys.modules["unhype.nodes.train"], "Settings", partial(Settings, sampler_steps=2, rank=1, steps=2))
+    monkeypatch.setattr(
+        sys.modules["unhype.nodes.train"], "Settings", partial(Settings, sampler_steps=2, rank=1, steps=2)
+    )
     return {"concepts": "cat -> tree", "preserve": "", "kind": "object", "preview_every": 0, "width": 64, "height": 64}
 
 

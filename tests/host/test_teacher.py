@@ -8,11 +8,10 @@ import pytest
 import torch
 from allocated import Allocated
 from model_parts import style_lora
-from runs import TINY, Reports, go, same_weights
+from runs import go, same_weights
 from tiny import CPU, Call, TinyClip, embedding, merged, prompt, replay, sample, seeded, tiny_model
 
 from unhype.hypernet.base_model import lora_fingerprint
-from unhype.hypernet.network import Hypernet, HypernetConfig
 from unhype.training.encode import EncodedPrompt
 from unhype.training.frozen import FrozenModel
 from unhype.training.loop import TrainingError

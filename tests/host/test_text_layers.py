@@ -136,6 +136,9 @@ def test_an_eraser_is_trained_for_a_network_that_gives_text_to_the_layers_of_the
     own = {name.rpartition(".")[2] for name in (layer.name for layer in eraser.hypernet.config.layers)}
     assert own == {"k", "v", "k_img", "v_img"}
     apply_erasure(model, eraser)
+    cat, negative = prompt_of("wan-i2v", 1), prompt_of("wan-i2v", 3)
+    erased = apply_erasure(model, families.eraser_for("wan", model))
+    assert not torch.equal(sample(erased, cat, negative, steps=1), sample(model, cat, negative, steps=1))
     message = r"4 layers that read the prompt, 'blocks\.0\.cross_attn\.k_img' among them, are not in the hypernet"
     with pytest.raises(HypernetFileError, match=message):
         apply_erasure(model, families.eraser_for("wan", families.instance("wan")))

@@ -166,7 +166,7 @@ def test_a_concept_list_from_another_node_is_read_when_that_node_has_run(server,
     prompt, inputs = training
     prompt["list"] = {"class_type": "PrimitiveStringMultiline", "inputs": {"value": "cat -> tree\ncat -> house"}}
     inputs["concepts"] = ["list", 0]
-    with pytest.raises(PromptError, match="unhype.PromptError: Train Erasure: The concept 'cat' is listed twice"):
+    with pytest.raises(PromptError, match=r"unhype\.PromptError: Train Erasure: The concept 'cat' is listed twice"):
         server.run(prompt)
 
 
