@@ -114,7 +114,7 @@ def _private_copy(model: ModelPatcher) -> ModelPatcher:
         private = _clean(model.clone(disable_dynamic=True, force_deepcopy=True))
     else:
         private = _clean(model.clone())
-        private.model = _copied_network(model)
+        private.model, private.object_patches = _copied_network(model)
         for name, empty in _OF_THE_ORIGINAL.items():
             if hasattr(private, name):  # older hosts have fewer of them
                 setattr(private, name, copy.copy(empty))
@@ -125,25 +125,30 @@ def _private_copy(model: ModelPatcher) -> ModelPatcher:
     return private
 
 
-def _copied_network(model: ModelPatcher) -> Any:
-    """A copy of the host's base model in which bypass LoRAs, which replace a layer's forward, are in force."""
+def _copied_network(model: ModelPatcher) -> tuple[Any, dict[str, Any]]:
+    """Copies of the host's base model and of its object patches.
+
+    Bypass LoRAs replace what a layer computes; in the copy they are in force for good.
+    """
     # The configuration is data that both may share, and the current patcher belongs to the original.
-    shared = {id(model.model.model_config): model.model.model_config}
+    shared: dict[int, Any] = {id(model.model.model_config): model.model.model_config}
     patcher = model.clone()
     patcher.eject_model()  # it may still count as injected, from a sampling that is over
     patcher.inject_model()
     try:
-        base = copy.deepcopy(model.model, {id(getattr(model.model, "current_patcher", None)): None, **shared})
+        shared[id(getattr(model.model, "current_patcher", None))] = None
+        base, patches = copy.deepcopy((model.model, model.object_patches), shared)
     finally:
         patcher.eject_model()
-    for name, module in base.named_modules():
+    replaced = {f"{name}.forward": module.__dict__.get("forward") for name, module in base.named_modules()}
+    for name, value in (replaced | patches).items():
         # A method is copied with its object; a function goes on calling the original.
-        if isinstance(module.__dict__.get("forward"), FunctionType):
+        if isinstance(value, FunctionType):
             raise TrainingError(
-                f"Train Erasure, 'model': another node has replaced what the layer '{name}' computes, and {_OBJECTIVE} "
-                "can't copy that. Connect the model as it is before that node."
+                f"Train Erasure, 'model': another node has replaced '{name}', and {_OBJECTIVE} needs a copy of the "
+                "model, which can't have that. Connect the model as it is before that node."
             )
-    return base
+    return base, patches
 
 
 class FrozenModel:

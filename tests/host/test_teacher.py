@@ -1,5 +1,7 @@
 """The model that training learns from is the user's: its class, its LoRAs of either kind, and no copy without need."""
 
+from types import MethodType
+
 import comfy.lora
 import comfy.model_management
 import comfy.model_patcher
@@ -219,14 +221,43 @@ def test_the_attention_objective_trains_on_a_paged_model(ask):
     assert same_weights(go(paged(), ask()).eraser, go(tiny_model(), ask(name="plain")).eraser)
 
 
-def test_a_layer_whose_forward_is_a_function_is_refused_by_name(ask):
-    model = tiny_model()
-    layer = model.model.diffusion_model.middle_block[1].proj_in
-    forward = layer.forward
-    layer.forward = lambda x: forward(x)
-    with pytest.raises(TrainingError, match=r"what the layer 'diffusion_model\.middle_block\.1\.proj_in' computes"):
+LAYER = "diffusion_model.middle_block.1.proj_in"
+
+
+def overriding(model, as_patch, make):
+    """The model with a layer's forward replaced by what `make` makes of the layer, by the host's patch or for good."""
+    layer = model.model.get_submodule(LAYER)
+    if not as_patch:
+        layer.forward = make(layer)
+        return model
+    clone = model.clone()
+    clone.add_object_patch(f"{LAYER}.forward", make(layer))
+    return clone
+
+
+@pytest.mark.parametrize("as_patch", [True, False])
+def test_a_layer_whose_forward_is_a_function_is_refused_by_name(ask, as_patch):
+    def function(layer):
+        forward = layer.forward
+        return lambda x: 2 * forward(x)
+
+    model = overriding(tiny_model(), as_patch, function)
+    with pytest.raises(TrainingError, match=r"has replaced 'diffusion_model\.middle_block\.1\.proj_in\.forward'"):
         go(model, ask(objective="direct"))
     assert go(model, ask()).reason == "finished"
+
+
+@pytest.mark.parametrize("as_patch", [True, False])
+def test_a_layer_whose_forward_is_a_method_is_copied_with_it(ask, as_patch):
+    def double(self, x):
+        return 2 * type(self).forward(self, x)
+
+    model = overriding(tiny_model(), as_patch, lambda layer: MethodType(double, layer))
+    found, expected = predictions(model)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    without, _ = predictions(tiny_model())
+    assert (found - without).abs().max() > 0.01
+    assert go(model, ask(objective="direct")).reason == "finished"
 
 
 # Memory
