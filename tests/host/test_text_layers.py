@@ -4,15 +4,17 @@ import re
 from contextlib import contextmanager
 from dataclasses import replace
 
+import comfy.supported_models
 import families
 import pytest
 import tiny
 import torch
 from comfy.patcher_extension import WrappersMP
-from families import NAMES, WAN, FamilyClip, build
+from families import INSTANCES, NAMES, FamilyClip, build, key_of, sizes_of
 from runs import Reports
 from tiny import TRAINING, overridden, sample
 
+from unhype.hypernet.families import FAMILIES
 from unhype.hypernet.patch import apply_erasure
 from unhype.hypernet.record import HypernetFileError
 from unhype.hypernet.targets import recognise, target_layers
@@ -28,8 +30,23 @@ LEFT = {
     "sd3": r"y_embedder\.mlp\.0",
     "flux": r"vector_in\.in_layer",
 }
-# Networks of Wan's class, all of which count as the family.
-WANS = {
+_NERF = {
+    "nerf_hidden_size": 8,
+    "nerf_mlp_ratio": 2,
+    "nerf_depth": 1,
+    "nerf_max_freqs": 4,
+    "nerf_tile_size": 0,
+    "nerf_final_head_type": "conv",
+    "nerf_embedder_dtype": torch.float32,
+    "use_x0": False,
+    "use_sequential_txt_ids": False,
+}
+_DECODER = {"decoder_hidden_size": 32, "decoder_num_res_blocks": 1, "decoder_max_freqs": 2}
+_PIXELS = {"in_channels": 3, "out_channels": 3, "patch_size": 2}
+# Other networks that count as a family of `families`: the host's configuration, and what is other than there.
+VARIANTS = {
+    "chroma-radiance": ("ChromaRadiance", {**_PIXELS, **_NERF}),
+    "lumina2-pixels": ("ZImagePixelSpace", {**_DECODER, "in_channels": 3}),
     "wan-i2v": ("WAN21_I2V", {"model_type": "i2v", "in_dim": 36}),
     "wan-fun_control": ("WAN21_FunControl2V", {"model_type": "i2v", "in_dim": 48}),
     "wan-camera": ("WAN21_Camera", {"model_type": "camera", "in_dim": 32}),
@@ -44,21 +61,26 @@ WANS = {
     "wan-dancer": ("WAN22_WanDancer", {"model_type": "wandancer", "in_dim": 36}),
     "wan-causal": ("WAN21_CausalAR_T2V", {"causal_ar": True}),
 }
+# Configurations over a network of the same class as one that is tried here.
+SAME_NETWORK = {
+    *("SD15_instructpix2pix", "SD21UnclipL", "SD21UnclipH", "SD_X4Upscaler", "LotusD"),
+    *("SSD1B", "Segmind_Vega", "KOALA_700M", "KOALA_1B", "SDXL_instructpix2pix", "FluxInpaint"),
+}
 
 
 def model_of(name):
     if name in tiny.FAMILIES:
         return tiny.tiny_model(name)
-    if name in WANS:
-        config, changes = WANS[name]
-        return build(config, {**WAN, **changes})
+    if name in VARIANTS:
+        config, changes = VARIANTS[name]
+        return build(config, {**sizes_of(key_of(name)), **changes})
     return families.instance(name)
 
 
 def prompt_of(name, seed):
     if name in tiny.FAMILIES:
         return tiny.prompt(seed)
-    return families.prompt("wan" if name in WANS else name, seed)
+    return families.prompt(key_of(name) if name in VARIANTS else name, seed)
 
 
 def given(model, conditioning):
@@ -109,7 +131,7 @@ def with_outputs_of(model, names, first, second):
         return run(model, second)
 
 
-@pytest.mark.parametrize("name", [*tiny.FAMILIES, *NAMES, *WANS])
+@pytest.mark.parametrize("name", [*tiny.FAMILIES, *NAMES, *VARIANTS])
 def test_text_reaches_the_picture_by_the_target_layers_and_those_that_are_listed(name):
     """With their outputs held, whole rows of fused layers too, another prompt gives the same picture."""
     model = model_of(name)
@@ -125,6 +147,18 @@ def test_text_reaches_the_picture_by_the_target_layers_and_those_that_are_listed
     if family.key in LEFT:
         assert not torch.equal(with_outputs_of(model, targets, one, other), pictures[0])
     assert overridden(model) == []
+
+
+def test_every_configuration_that_counts_as_a_family_is_tried_here():
+    """A newer host's may bring a network that reads the text elsewhere."""
+    own = {family.config for family in FAMILIES}
+    counted = {
+        name
+        for name, kind in vars(comfy.supported_models).items()
+        if isinstance(kind, type) and own.intersection(cls.__name__ for cls in kind.__mro__)
+    }
+    tried = {"SD15", "SD20", "SDXL", *(one.config for one in INSTANCES.values())}
+    assert counted <= tried | {config for config, _ in VARIANTS.values()} | SAME_NETWORK
 
 
 def test_an_eraser_is_trained_for_a_network_that_gives_text_to_the_layers_of_the_picture_prompt(tmp_path):
