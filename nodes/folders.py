@@ -39,6 +39,11 @@ def hypernet_path(name: str) -> Path:
     return Path(folder_paths.get_full_path_or_raise(FOLDER, name))
 
 
+def is_hypernet(name: str) -> bool:
+    """Whether there is a file of this name in the folders of hypernets."""
+    return folder_paths.get_full_path(FOLDER, name) is not None
+
+
 def _published_files() -> dict[str, Path]:
     """Files of the paper's authors in the folders of hypernets: name in the list to path."""
     folders = [Path(folder) for folder in folder_paths.get_folder_paths(FOLDER)]

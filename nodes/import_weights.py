@@ -1,5 +1,7 @@
 """Import UnHype Weights."""
 
+from pathlib import Path
+
 from comfy_api.latest import io, ui
 
 from ..hypernet.conversion import import_weights
@@ -57,8 +59,7 @@ class ImportWeights(io.ComfyNode):
             raise PromptError(f"Import UnHype Weights, 'erases': {error}") from error
         path = published_path(weights)
         eraser = import_weights(path, concepts)
-        saved = path.with_suffix(SUFFIX)
-        remember(saved)
+        remember(Path(weights).with_suffix(SUFFIX).as_posix())
         there_is_a_new_file(node_id(cls))
-        words = f"Saved as {saved.name}.\nErases:\n{eraser.record.summary()}"
+        words = f"Saved as {path.with_suffix(SUFFIX).name}.\nErases:\n{eraser.record.summary()}"
         return io.NodeOutput(eraser, ui=ui.PreviewText(words))

@@ -94,7 +94,7 @@ class TrainErasure(io.ComfyNode):
             decode=decoder(model, vae),
         )
         outcome = _trained(model, clip, request, node)
-        remember(outcome.path)
+        remember(outcome.path.name)
         there_is_a_new_file(node)
         pairs = example_pairs(model, clip, outcome.eraser, request, DrawingProgress(node))
         sheet = training_page(outcome, pairs)

@@ -6,36 +6,38 @@ what was written lies in ComfyUI's temporary folder, which is emptied at every s
 
 import json
 import uuid
-from pathlib import Path
 
 from ..hypernet.files import written_aside
-from .folders import written_note
+from .folders import is_hypernet, written_note
 
 
 def _read() -> tuple[str, list[str]]:
-    """The note's mark, a new one where there is no note, and the paths in it."""
+    """The note's mark, a new one where there is no note, and the names in it."""
     try:
-        mark, paths = json.loads(written_note().read_text("utf-8"))
+        mark, names = json.loads(written_note().read_text("utf-8"))
     except FileNotFoundError:
-        mark, paths = uuid.uuid4().hex, []
-    return mark, paths
+        mark, names = uuid.uuid4().hex, []
+    return mark, names
 
 
-def _write(mark: str, paths: list[str]) -> None:
+def _write(mark: str, names: list[str]) -> None:
     with written_aside(written_note()) as part:
-        part.write_text(json.dumps([mark, paths]), "utf-8")
+        part.write_text(json.dumps([mark, names]), "utf-8")
 
 
 def fingerprint() -> str:
     """The same text as long as every file of `remember` is there, and another one when one has gone."""
-    mark, paths = _read()
-    if not all(Path(path).is_file() for path in paths):
-        mark, paths = uuid.uuid4().hex, []
-    _write(mark, paths)
+    mark, names = _read()
+    if not all(map(is_hypernet, names)):
+        mark, names = uuid.uuid4().hex, []
+    _write(mark, names)
     return mark
 
 
-def remember(path: Path) -> None:
-    """Add a file that a node has written, or found there from an earlier run."""
-    mark, paths = _read()
-    _write(mark, sorted({*paths, str(path)}))
+def remember(name: str) -> None:
+    """Add a file that a node has written, or found there from an earlier run, by its name as lists show it.
+
+    Names and no paths, since browsers may read the temporary folder.
+    """
+    mark, names = _read()
+    _write(mark, sorted({*names, name}))

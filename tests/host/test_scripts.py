@@ -11,7 +11,7 @@ from published_parts import their_file, their_layers
 from tiny import TinyClip, seeded, tiny_eraser, tiny_model
 
 from unhype.hypernet.errors import UserError
-from unhype.nodes.folders import training_folder
+from unhype.nodes.folders import training_folder, written_note
 from unhype.training.settings import Settings
 
 
@@ -92,6 +92,9 @@ def test_the_fingerprint_of_train_erasure_changes_when_its_file_is_gone_and_only
     before = node.fingerprint_inputs(name="one", **small)
     train("one")
     train("two")
+    note = written_note().read_text("utf-8")
+    assert "one.safetensors" in note
+    assert str(folder) not in note, "browsers may read it"
     train("one")
     assert node.fingerprint_inputs(name="one", **small) == before
     (folder / "one.safetensors").unlink()
