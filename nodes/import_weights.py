@@ -61,5 +61,5 @@ class ImportWeights(io.ComfyNode):
         eraser = import_weights(path, concepts)
         remember(Path(weights).with_suffix(SUFFIX).as_posix())
         there_is_a_new_file(node_id(cls))
-        words = f"Saved as {path.with_suffix(SUFFIX).name}.\nErases:\n{eraser.record.summary()}"
-        return io.NodeOutput(eraser, ui=ui.PreviewText(words))
+        summary = f"Saved as {path.with_suffix(SUFFIX).name}.\nErases:\n{eraser.record.summary()}"
+        return io.NodeOutput(eraser, ui=ui.PreviewText(summary))

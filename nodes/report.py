@@ -15,7 +15,7 @@ from ..hypernet.patch import is_erased
 from ..training.prompts import PromptError
 from ..training.sampling import Drawing
 from .progress import DrawingProgress, show_page
-from .schema import CATEGORY, Hypernet, node_id, only_links, schema
+from .schema import CATEGORY, Hypernet, node_id, only_choices, only_links, schema
 from .shown import shown
 
 _DEFAULT = Drawing()
@@ -49,6 +49,7 @@ class ErasureReport(io.ComfyNode):
     ) -> io.NodeOutput:
         only_links("Erasure Report", {"clip_vision": clip_vision}, model=model, clip=clip, vae=vae, unhype=unhype)
         drawing = Drawing(**settings)
+        only_choices(cls, sampler=drawing.sampler, scheduler=drawing.scheduler)
         try:
             texts = prompts_of(prompts) or own_prompts(unhype.record)
         except PromptError as error:
