@@ -1,6 +1,7 @@
 """Fingerprints of the base model that an eraser was trained on."""
 
 import hashlib
+import inspect
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -46,10 +47,40 @@ def same_base(base: BaseModel, std: list[float]) -> bool:
 
 def lora_fingerprint(model: Any) -> str:
     """A hash of the LoRAs and other weight patches on a ModelPatcher, "" when there are none."""
-    if not model.patches:
+    patches: Any = {key: _content(patches) for key, patches in model.patches.items()}
+    if injected := [_injected(model, key, injection) for key, own in model.injections.items() for injection in own]:
+        patches = [patches, injected]
+    if not patches:
         return ""
-    patches = {key: _content(patches) for key, patches in model.patches.items()}
     return hashlib.sha256(json.dumps(patches, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _injected(model: Any, key: str, injection: Any) -> Any:
+    """What an injection does, as JSON values. The host's bypass LoRAs are functions over the object of their adapters.
+
+    Of an injection by another pack only its name is known.
+    """
+    held = inspect.getclosurevars(injection.inject).nonlocals.values() if inspect.isfunction(injection.inject) else ()
+    adapters = [one.adapters for one in held if hasattr(one, "adapters")]
+    return [
+        key,
+        getattr(injection.inject, "__qualname__", ""),
+        [[name, _content_as(_dtype_at(model, name), pair)] for own in adapters for name, pair in sorted(own.items())],
+    ]
+
+
+def _dtype_at(model: Any, name: str) -> torch.dtype | None:
+    """The dtype to which the host casts an adapter when it injects it, None where it leaves it."""
+    weight = getattr(model.model.get_submodule(name), "weight", None)
+    dtype = None if weight is None else weight.dtype
+    return dtype if dtype in (torch.float32, torch.float16, torch.bfloat16) else None
+
+
+def _content_as(dtype: torch.dtype | None, pair: Any) -> Any:
+    """`_content` of (adapter, strength), the same before the adapter is cast and afterwards."""
+    adapter, strength = pair
+    weights = [one.to(dtype) if torch.is_tensor(one) else one for one in adapter.weights]
+    return [type(adapter).__name__, _content(weights), strength]
 
 
 def _content(value: Any) -> Any:

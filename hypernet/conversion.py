@@ -16,7 +16,8 @@ from torch import Tensor
 
 from .eraser import Eraser
 from .families import value_before_mlp, value_of_qkv, whole
-from .files import SUFFIX, load, save
+from .files import SUFFIX, load, network_of, save
+from .network import Hypernet
 from .published import PublishedConfig, PublishedHypernet
 from .record import HypernetFileError, Record, TrainingRun
 from .targets import TargetLayer
@@ -25,6 +26,8 @@ _PREFIX = re.compile(r"^((module|model|diffusion_model|transformer|unet)\.)+")
 _HEADS = tuple(f"{side}_head.{n}.{part}" for side in ("left", "right") for n in (0, 2) for part in ("weight", "bias"))
 _NEEDED = {"alpha_b", "alpha", "time_feat.freqs", *_HEADS}
 _OWN_ENCODER = {None, "clip", "openai/clip-vit-large-patch14"}
+# Layers may share small tensors.
+_SHARED = 2
 _UNKNOWN = "(what it turns into is not recorded)"
 
 # Layer name to its tensors by name.
@@ -56,6 +59,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     state = content.get("state_dict", content) if isinstance(content, dict) else {}
     config = content.get("config", {}) if isinstance(content, dict) else {}
     tensors = {_PREFIX.sub("", str(key)): value for key, value in state.items() if torch.is_tensor(value)}
+    # A few stored numbers can be claimed to be any number of them, by strides of zero.
+    if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > _SHARED * path.stat().st_size:
+        raise _refuse(path, "is damaged: it claims more weights than it holds. Download it again.")
     return tensors, dict(config) if isinstance(config, dict) else {}
 
 
@@ -125,7 +131,7 @@ def _sizes(config: Mapping[str, Any], layers: Layers, path: Path) -> tuple[int, 
     return int(rank), hidden, width - 2 * frequencies.numel(), frequencies.numel(), int(trajectory)
 
 
-def _network(config: Mapping[str, Any], layers: Layers, path: Path) -> tuple[str, PublishedHypernet]:
+def _network(config: Mapping[str, Any], layers: Layers, path: Path) -> tuple[str, Hypernet | PublishedHypernet]:
     """The family's key and the network of a file."""
     rank, hidden, width, octaves, trajectory = _sizes(config, layers, path)
     families, targets = [], []
@@ -136,7 +142,7 @@ def _network(config: Mapping[str, Any], layers: Layers, path: Path) -> tuple[str
         family, target = _target(name, inputs, outputs, path)
         families.append(family)
         targets.append(target)
-    network = PublishedHypernet(PublishedConfig(width, tuple(targets), rank, hidden, trajectory, octaves))
+    own = PublishedConfig(width, tuple(targets), rank, hidden, trajectory, octaves)
     weights = {
         "alpha": torch.stack([parts["alpha"].reshape(()) for parts in layers.values()]),
         "alpha_base": torch.stack([parts["alpha_b"].reshape(()) for parts in layers.values()]),
@@ -150,11 +156,11 @@ def _network(config: Mapping[str, Any], layers: Layers, path: Path) -> tuple[str
                     weights[f"{side}.{n}.{layer}_{part}"] = parts[f"{side}_head.{number}.{part}"]
     if len(set(families)) != 1:
         raise _refuse(path, "mixes layers of several models.")
-    try:
-        network.load_state_dict({name: tensor.float().clone() for name, tensor in weights.items()})
-    except RuntimeError as error:
-        raise _refuse(path, f"does not fit together: {error}") from error
-    return families[0], network.requires_grad_(False).eval()
+    for name, shape in own.shapes().items():
+        if tuple(weights[name].shape) != shape:
+            raise _refuse(path, f"does not fit together: '{name}' is {tuple(weights[name].shape)}, expected {shape}.")
+    tensors = {name: tensor.float().clone() for name, tensor in weights.items()}
+    return families[0], network_of(own, tensors)
 
 
 def import_weights(path: Path, concepts: Sequence[tuple[str, str]] = ()) -> Eraser:

@@ -37,7 +37,7 @@ class Family:
     changes. blocks: the modules that training runs again for backward, a regular expression;
     in_place: whether they write into their inputs. architecture: the name used by modelspec metadata.
     embedding: the source of c, the POOLED output of the text encoder or, where there is none, the mean of
-    its TOKENS. distilled: guidance is an input of the network, and pictures are drawn without CFG.
+    its TOKENS. distilled: networks of the family may take guidance as an input, see `targets.takes_guidance`.
     encoders: widths of its text encoders where several lie side by side in each token. joint: whether
     its target layers process the tokens of prompt and picture together; text_inputs: whether the text
     encoder's tokens are the input of the target layers and of no other layer. entry: elsewhere, the module that
@@ -87,7 +87,9 @@ _SD3 = (
 )
 _QWEN = ((r"transformer_blocks\.\d+\.attn\.(to_v|add_v_proj|to_out\.0)", whole),)
 _LUMINA = ((r"layers\.\d+\.attention\.qkv", value_of_qkv), (r"layers\.\d+\.attention\.out", whole))
-_WAN = ((r"blocks\.\d+\.cross_attn\.[kv]", whole),)
+# VACE has a second stack of blocks, which reads the text as well. Without a picture prompt, networks for pictures to
+# videos give the text to the layers of the picture prompt too.
+_WAN = ((r"(vace_)?blocks\.\d+\.cross_attn\.[kv](_img)?", whole),)
 
 # The first match counts: the host derives Flux.2's configuration from Flux.1's.
 FAMILIES = (
@@ -141,7 +143,7 @@ FAMILIES = (
         "WAN21_T2V",
         "WanModel",
         _WAN,
-        r"blocks\.\d+",
+        r"(vace_)?blocks\.\d+",
         "wan-2.1",
         TOKENS,
         entry=("text_embedding",),

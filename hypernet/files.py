@@ -20,7 +20,8 @@ from torch import Tensor
 from .detector import Detector
 from .eraser import Eraser
 from .families import Family
-from .published import PublishedHypernet
+from .network import Hypernet, HypernetConfig
+from .published import PublishedConfig, PublishedHypernet
 from .record import FORMAT, HypernetFileError, Record, describe, short, tensor_names
 from .regressor import PooledRegressor
 from .targets import TargetLayer, family_by_key
@@ -63,7 +64,10 @@ def written_aside(path: Path) -> Generator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
+        part.touch()
+        usual = part.stat().st_mode
         yield part
+        part.chmod(usual)  # safetensors lets only the owner read what it writes
         part.replace(path)
     except (SafetensorError, OSError) as error:
         raise OSError(f"Could not write {path}: {error}") from error
@@ -142,6 +146,14 @@ def open_checked(path: Path) -> Any:
         ) from error
 
 
+def network_of(config: HypernetConfig | PublishedConfig, tensors: Mapping[str, Tensor]) -> Hypernet | PublishedHypernet:
+    """The network of a config over these tensors, which must be of its `shapes`; nothing else is allocated."""
+    with torch.device("meta"):
+        network = PublishedHypernet(config) if isinstance(config, PublishedConfig) else Hypernet(config)
+    network.load_state_dict(tensors, assign=True)
+    return network.requires_grad_(False).eval()
+
+
 def load(path: Path) -> Eraser:
     """Load a hypernet file as an `Eraser` on the CPU in fp32.
 
@@ -150,13 +162,13 @@ def load(path: Path) -> Eraser:
     """
     with open_checked(path) as file:
         metadata = file.metadata()
-        hypernet, record = describe(metadata, path.name)
+        config, record = describe(metadata, path.name)
         family_by_key(record.family)
-        own = {name: tuple(tensor.shape) for name, tensor in hypernet.state_dict().items()}
+        own = config.shapes()
         has_detector = _DETECTOR[0] in tensor_names(metadata, list(file.keys()))
-        shapes = own | _shapes_beside(record, hypernet.config.embedding_width, has_detector)
-        tensors = read_tensors(file, shapes, path, "F32" if isinstance(hypernet, PublishedHypernet) else "F16")
-    hypernet.load_state_dict({name: tensors[name] for name in own}, assign=True)
+        shapes = own | _shapes_beside(record, config.embedding_width, has_detector)
+        tensors = read_tensors(file, shapes, path, "F32" if isinstance(config, PublishedConfig) else "F16")
+    hypernet = network_of(config, {name: tensors[name] for name in own})
     regressor = None
     if widths := record.text_encoder.widths:
         regressor = PooledRegressor(tuple(widths), **{part: tensors[name] for part, name in _REGRESSOR.items()})
@@ -164,7 +176,6 @@ def load(path: Path) -> Eraser:
     token_detector = None
     if widths := record.text_encoder.token_widths:
         token_detector = TokenDetector(tuple(widths), *(tensors[name] for name in _TOKEN_DETECTOR))
-    hypernet = hypernet.requires_grad_(False).eval()
     return Eraser(hypernet, record, path.stem, detector, regressor, tensors.get(_CONCEPTS), token_detector)
 
 
@@ -197,7 +208,8 @@ def _size(layer: TargetLayer) -> str:
 def check_fits(eraser: Eraser, family: Family, layers: tuple[TargetLayer, ...]) -> None:
     """Raise `HypernetFileError` in the user's words unless the hypernet fits a model of `family`.
 
-    `layers` are the model's own `TargetLayer`s.
+    `layers` are the model's own `TargetLayer`s. A hypernet that was trained here must change all of them, since the
+    text would go on entering by the others; the paper's authors chose some.
     """
     record, config = eraser.record, eraser.hypernet.config
     if record.family != family.key:
@@ -214,3 +226,10 @@ def check_fits(eraser: Eraser, family: Family, layers: tuple[TargetLayer, ...]) 
                 f"{_size(found) if found else 'missing'} in the model and {_size(layer)} in the hypernet. It was "
                 "trained on a model of another size; train one on this model."
             )
+    left = own.keys() - {layer.name for layer in config.layers}
+    if left and isinstance(config, HypernetConfig):
+        raise HypernetFileError(
+            f"Hypernet '{eraser.name}' does not fit this {family.title} model: {len(left)} layers that read the "
+            f"prompt, '{min(left)}' among them, are not in the hypernet, and the concepts would still be drawn. It was "
+            "trained on another kind of the model; train one on this model."
+        )

@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 from .eraser import Eraser
+from .errors import UserError
 from .targets import PREFIX
 
 
-class BelowThresholdError(ValueError):
+class BelowThresholdError(UserError, ValueError):
     """The detector finds nothing erased in the prompt, so there is nothing to put into a LoRA."""
 
 

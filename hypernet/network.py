@@ -58,6 +58,21 @@ class HypernetConfig:
         known: dict[str, Any] = {**values, "layers": tuple(TargetLayer(**layer) for layer in values["layers"])}
         return cls(**known)
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The tensors of a `Hypernet` of this config, name to shape, without building one."""
+        count, mixed = len(self.layers), len(self.layers) * self.rank * self.basis
+        shapes: dict[str, tuple[int, ...]] = {"P_const": (count, self.rank, self.basis)}
+        sizes = {
+            "trunk": (self.embedding_width + 2 * self.octaves, self.hidden),
+            "left": (self.hidden, mixed),
+            "right": (self.hidden, mixed),
+        }
+        for name, (inputs, outputs) in sizes.items():
+            shapes |= {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+        for n, layer in enumerate(self.layers):
+            shapes |= {f"down.{n}": (self.basis, layer.inputs), f"up.{n}": (layer.outputs, self.basis)}
+        return shapes
+
 
 def step_code(step: Tensor, trajectory: int, octaves: int) -> Tensor:
     """cos and sin of pi * (s / S) * 2**k, k = 0 .. octaves - 1: (p,) steps to (p, 2 * octaves).

@@ -49,6 +49,25 @@ class PublishedConfig:
         known: dict[str, Any] = {**values, "layers": tuple(TargetLayer(**layer) for layer in values["layers"])}
         return cls(**known)
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The tensors of a `PublishedHypernet` of this config, name to shape, without building one."""
+        width, layers = self.embedding_width + 2 * self.octaves, len(self.layers)
+        shapes: dict[str, tuple[int, ...]] = {
+            "alpha": (layers,),
+            "alpha_base": (layers,),
+            "frequencies": (self.octaves,),
+        }
+        for n, layer in enumerate(self.layers):
+            shapes[f"L_const_{n}"] = (layer.inputs * self.rank,)
+            for side, features in (("left", layer.inputs), ("right", layer.outputs)):
+                shapes |= {
+                    f"{side}.{n}.inner_weight": (self.hidden, width),
+                    f"{side}.{n}.inner_bias": (self.hidden,),
+                    f"{side}.{n}.outer_weight": (self.rank * features, self.hidden),
+                    f"{side}.{n}.outer_bias": (self.rank * features,),
+                }
+        return shapes
+
 
 class Head(Module):
     """W2 relu(W1 v + b1) + b2: (p, width) to (p, size)."""

@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
-import torch
-
+from .errors import UserError
 from .families import POOLED, TOKENS
-from .network import Hypernet, HypernetConfig
-from .published import KIND, PublishedConfig, PublishedHypernet
+from .network import HypernetConfig
+from .published import KIND, PublishedConfig
 
 FORMAT = "4"
 # Format 3 had no token detector. Format 2 had other names for the same things: of fields of the record and of tensors.
@@ -38,8 +37,11 @@ _MAX_LAYERS, _MAX_FEATURES, _MAX_TOKENS = 4096, 262_144, 65_536
 # Characters. Thousands of concepts and the losses of long runs need a tenth; JSON takes twenty times that in memory.
 _MAX_DESCRIPTION = 8_000_000
 
+# A name with one of them stands in quotes in a list of concepts.
+_COMMAS = frozenset(",;\uff0c\uff1b\u3001")
 
-class HypernetFileError(ValueError):
+
+class HypernetFileError(UserError, ValueError):
     """A file is no hypernet, is damaged, or does not fit the model."""
 
 
@@ -124,7 +126,8 @@ class Record:
 
     def summary(self) -> str:
         """The erased concepts with their mappings, one a line, as Train Erasure takes them."""
-        return "\n".join(f"{concept} -> {mapping}" for concept, mapping in self.concepts)
+        quoted = [f'"{concept}"' if _COMMAS.intersection(concept) else concept for concept, _ in self.concepts]
+        return "\n".join(f"{name} -> {mapping}" for name, (_, mapping) in zip(quoted, self.concepts, strict=True))
 
     def to_json(self) -> str:
         """The record as JSON, the value of `unhype.record`."""
@@ -140,8 +143,8 @@ def short(text: object, limit: int = 160) -> str:
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
-def describe(metadata: Mapping[str, str] | None, name: str) -> tuple[Hypernet | PublishedHypernet, Record]:
-    """The network, without weights yet, and the record of a file from its metadata; `name` is for messages.
+def describe(metadata: Mapping[str, str] | None, name: str) -> tuple[HypernetConfig | PublishedConfig, Record]:
+    """The config of a file's network and its record from its metadata; `name` is for messages.
 
     Raises `HypernetFileError` for anything else than a hypernet of a known format with sane values.
     """
@@ -160,8 +163,8 @@ def describe(metadata: Mapping[str, str] | None, name: str) -> tuple[Hypernet | 
         parts = metadata["unhype.config"], metadata["unhype.record"]
         if max(map(len, parts)) > _MAX_DESCRIPTION:
             raise ValueError(f"it is longer than {_MAX_DESCRIPTION} characters")
-        hypernet, values = _empty_network(json.loads(parts[0])), json.loads(parts[1])
-        return hypernet, _parse_record(_upgraded(values) if _is_format_2(metadata) else values)
+        config, values = _parse_config(json.loads(parts[0])), json.loads(parts[1])
+        return config, _parse_record(_upgraded(values) if _is_format_2(metadata) else values)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise HypernetFileError(
             f"The description inside '{name}' is damaged ({short(error)}). Download or train it again."
@@ -191,15 +194,13 @@ def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "base": named["base"], "training": named["training"], "text_encoder": named["reading"]}
 
 
-def _empty_network(values: dict[str, Any]) -> Hypernet | PublishedHypernet:
-    """The network of a config, on the meta device."""
+def _parse_config(values: dict[str, Any]) -> HypernetConfig | PublishedConfig:
     kind = values.pop("kind", None)
     if kind not in (None, KIND):  # networks that are trained here name no kind
         raise ValueError(f"the kind of network is {kind!r}")
     config = PublishedConfig.from_dict(values) if kind else HypernetConfig.from_dict(values)
     _check_config(config)
-    with torch.device("meta"):
-        return PublishedHypernet(config) if isinstance(config, PublishedConfig) else Hypernet(config)
+    return config
 
 
 def _check_config(config: HypernetConfig | PublishedConfig) -> None:

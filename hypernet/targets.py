@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from .errors import UserError
 from .families import FAMILIES, Family
 
 PREFIX = "diffusion_model."
@@ -33,7 +34,7 @@ class TargetLayer:
         return slice(self.start, self.start + self.outputs)
 
 
-class UnsupportedModelError(ValueError):
+class UnsupportedModelError(UserError, ValueError):
     """The model is of no family that H knows how to steer."""
 
 
@@ -57,30 +58,53 @@ def supported() -> str:
 def recognise(base_model: Any) -> Family:
     """The `Family` of a ComfyUI base model (the `.model` of a MODEL).
 
-    Raises `UnsupportedModelError`, which names the model's class and lists what is supported.
+    Raises `UnsupportedModelError`, which names the model's class and lists what is supported, or says that another
+    node has put its own network into a supported model.
     """
     config = _ancestors(getattr(base_model, "model_config", None))
     network = _ancestors(getattr(base_model, "diffusion_model", None))
     for family in FAMILIES:
         if family.config in config and family.network in network:
             return family
+    for family in FAMILIES:
+        if family.config in config:
+            raise UnsupportedModelError(
+                f"This model is {family.title}, but not as ComfyUI builds it: the node that loaded it uses a network "
+                f"of its own, {type(base_model.diffusion_model).__name__}, in which UnHype can't find the layers to "
+                "change. Load the model with a loader of ComfyUI's own; if it is too large, in fp8."
+            )
     raise UnsupportedModelError(
         f"This model is a {type(base_model).__name__}, and UnHype cannot erase concepts from that kind yet. "
         f"Supported: {supported()}."
     )
 
 
+def takes_guidance(base_model: Any, family: Family) -> bool:
+    """Whether guidance is an input of this network, and pictures are drawn without CFG.
+
+    Of one family some networks have that input, and others, such as Flux.1 schnell, the base models of Klein and
+    finetunes that undo the distillation, are drawn with CFG or at CFG 1.
+    """
+    return family.distilled and base_model.diffusion_model.params.guidance_embed
+
+
 def target_layers(base_model: Any, family: Family) -> tuple[TargetLayer, ...]:
     """List the `TargetLayer`s of `family` in a base model, in the order of its modules.
 
     Sizes are read from `in_features` and `out_features`: a quantised or lazily loaded layer is no
-    torch Linear and may have no weight to look at. Raises `UnsupportedModelError` when there are none.
+    torch Linear and may have no weight to look at. Raises `UnsupportedModelError` when there are none, and for one
+    that has no sizes: another node has put something else in its place.
     """
     layers = []
     for name, module in base_model.diffusion_model.named_modules():
         name = name.replace("_orig_mod.", "")  # blocks wrapped by torch.compile nodes
         rule = next((rows for pattern, rows in family.targets if re.fullmatch(pattern, name)), None)
-        if rule and hasattr(module, "in_features") and hasattr(module, "out_features"):
+        if rule:
+            if not (hasattr(module, "in_features") and hasattr(module, "out_features")):
+                raise UnsupportedModelError(
+                    f"The layer '{name}' of this {family.title} model is a {type(module).__name__}, which UnHype can't "
+                    "change. Another node has probably put it there; connect the model before that node."
+                )
             inputs, features = module.in_features, module.out_features
             start, outputs = rule(inputs, features)
             layers.append(TargetLayer(name, inputs, outputs, start, features))

@@ -39,6 +39,11 @@ def hypernet_path(name: str) -> Path:
     return Path(folder_paths.get_full_path_or_raise(FOLDER, name))
 
 
+def is_hypernet(name: str) -> bool:
+    """Whether there is a file of this name in the folders of hypernets."""
+    return folder_paths.get_full_path(FOLDER, name) is not None
+
+
 def _published_files() -> dict[str, Path]:
     """Files of the paper's authors in the folders of hypernets: name in the list to path."""
     folders = [Path(folder) for folder in folder_paths.get_folder_paths(FOLDER)]
@@ -78,6 +83,11 @@ def checkpoint_folder() -> Path:
 def encodings_folder() -> Path:
     """Where encoded prompts are kept for later trainings; ComfyUI empties its folder of temporary files at start."""
     return Path(folder_paths.get_output_directory()) / FOLDER / "encodings"
+
+
+def written_note() -> Path:
+    """The note of what nodes have written, see `written`."""
+    return Path(folder_paths.get_temp_directory()) / FOLDER / "written.json"
 
 
 def safe_name(name: str) -> str:

@@ -1,12 +1,16 @@
 """Import UnHype Weights."""
 
+from pathlib import Path
+
 from comfy_api.latest import io, ui
 
 from ..hypernet.conversion import import_weights
+from ..hypernet.files import SUFFIX
 from ..training.prompts import PromptError, parse_concepts
 from .folders import published_names, published_path
 from .progress import there_is_a_new_file
-from .schema import CATEGORY, Hypernet, schema
+from .schema import CATEGORY, Hypernet, node_id, schema
+from .written import fingerprint, remember
 
 
 class ImportWeights(io.ComfyNode):
@@ -45,7 +49,7 @@ class ImportWeights(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, weights: str, erases: str) -> str:
         state = published_path(weights).stat()
-        return f"{state.st_mtime_ns} {state.st_size} {erases}"
+        return f"{state.st_mtime_ns} {state.st_size} {erases} {fingerprint()}"
 
     @classmethod
     def execute(cls, weights: str, erases: str) -> io.NodeOutput:
@@ -55,6 +59,7 @@ class ImportWeights(io.ComfyNode):
             raise PromptError(f"Import UnHype Weights, 'erases': {error}") from error
         path = published_path(weights)
         eraser = import_weights(path, concepts)
-        there_is_a_new_file(cls.hidden.unique_id)
-        summary = f"Saved as {path.with_suffix('.safetensors').name}.\nErases:\n{eraser.record.summary()}"
+        remember(Path(weights).with_suffix(SUFFIX).as_posix())
+        there_is_a_new_file(node_id(cls))
+        summary = f"Saved as {path.with_suffix(SUFFIX).name}.\nErases:\n{eraser.record.summary()}"
         return io.NodeOutput(eraser, ui=ui.PreviewText(summary))

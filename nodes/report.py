@@ -15,7 +15,7 @@ from ..hypernet.patch import is_erased
 from ..training.prompts import PromptError
 from ..training.sampling import Drawing
 from .progress import DrawingProgress, show_page
-from .schema import CATEGORY, Hypernet, only_choices, only_links, schema
+from .schema import CATEGORY, Hypernet, node_id, only_choices, only_links, schema
 from .shown import shown
 
 _DEFAULT = Drawing()
@@ -48,17 +48,18 @@ class ErasureReport(io.ComfyNode):
         cls, model: Any, clip: Any, vae: Any, unhype: Eraser, prompts: str, clip_vision: Any = None, **settings: Any
     ) -> io.NodeOutput:
         only_links("Erasure Report", {"clip_vision": clip_vision}, model=model, clip=clip, vae=vae, unhype=unhype)
-        only_choices(cls, sampler=settings["sampler"], scheduler=settings["scheduler"])
         drawing = Drawing(**settings)
+        only_choices(cls, sampler=drawing.sampler, scheduler=drawing.scheduler)
         try:
             texts = prompts_of(prompts) or own_prompts(unhype.record)
         except PromptError as error:
             raise PromptError(f"Erasure Report, 'prompts': {error}") from error
-        progress = DrawingProgress(cls.hidden.unique_id)
+        node = node_id(cls)
+        progress = DrawingProgress(node)
         pairs = compare(model, clip, unhype, texts, drawing, vae_decoder(vae), progress, picture_encoder(clip_vision))
         warnings = [_ERASED_BEFORE] if is_erased(model) else []
         sheet = report_page(unhype, pairs, drawing, warnings)
-        show_page(cls.hidden.unique_id, sheet, tally(pairs))
+        show_page(node, sheet, tally(pairs))
         text = report_text(unhype, pairs, warnings)
         image, display = shown(cls, sheet, text)
         return io.NodeOutput(image, text, ui=display)
@@ -84,7 +85,8 @@ def _inputs() -> list[Any]:
             min=1.0,
             max=30.0,
             step=0.5,
-            tooltip="The CFG scale. For Flux.1 and Flux.2 it is the model's own guidance, 3.5 as a rule.",
+            tooltip="The CFG scale. For Flux.1 dev and Flux.2 dev it is the model's own guidance, 3.5 as a rule. "
+            "Models for a few steps, such as schnell, need 1.",
         ),
         io.Combo.Input(
             "sampler",

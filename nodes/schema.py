@@ -25,6 +25,11 @@ def advanced(input_type: Any, *args: Any, **options: Any) -> Any:
     return input_type(*args, **options)
 
 
+def node_id(cls: type[io.ComfyNode]) -> str | None:
+    """The id of the node that runs, None where no server runs it: scripts call a node's functions themselves."""
+    return None if cls.hidden is None else cls.hidden.unique_id
+
+
 def only_links(node: str, optional: dict[str, Any] | None = None, **sockets: Any) -> None:
     """Raise ValueError for a socket to which a workflow written by hand gives a value instead of another node's output.
 

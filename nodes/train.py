@@ -17,9 +17,10 @@ from ..training.run import Outcome, train_erasure
 from ..training.settings import Settings
 from .folders import checkpoint_folder, encodings_folder, safe_name, training_folder
 from .progress import DrawingProgress, Progress, show_page, there_is_a_new_file
-from .schema import CATEGORY, Hypernet, only_choices, only_links, schema
+from .schema import CATEGORY, Hypernet, node_id, only_choices, only_links, schema
 from .shown import shown
 from .train_inputs import advanced_inputs, main_inputs, optional_inputs
+from .written import fingerprint, remember
 
 
 class TrainErasure(io.ComfyNode):
@@ -58,6 +59,10 @@ class TrainErasure(io.ComfyNode):
         return True
 
     @classmethod
+    def fingerprint_inputs(cls, **_inputs: Any) -> str:
+        return fingerprint()
+
+    @classmethod
     def execute(
         cls,
         model: Any,
@@ -69,12 +74,17 @@ class TrainErasure(io.ComfyNode):
         start_from: Eraser | None = None,
         vae: Any = None,
         preset: str = CUSTOM,
+        resume: bool = True,
+        checkpoint_every: int = 50,
+        preview_every: int = 50,
         **options: Any,
     ) -> io.NodeOutput:
         # A missing CLIP is an error of training's own.
         only_links("Train Erasure", {"model": model, "clip": clip, "start_from": start_from, "vae": vae})
-        only_choices(cls, kind=kind, preset=preset, objective=options["objective"])
-        node, (kind, concepts, preserve) = cls.hidden.unique_id, with_preset(preset, kind, concepts, preserve)
+        only_choices(cls, kind=kind, preset=preset)
+        node, (kind, concepts, preserve) = node_id(cls), with_preset(preset, kind, concepts, preserve)
+        settings = Settings(kind=kind, **options)
+        only_choices(cls, objective=settings.objective)
         request = Request(
             concepts=concepts,
             preserve=preserve,
@@ -83,14 +93,15 @@ class TrainErasure(io.ComfyNode):
             checkpoints=checkpoint_folder(),
             encodings=encodings_folder(),
             start_from=start_from,
-            resume=options.pop("resume"),
-            checkpoint_every=options.pop("checkpoint_every"),
-            preview_every=options.pop("preview_every"),
-            settings=Settings(kind=kind, **options),
+            resume=resume,
+            checkpoint_every=checkpoint_every,
+            preview_every=preview_every,
+            settings=settings,
             file_metadata=_workflow(cls.hidden),
             decode=decoder(model, vae),
         )
         outcome = _trained(model, clip, request, node)
+        remember(outcome.path.name)
         there_is_a_new_file(node)
         pairs = example_pairs(model, clip, outcome.eraser, request, DrawingProgress(node))
         sheet = training_page(outcome, pairs)
@@ -111,7 +122,7 @@ def _trained(model: Any, clip: Any, request: Request, node: str | None) -> Outco
 
 def _workflow(hidden: Any) -> dict[str, str]:
     """The graph that trained a file, so that the file dragged onto the canvas brings it back."""
-    if args.disable_metadata:
+    if args.disable_metadata or hidden is None:
         return {}
     parts = {"prompt": hidden.prompt, **(hidden.extra_pnginfo or {})}
     return {name: json.dumps(part) for name, part in parts.items() if part is not None}

@@ -95,7 +95,8 @@ def advanced_inputs() -> list[Any]:
             max=30.0,
             step=0.5,
             tooltip="The CFG scale of previews and training pictures. Use the one you generate with. For Flux.1 "
-            "and Flux.2 it is the model's own guidance, 3.5 as a rule.",
+            "dev and Flux.2 dev it is the model's own guidance, 3.5 as a rule. Models for a few steps, such as "
+            "schnell, need 1.",
         ),
         advanced(
             io.Int.Input,

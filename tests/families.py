@@ -129,6 +129,11 @@ _WAN = {
     "num_layers": 2,
 }
 
+
+def _wan_rows(*blocks):
+    return {f"{block}.cross_attn.{name}": (0, 32, 32) for block in blocks for name in "kv"}
+
+
 INSTANCES = {
     "flux": Instance("Flux", _flux(), _flux_rows(), POOLED),
     "flux-schnell": Instance("FluxSchnell", _flux(guidance_embed=False), _flux_rows(), POOLED),
@@ -178,7 +183,12 @@ INSTANCES = {
         _lumina(z_image_modulation=True, pad_tokens_multiple=8, time_scale=1000.0),
         _lumina_rows(2 * WIDE, WIDE, 3 * WIDE),
     ),
-    "wan": Instance("WAN21_T2V", _WAN, {f"blocks.{i}.cross_attn.{n}": (0, 32, 32) for i in (0, 1) for n in "kv"}),
+    "wan": Instance("WAN21_T2V", _WAN, _wan_rows("blocks.0", "blocks.1")),
+    "wan-vace": Instance(
+        "WAN21_Vace",
+        {**_WAN, "model_type": "vace", "vace_layers": 1, "vace_in_dim": 96},
+        _wan_rows("blocks.0", "blocks.1", "vace_blocks.0"),
+    ),
 }
 NAMES = tuple(INSTANCES)
 
@@ -188,8 +198,9 @@ def key_of(name):
     return name.split("-")[0]
 
 
-def _known(config, sizes):
-    """The sizes that this host's network takes: newer ones have more."""
+def sizes_of(name):
+    """The sizes of an instance's network that this host's takes: newer ones have more."""
+    config, sizes = getattr(comfy.supported_models, INSTANCES[name].config, object), INSTANCES[name].network
     makers = {"Flux": FluxParams, "Chroma": ChromaParams, "Lumina2": NextDiT}
     maker = next((makers[cls.__name__] for cls in config.__mro__ if cls.__name__ in makers), None)
     if maker is None:
@@ -200,10 +211,15 @@ def _known(config, sizes):
 
 def instance(name, seed=0, dtype=torch.float32):
     """A ModelPatcher over a network with random weights; skips the test where this host has no such family."""
-    config = getattr(comfy.supported_models, INSTANCES[name].config, None)
+    return build(INSTANCES[name].config, sizes_of(name), seed, dtype)
+
+
+def build(config_name, network, seed=0, dtype=torch.float32):
+    """A ModelPatcher over the network of these sizes for the host's configuration of that name, as `instance`."""
+    config = getattr(comfy.supported_models, config_name, None)
     if config is None:
-        pytest.skip(f"this ComfyUI has no {INSTANCES[name].config}")
-    config = config({**_known(config, INSTANCES[name].network), "dtype": dtype})
+        pytest.skip(f"this ComfyUI has no {config_name}")
+    config = config({**network, "dtype": dtype})
     config.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
     base = config.get_model({}, device="cpu")
     draw_weights(base.diffusion_model, seed)

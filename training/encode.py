@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..hypernet.embedding import Conditioning, driving_embeddings, entries_of
+from ..hypernet.errors import UserError
 from ..hypernet.families import POOLED, Family
 from ..hypernet.record import TextEncoder
 from ..hypernet.regressor import PooledRegressor, chunk_features
@@ -28,7 +29,7 @@ _BETWEEN_REPORTS = 16
 OnProgress = Callable[[int, int], None]
 
 
-class MissingEmbeddingError(ValueError):
+class MissingEmbeddingError(UserError, ValueError):
     """The connected CLIP gives no pooled prompt embedding."""
 
 

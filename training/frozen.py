@@ -1,14 +1,16 @@
 """The frozen diffusion model under training: with ``sampling`` the only door between training and ComfyUI.
 
-A private copy of the user's MODEL, since its weights are inference tensors through which nothing can
-be trained, and since other nodes go on using the original.
+Where training goes through the network, it is a private copy of the user's MODEL, since the weights of that are
+inference tensors through which nothing can be trained, and since other nodes go on using it. The attention
+objective only asks the target layers for their outputs, and takes those of the user's MODEL.
 """
 
 import copy
 import re
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 import comfy.model_management
@@ -16,18 +18,33 @@ import comfy.sampler_helpers
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 from torch.nn import Module
 
 from ..hypernet.factors import Factors, select
 from ..hypernet.rows import patched_layers
-from ..hypernet.targets import recognise, target_layers
+from ..hypernet.targets import recognise, takes_guidance, target_layers
 from .blocks import running
 from .encode import EncodedPrompt
+from .loop import TrainingError
 from .sampling import Drawing, latent_noise, sample, with_guidance
 
 # What the network is given for one row: names to the host's COND objects.
 Conds = dict[str, Any]
+_OBJECTIVE = "an objective other than attention"
+# What a patcher keeps of the weights that it was made over, by name; for other weights it starts empty.
+_OF_THE_ORIGINAL: dict[str, Any] = {
+    "backup": {},
+    "backup_buffers": {},
+    "object_patches_backup": {},
+    "hook_backup": {},
+    "pinned": set(),
+    "injections": {},
+    "additional_models": {},
+    "is_injected": False,
+    "cached_patcher_init": None,
+}
 
 
 @contextmanager
@@ -52,40 +69,102 @@ def out_of_memory_errors() -> tuple[type[BaseException], ...]:
     return (comfy.model_management.OOM_EXCEPTION, torch.OutOfMemoryError)
 
 
-def _private_copy(model: ModelPatcher) -> ModelPatcher:
-    """A ModelPatcher over copied weights, with the user's LoRAs and sampling settings, without wrappers."""
+def _is_dynamic(model: ModelPatcher) -> bool:
+    """Whether the host pages the weights in on demand; older hosts never do."""
+    return getattr(model, "is_dynamic", lambda: False)()
+
+
+def check_copyable(model: ModelPatcher) -> None:
+    """Raise `TrainingError` for a MODEL of which no copy can be made, with what to do instead."""
+    if not _is_dynamic(model):
+        return
+    if getattr(model, "cached_patcher_init", None) is None:
+        raise TrainingError(
+            f"Train Erasure, 'model': {_OBJECTIVE} needs a copy of the model, and ComfyUI can't load this one a second "
+            "time, since the node that loaded it doesn't say how. Load the model with a loader of ComfyUI's own, or "
+            "start ComfyUI with --disable-dynamic-vram."
+        )
+    if model.injections:
+        raise TrainingError(
+            f"Train Erasure, 'model': {_OBJECTIVE} needs a copy of the model, and what {', '.join(model.injections)} "
+            "adds to it can't be copied while ComfyUI pages weights in. Load the LoRA with a loader that isn't of the "
+            "bypass kind, or start ComfyUI with --disable-dynamic-vram."
+        )
+
+
+def _clean(patcher: ModelPatcher) -> ModelPatcher:
+    """The same patcher without what other nodes want to happen while pictures are drawn."""
+    patcher.model_options = {"transformer_options": {}}
+    patcher.wrappers = WrappersMP.init_wrappers()
+    return patcher
+
+
+def _users_own(model: ModelPatcher) -> ModelPatcher:
+    """A patcher over the user's own weights, of the same class and with its LoRAs."""
     comfy.model_management.unload_all_models()
-    if getattr(model, "is_dynamic", lambda: False)():
+    return _clean(model.clone())
+
+
+def _private_copy(model: ModelPatcher) -> ModelPatcher:
+    """A patcher over copied weights, of the same class and with the user's LoRAs and sampling settings."""
+    check_copyable(model)
+    comfy.model_management.unload_all_models()
+    if _is_dynamic(model):
         # Weights that are paged in on demand can't be copied; the host reloads them from the file.
-        model = model.clone(disable_dynamic=True, force_deepcopy=True)
-        base = model.model
+        private = _clean(model.clone(disable_dynamic=True, force_deepcopy=True))
     else:
-        # The configuration is data that both may share, and the current patcher belongs to the original.
-        shared = {id(model.model.model_config): model.model.model_config}
-        base = copy.deepcopy(model.model, {id(getattr(model.model, "current_patcher", None)): None, **shared})
-    base.requires_grad_(False)
-    private = ModelPatcher(base, model.load_device, model.offload_device)
-    private.patches = {key: list(patches) for key, patches in model.patches.items()}
-    private.object_patches = dict(model.object_patches)
-    if base.get_dtype() != torch.float32:
+        private = _clean(model.clone())
+        private.model, private.object_patches = _copied_network(model)
+        for name, empty in _OF_THE_ORIGINAL.items():
+            if hasattr(private, name):  # older hosts have fewer of them
+                setattr(private, name, copy.copy(empty))
+    private.model.requires_grad_(False)
+    if private.model.get_dtype() != torch.float32:
         bf16 = comfy.model_management.should_use_bf16(model.load_device)
         private.set_model_compute_dtype(torch.bfloat16 if bf16 else torch.float32)
     return private
 
 
+def _copied_network(model: ModelPatcher) -> tuple[Any, dict[str, Any]]:
+    """Copies of the host's base model and of its object patches.
+
+    Bypass LoRAs replace what a layer computes; in the copy they are in force for good.
+    """
+    # The configuration is data that both may share, and the current patcher belongs to the original.
+    shared: dict[int, Any] = {id(model.model.model_config): model.model.model_config}
+    patcher = model.clone()
+    patcher.eject_model()  # it may still count as injected, from a sampling that is over
+    patcher.inject_model()
+    try:
+        shared[id(getattr(model.model, "current_patcher", None))] = None
+        base, patches = copy.deepcopy((model.model, model.object_patches), shared)
+    finally:
+        patcher.eject_model()
+    replaced = {f"{name}.forward": module.__dict__.get("forward") for name, module in base.named_modules()}
+    for name, value in (replaced | patches).items():
+        # A method is copied with its object; a function goes on calling the original.
+        if isinstance(value, FunctionType):
+            raise TrainingError(
+                f"Train Erasure, 'model': another node has replaced '{name}', and {_OBJECTIVE} needs a copy of the "
+                "model, which can't have that. Connect the model as it is before that node."
+            )
+    return base, patches
+
+
 class FrozenModel:
     """A diffusion model that predicts, with or without factors, and never changes.
 
-    model: the user's MODEL. checkpointing: whether training through it keeps only the
-    inputs of its blocks. Raises `targets.UnsupportedModelError` for other families before anything is
-    copied.
+    model: the user's MODEL. checkpointing: whether training through it keeps only the inputs of its blocks.
+    copied: whether the weights are a copy, which gradients can go through, or the user's own. Raises
+    `targets.UnsupportedModelError` for other families and `TrainingError` as `check_copyable`, before anything
+    is copied.
     """
 
-    def __init__(self, model: ModelPatcher, checkpointing: bool = False) -> None:
-        self.checkpointing = checkpointing
+    def __init__(self, model: ModelPatcher, checkpointing: bool = False, copied: bool = True) -> None:
+        self.checkpointing, self.copied = checkpointing, copied
         self.family = recognise(model.model)
         self.layers = target_layers(model.model, self.family)
-        self.patcher = _private_copy(model)
+        self.patcher = _private_copy(model) if copied else _users_own(model)
         self.device = model.load_device
 
     @property
@@ -108,16 +187,21 @@ class FrozenModel:
         return [self.network.get_submodule(layer.name) for layer in self.layers]
 
     def load(self) -> None:
-        """Bring the whole model onto the compute device.
+        """Bring the model onto the compute device, a copy as a whole.
 
-        In parts won't do: what the host streams in goes through buffers that it uses again, while
+        In parts won't do for a copy: what the host streams in goes through buffers that it uses again, while
         backward still needs them.
         """
-        comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
+        with self.without_gradients():
+            comfy.model_management.load_models_gpu([self.patcher], force_full_load=self.copied)
 
     def release(self) -> None:
-        """Give the private copy's memory back."""
+        """Give the memory back."""
         comfy.model_management.unload_all_models()
+
+    def without_gradients(self) -> AbstractContextManager[object]:
+        """To load and draw in: as nodes run, but weights that are loaded into a copy stay ones to train through."""
+        return torch.no_grad() if self.copied else torch.inference_mode()
 
     def noise(self, count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
         """Start noise as `sampling.latent_noise` makes it."""
@@ -148,7 +232,7 @@ class FrozenModel:
     def model_conds(self, prompt: EncodedPrompt, noise: Tensor, guidance: float | None = None) -> Conds:
         """The network's inputs for a prompt, the host's COND objects for one row."""
         conditioning = prompt.conditioning
-        if guidance is not None and self.family.distilled:
+        if guidance is not None and takes_guidance(self.patcher.model, self.family):
             conditioning = with_guidance(conditioning, guidance)
         converted = comfy.sampler_helpers.convert_cond(conditioning)
         base = self.patcher.model

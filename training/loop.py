@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor
 
+from ..hypernet.errors import UserError
 from ..hypernet.network import Hypernet
 from .retention import Retention
 from .settings import Settings
@@ -15,7 +16,7 @@ from .tasks import Task
 _GRADIENT_CLIP = 1.0
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError, RuntimeError):
     """Training can't go on; the message says why and what to change."""
 
 

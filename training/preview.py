@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -43,7 +42,7 @@ class Previewer:
             drawing = Drawing(
                 settings.sampler_steps, settings.guidance, seed=number, width=settings.width, height=settings.height
             )
-            with torch.no_grad():
+            with frozen.without_gradients():
                 latents = draw(patcher, prompt.conditioning, self.empty.conditioning, drawing)
             pixels = self.decode(latents).mul(255).round().byte().numpy()
             tiles.append(Image.fromarray(pixels).resize((_TILE, _TILE), Image.Resampling.BICUBIC))

@@ -13,6 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..hypernet.errors import UserError
+
 RETAIN_FILE = Path(__file__).with_name("retain.txt")
 HELD_OUT_SHARE = 4
 _BENIGN_PAIRS = 120
@@ -20,6 +22,9 @@ _MAX_NAME = 300
 # All wordings of all concepts are encoded and kept in memory for the length of a run.
 _MAX_CONCEPTS = 2000
 _ARROWS = re.compile(r"\s*(?:->|=>|\u2192)\s*")
+# Between the names of a list; not the comma of a number.
+_COMMAS = re.compile(r"\s*(?:[;\uff0c\uff1b\u3001]|,(?!\d)|(?<!\d),)\s*")
+_QUOTED = re.compile(r"[\"\u201c\u201d](?P<name>[^\"\u201c\u201d]*)[\"\u201c\u201d]")
 # Joiners (200c, 200d) belong to the words of some scripts and to emoji, but not beside Latin letters or blanks.
 _CONTROL = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]"
@@ -124,7 +129,7 @@ WITH_OTHERS = {
 }
 
 
-class PromptError(ValueError):
+class PromptError(UserError, ValueError):
     """The concept or preserve list can't be used; the message says why and what to write instead."""
 
 
@@ -165,8 +170,8 @@ def parse_concepts(text: str) -> tuple[tuple[str, str], ...]:
     """Read lines of `concept -> mapping` (mapping optional, # starts a comment).
 
     Returns a tuple of pairs (concept, mapping); a missing mapping is "", the picture of an empty
-    prompt. Raises `PromptError` for an empty or endless list, an empty or overlong name, a concept listed
-    twice or mapped to itself.
+    prompt. A name in quotes may hold commas. Raises `PromptError` for an empty or endless list, an empty or
+    overlong name, several names in a line, a concept listed twice or mapped to itself.
     """
     pairs, seen, lines = [], set(), _names(text)
     if len(lines) > _MAX_CONCEPTS:
@@ -177,8 +182,12 @@ def parse_concepts(text: str) -> tuple[tuple[str, str], ...]:
     for line in lines:
         concept, *rest = _ARROWS.split(line)
         mapping = rest[0] if rest else ""
+        quoted = _QUOTED.fullmatch(concept)
+        concept = quoted["name"].strip() if quoted else concept
         if len(rest) > 1 or not concept:
             raise PromptError(f"Line '{line[:80]}' is not of the form 'concept -> mapping'.")
+        if not quoted and len(_parts(concept)) > 1:
+            raise PromptError(_one_or_several(concept, mapping))
         if max(len(concept), len(mapping)) > _MAX_NAME:
             raise PromptError(
                 f"The concept '{concept[:60]}...' is longer than {_MAX_NAME} characters. Name it in a few words."
@@ -192,6 +201,21 @@ def parse_concepts(text: str) -> tuple[tuple[str, str], ...]:
     if not pairs:
         raise PromptError("There is no concept to erase. Write one a line, for example 'cat -> tree'.")
     return tuple(pairs)
+
+
+def _parts(concept: str) -> list[str]:
+    """The names that commas part in a concept."""
+    return [part for part in _COMMAS.split(concept) if part]
+
+
+def _one_or_several(concept: str, mapping: str) -> str:
+    """What to tell of a line that may name one concept or several."""
+    end = f" -> {mapping[:40]}" if mapping else ""
+    lines = ", ".join(f"'{part[:40]}{end}'" for part in _parts(concept)[:4])
+    return (
+        f"'{concept[:80]}' may be one concept or several. For several, write one a line: {lines}. For one name with a "
+        f"comma in it, put it in quotes: '\"{concept[:80]}\"{end}'."
+    )
 
 
 def preserved_lines(text: str) -> list[str]:

@@ -19,7 +19,7 @@ from .checkpoint import load_checkpoint
 from .encode import Prompts, encode_prompts
 from .encode_batch import in_batches
 from .eraser_fit import fit_eraser, training_record
-from .frozen import FrozenModel, differentiable, out_of_memory_errors
+from .frozen import FrozenModel, check_copyable, differentiable, out_of_memory_errors
 from .loop import TrainingError, new_state, train
 from .memory import memory_line, memory_of
 from .plan import Plan, Request, find_finished, make_plan
@@ -78,8 +78,11 @@ def train_erasure(model: Any, clip: Any, request: Request, report: Report) -> Ou
 
 def _run(model: Any, clip: Any, plan: Plan, path: Path, report: Report) -> Outcome:
     started, settings = time.monotonic(), plan.request.settings
+    copied = settings.objective != "attention"
+    if copied:
+        check_copyable(model)
     prompts = _encode_all(clip, plan, report)
-    frozen = FrozenModel(model, settings.checkpointing)
+    frozen = FrozenModel(model, settings.checkpointing, copied)
     checkpoints = Checkpoints(plan.checkpoint, plan.recipe, plan.request.checkpoint_every)
     try:
         # A generator of its own: how the samples were made must not shift the draws of the steps.

@@ -10,7 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Generator, Tensor
 
 from ..hypernet.embedding import Conditioning
-from ..hypernet.targets import recognise
+from ..hypernet.targets import recognise, takes_guidance
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def sample(
     raise to interrupt.
     """
     cfg = drawing.cfg
-    if recognise(model.model).distilled:
+    if takes_guidance(model.model, recognise(model.model)):
         positive, cfg = with_guidance(positive, drawing.cfg), 1.0
     return comfy.sample.sample(
         model,

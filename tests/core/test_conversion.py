@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from allocated import Allocated
 from core_parts import POOLED, network_of, seeded
 from published_parts import HIDDEN, OCTAVES, S, saved, their_file, their_layers, their_name, their_update
 from safetensors import safe_open
@@ -200,6 +201,35 @@ def test_without_a_rank_anywhere_a_file_is_refused(tmp_path):
 
     with pytest.raises(HypernetFileError, match="names no rank"):
         import_weights(sd_file(tmp_path, change))
+
+
+def test_more_weights_than_a_file_holds_are_refused_at_no_cost(tmp_path):
+    """Strides of zero make any number of weights of one."""
+
+    def change(state, config):
+        for key in [key for key in state if "head.2.weight" in key]:
+            state[key] = torch.zeros(1).expand(50_000, 50_000)
+
+    path = sd_file(tmp_path, change)
+    with (
+        Allocated() as allocated,
+        pytest.raises(HypernetFileError, match=r"'theirs\.pth' is damaged: it claims more weights than it holds"),
+    ):
+        import_weights(path)
+    assert allocated.bytes < 4 * path.stat().st_size
+
+
+def test_a_first_layer_wider_than_the_others_is_refused_before_a_network_is_built(tmp_path):
+    """The hidden width is read from the first layer, and the network has it in all."""
+
+    def change(state, config):
+        first = next(iter(state)).partition(".hyper_lora.")[0]
+        state[f"{first}.hyper_lora.left_head.0.weight"] = torch.zeros(50_000, POOLED + 2 * OCTAVES)
+
+    path = sd_file(tmp_path, change)
+    with Allocated() as allocated, pytest.raises(HypernetFileError, match="does not fit together"):
+        import_weights(path)
+    assert allocated.bytes < 4 * path.stat().st_size
 
 
 class Program:

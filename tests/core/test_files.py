@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import random
 import re
+import stat
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from unhype.hypernet import files
 from unhype.hypernet.files import check_fits, load, save, tensors_of, written_aside
 from unhype.hypernet.lora import to_lora
-from unhype.hypernet.record import HypernetFileError, TrainingRun
+from unhype.hypernet.record import HypernetFileError, Record, TrainingRun
 from unhype.hypernet.targets import UnsupportedModelError, family_by_key
+from unhype.training.prompts import parse_concepts
 
 CONCEPTS = (("cat", "tree"), ("Caf\u00e9 \u732b", ""))
 
@@ -102,6 +105,27 @@ def test_a_loaded_hypernet_is_ready_for_use(path):
 
 def test_the_summary_lists_the_concepts_as_train_erasure_takes_them(path):
     assert load(path).record.summary() == "cat -> tree\nCaf\u00e9 \u732b -> "
+
+
+@pytest.mark.parametrize("concept", ["Tyler, the Creator", "cat,dog", "\u732b\u3001\u72ac", "1,000 cats"])
+def test_train_erasure_takes_the_summary_of_any_concept(concept):
+    record = Record("sd15", ((concept, "a tree, a house"), ("cat", "")))
+    assert parse_concepts(record.summary()) == record.concepts
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
+@pytest.mark.parametrize("former", [None, 0o600])
+def test_a_file_has_the_rights_of_any_new_file(eraser, tmp_path, mask, former):
+    path = tmp_path / "eraser.safetensors"
+    if former is not None:
+        path.touch(former)
+    before = os.umask(mask)
+    try:
+        save(eraser, path)
+        (tmp_path / "any").touch()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "any").stat().st_mode)
 
 
 @pytest.mark.parametrize(

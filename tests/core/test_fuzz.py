@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from allocated import Allocated
 from core_parts import LAYERS, small_eraser, small_state
 
 from unhype.hypernet.files import check_fits, load, save
@@ -258,6 +259,32 @@ def test_every_damaged_checkpoint_is_taken_or_left(request, tmp_path, peak):
     found = outcomes(path, count, seed, cut_or_change, lambda path: load_checkpoint(fresh, path, "recipe"))
     assert found[False] > count / 4
     assert set(found) <= {False, True}
+
+
+@pytest.mark.parametrize("kind", ["hypernet", "published"])
+def test_a_claim_of_a_huge_network_costs_no_more_than_the_file(kind, tmp_path):
+    path = tmp_path / "huge.safetensors"
+    save(small_eraser(rank=1), path)
+    header, body = parts(path.read_bytes())
+    layers = [{"name": f"l{n}", "inputs": 262_144, "outputs": 262_144} for n in range(1000)]
+    config = {"embedding_width": 65_536, "layers": layers, "rank": 256, "hidden": 8192, "trajectory": 300}
+    config["octaves"] = 4
+    config |= {"basis": 1024} if kind == "hypernet" else {"kind": "published"}
+    header["__metadata__"]["unhype.config"] = json.dumps(config)
+    path.write_bytes(joined(header, body))
+    with Allocated() as allocated, pytest.raises(HypernetFileError, match="do not match its description"):
+        load(path)
+    assert allocated.bytes <= len(body)
+
+
+def test_a_whole_file_costs_a_few_times_its_size(tmp_path):
+    """So that the test above sees what loading allocates: half precision becomes fp32, once in the meta network too."""
+    path = tmp_path / "whole.safetensors"
+    save(small_eraser(rank=1), path)
+    _, body = parts(path.read_bytes())
+    with Allocated() as allocated:
+        load(path)
+    assert len(body) < allocated.bytes < 20 * len(body)
 
 
 # Saving

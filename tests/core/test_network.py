@@ -8,6 +8,7 @@ from core_parts import seeded
 
 from unhype.hypernet.factors import delta_norm
 from unhype.hypernet.network import Affine, Hypernet, HypernetConfig, step_code
+from unhype.hypernet.published import PublishedConfig, PublishedHypernet
 from unhype.hypernet.targets import TargetLayer
 
 # Sizes that repeat and sizes that do not, wider and narrower than the input.
@@ -35,6 +36,17 @@ def trained(seed=0, **changes):
         for weight in network.parameters():
             weight.add_(torch.randn(weight.shape, generator=seeded(seed + 1)))
     return network.requires_grad_(False)
+
+
+def test_the_config_knows_the_shapes_of_the_network():
+    state = new(octaves=3).state_dict()
+    assert config(octaves=3).shapes() == {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def test_the_config_of_a_published_network_knows_its_shapes():
+    own = PublishedConfig(WIDTH, LAYERS, rank=2, hidden=7, trajectory=300, octaves=3)
+    state = PublishedHypernet(own).state_dict()
+    assert own.shapes() == {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def embeddings(count, seed=3):

@@ -44,6 +44,12 @@ CAT = (("cat", "tree"),)
         ("Katze\u00e4 -> B\u00e4ume", [("Katze\u00e4", "B\u00e4ume")]),
         ("cat -> tree\ndog -> tree", [("cat", "tree"), ("dog", "tree")]),
         ("cat" * 100 + " -> tree", [("cat" * 100, "tree")]),
+        ('"cat"', [("cat", "")]),
+        ('"Tyler, the Creator" -> a man', [("Tyler, the Creator", "a man")]),
+        ("\u201cEarth, Wind & Fire\u201d -> a band", [("Earth, Wind & Fire", "a band")]),
+        ("cat -> a tree, a house", [("cat", "a tree, a house")]),
+        ("1,000 cats -> tree", [("1,000 cats", "tree")]),
+        ("cat,", [("cat,", "")]),
     ],
 )
 def test_concepts_are_read(text, pairs):
@@ -61,6 +67,15 @@ def test_concepts_are_read(text, pairs):
         ("cat\ncat -> tree", "The concept 'cat' is listed twice"),
         ("cat\nCAT -> tree", "The concept 'CAT' is listed twice"),
         ("cat -> Cat", "'cat' is mapped to itself. Map it to something harmless"),
+        (
+            "cat, dog, horse -> tree",
+            "one a line: 'cat -> tree', 'dog -> tree', 'horse -> tree'. For one name with a comma",
+        ),
+        ("cat,dog", "one a line: 'cat', 'dog'. For one name with a comma in it, put it in quotes: '\"cat,dog\"'."),
+        ("cat; dog -> tree", "'cat; dog' may be one concept or several"),
+        ("\u732b\u3001\u72ac\uff0c\u9a6c -> \u6811", "'\u732b -> \u6811', '\u72ac -> \u6811', '\u9a6c -> \u6811'"),
+        ('"cat", "dog" -> tree', "may be one concept or several"),
+        ('""', "is not of the form"),
         ("x" * 301, "is longer than 300 characters"),
         ("cat -> " + "x" * 301, "is longer than 300 characters"),
     ],

@@ -20,6 +20,8 @@ from unhype.hypernet.network import Hypernet
 from unhype.hypernet.patch import apply_erasure
 from unhype.hypernet.record import HypernetFileError
 from unhype.hypernet.targets import PREFIX, UnsupportedModelError, family_by_key, recognise, target_layers
+from unhype.training import sampling
+from unhype.training.sampling import Drawing, latent_noise
 
 pytestmark = pytest.mark.usefixtures("as_a_node_runs")
 
@@ -174,6 +176,29 @@ def test_the_exported_lora_loads_and_does_the_same(name, model, eraser):
     with_lora = merged(model, lora)
     assert len(with_lora.patches) == len(eraser.hypernet.config.layers), "core's loader knows every key"
     assert closely(call.output[rows], replay(with_lora, call)[rows], base[rows])
+
+
+@pytest.mark.parametrize("kind", ["flux", "flux2"])
+def test_a_network_without_the_guidance_input_is_drawn_with_cfg_and_its_negatives_are_the_base(kind, monkeypatch):
+    """As finetunes of Flux.1 that undo the distillation, and the base models of Flux.2 Klein."""
+    own = INSTANCES[kind]
+    monkeypatch.setitem(INSTANCES, kind, own._replace(network={**own.network, "guidance_embed": False}))
+    model = instance(kind)
+    positive, negative = prompt(kind, 1), prompt(kind, 3)
+    noise = latent_noise(model.model.latent_format, 1, 64, 64, seeded(5))
+    drawing = Drawing(steps=2, cfg=4.0)
+    with noted_calls(apply_erasure(model, eraser_for(kind, model))) as (erased, calls):
+        sampling.sample(erased, positive, negative, noise, drawing)
+    for call in calls:
+        rows = rows_of(call, negative)
+        assert rows.tolist().count(True) == 1 == rows.tolist().count(False)
+        base = replay(model, call)
+        assert torch.equal(call.output[rows], base[rows])
+        assert not torch.equal(call.output[~rows], base[~rows])
+    assert not torch.equal(
+        sampling.sample(model, positive, negative, noise, drawing),
+        sampling.sample(model, positive, negative, noise, Drawing(2, 1.0)),
+    )
 
 
 @pytest.mark.parametrize("name", ["flux", "lumina2", "wan"], indirect=True)

@@ -238,7 +238,7 @@ def test_prompts_of_other_lengths_are_predicted_as_if_alone(name, model, eraser)
         torch.testing.assert_close(together[only], alone, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["flux", "sd3"], indirect=True)
+@pytest.mark.parametrize("name", ["flux", "flux-schnell", "sd3"], indirect=True)
 def test_distilled_guidance_goes_into_the_network_and_not_into_cfg(name, model, monkeypatch):
     frozen = FrozenModel(model)
     cat, empty = (encode(FamilyClip(name), text) for text in ("cat", ""))
@@ -252,7 +252,7 @@ def test_distilled_guidance_goes_into_the_network_and_not_into_cfg(name, model, 
         assert conds["guidance"].cond.tolist() == [5.5]
     else:
         assert scales == [5.5]
-        assert "guidance" not in conds
+        assert "guidance" not in conds or conds["guidance"].cond.tolist() != [5.5]
 
 
 def test_latents_have_the_familys_shape(name, model):

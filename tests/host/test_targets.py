@@ -123,3 +123,35 @@ def test_blocks_wrapped_for_compilation_keep_their_names(models):
     blocks = torch.nn.ModuleDict({name: Wrapped(module) for name, module in base.diffusion_model.named_children()})
     stand_in = type("Compiled", (), {"diffusion_model": blocks})()
     assert target_layers(stand_in, family_by_key("sd15")) == plain
+
+
+# Networks that another node has rebuilt
+
+
+class Rebuilt(torch.nn.Module):
+    """Stands for a network of another pack's own, as those of Nunchaku."""
+
+
+def test_a_network_of_another_packs_own_is_refused_without_contradiction(models):
+    stand_in = type("Flux", (), {"model_config": models["sdxl"].model.model_config, "diffusion_model": Rebuilt()})()
+    with pytest.raises(UnsupportedModelError) as refusal:
+        recognise(stand_in)
+    message = str(refusal.value)
+    assert message.startswith("This model is Stable Diffusion XL, but not as ComfyUI builds it")
+    assert "a network of its own, Rebuilt," in message
+    assert "Load the model with a loader of ComfyUI's own" in message
+    assert "Supported" not in message
+
+
+def test_a_layer_that_another_node_has_replaced_is_refused_by_name():
+    model = tiny_model()
+    model.model.diffusion_model.middle_block[1].transformer_blocks[0].attn2.to_v = Rebuilt()
+    message = r"layer 'middle_block\.1\.transformer_blocks\.0\.attn2\.to_v' of this .* is a Rebuilt"
+    with pytest.raises(UnsupportedModelError, match=message):
+        target_layers(model.model, family_by_key("sd15"))
+
+
+def test_a_hypernet_that_leaves_out_a_layer_of_the_model_is_refused(model, eraser):
+    network = Hypernet(HypernetConfig(POOLED, eraser.hypernet.config.layers[1:], hidden=4))
+    with pytest.raises(HypernetFileError, match=r"1 layers that read the prompt, 'input_blocks\.1.*' among them"):
+        apply_erasure(model, Eraser(network, eraser.record, "some"))

@@ -135,6 +135,23 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(server, hypernets, 
     assert str(hypernets / "live.safetensors") in words
 
 
+def test_a_deleted_file_is_trained_again_and_nothing_runs_twice_for_one_that_is_there(server, hypernets, training):
+    prompt, inputs = training
+    inputs |= {"name": "deleted", "steps": 2}
+    trainer = next(name for name, node in prompt.items() if node["inputs"] is inputs)
+
+    def ran():
+        messages = server.run(prompt)["status"]["messages"]
+        return trainer not in next(message["nodes"] for kind, message in messages if kind == "execution_cached")
+
+    path = hypernets / "deleted.safetensors"
+    assert [ran(), path.is_file()] == [True, True]
+    assert not ran()
+    path.unlink()
+    assert [ran(), path.is_file()] == [True, True]
+    assert not ran()
+
+
 def test_a_concept_list_without_concepts_is_refused_before_anything_runs(server, training):
     prompt, inputs = training
     inputs["concepts"] = "# cat -> tree\n"
@@ -149,7 +166,7 @@ def test_a_concept_list_from_another_node_is_read_when_that_node_has_run(server,
     prompt, inputs = training
     prompt["list"] = {"class_type": "PrimitiveStringMultiline", "inputs": {"value": "cat -> tree\ncat -> house"}}
     inputs["concepts"] = ["list", 0]
-    with pytest.raises(PromptError, match="PromptError: Train Erasure: The concept 'cat' is listed twice"):
+    with pytest.raises(PromptError, match=r"unhype\.PromptError: Train Erasure: The concept 'cat' is listed twice"):
         server.run(prompt)
 
 

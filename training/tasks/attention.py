@@ -104,8 +104,12 @@ def changes_of(modules: Sequence[Module], X_p: Tensor, X_m: Tensor) -> list[Tens
         plain = weight is not None and weight.dtype in (torch.float16, torch.bfloat16)
         return module(X.to(weight.dtype) if plain else X).float()
 
-    with torch.no_grad():
-        return [output(module, X_m) - output(module, X_p) for module in modules]
+    def change(module: Module) -> Tensor:
+        with torch.inference_mode():  # as nodes use the model's layers, some of which compute in place
+            found = output(module, X_m) - output(module, X_p)
+        return found.clone()
+
+    return [change(module) for module in modules]
 
 
 def attention_loss(
