@@ -8,7 +8,7 @@ from ..hypernet.deltas import POLICIES
 from ..hypernet.eraser import Eraser
 from ..hypernet.patch import apply_erasure
 from .progress import NodeText
-from .schema import CATEGORY, Hypernet, advanced, only_links, schema
+from .schema import CATEGORY, Hypernet, advanced, only_choices, only_links, schema
 
 
 class ApplyErasure(io.ComfyNode):
@@ -63,6 +63,7 @@ class ApplyErasure(io.ComfyNode):
         cls, model: Any, unhype: Eraser, strength: float, keep_others_exact: bool, unknown_prompts: str = POLICIES[0]
     ) -> io.NodeOutput:
         only_links("Apply Concept Erasure", model=model, unhype=unhype)
+        only_choices(cls, unknown_prompts=unknown_prompts)
         # Scripts call this without a server, and so without an id.
         text = NodeText(getattr(cls.hidden, "unique_id", None))
         return io.NodeOutput(
