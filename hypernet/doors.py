@@ -9,6 +9,7 @@ its object, without looking at numbers.
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from operator import attrgetter
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
@@ -140,6 +141,8 @@ class Doors:
         blocks = [_block_of(target.name, family.blocks) for target in targets]
         self.blocks = list(dict.fromkeys(blocks))
         self._block = [self.blocks.index(block) for block in blocks]
+        # Faster than get_submodule, and asked for every module in every call.
+        self._module_of = {name: attrgetter(name) for name in (*self.blocks, *(target.name for target in targets))}
         self._fits: WeakKeyDictionary[Module, bool] = WeakKeyDictionary()
 
     def fit(self, network: Module) -> bool:
@@ -165,11 +168,12 @@ class Doors:
         if not self.family.text_inputs:
             entry = next(module for name in self.family.entry if (module := getattr(network, name, None)) is not None)
             yield entry, (_entering if self.family.joint else _embedding)(entry.forward, call)
-        for number, block in enumerate(self.blocks):
-            module = network.get_submodule(block)
-            yield module, _noting(module.forward, call.ran, number)
+        if call.batch is not None or self.family.joint:
+            for number, block in enumerate(self.blocks):
+                module = self._module_of[block](network)
+                yield module, _noting(module.forward, call.ran, number)
         for number, target in enumerate(self.targets):
-            module = network.get_submodule(target.name)
+            module = self._module_of[target.name](network)
             if self.family.joint:
                 alone = bool(re.fullmatch(self.family.text_stream, target.name))
                 yield module, _mixing(module.forward, call, number, target.start, alone)

@@ -360,4 +360,4 @@ def test_each_row_gets_the_delta_of_its_own_text(model, eraser, request, capsys)
         with capsys.disabled():
             print(f"\n{len(ran)} random patches with seed {seed}, {sum(erased)} of {len(erased)} calls with deltas")
     assert len(ran) >= count
-    assert 0.2 < sum(erased) / len(erased) < 0.95
+    assert len(erased) / 5 < sum(erased) < len(erased)
