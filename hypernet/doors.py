@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from .errors import UserError
 from .families import Family
 from .forwards import overridden
 from .rows import BASE, Batch, add_to_rows
@@ -26,7 +27,7 @@ from .texts import SamplingTexts, same_tensor
 Forward = Callable[..., Any]
 
 
-class ErasureLapsedError(RuntimeError):
+class ErasureLapsedError(UserError, RuntimeError):
     """A layer ran without its delta, or text entered unseen, and `unknown_prompts` is strict."""
 
 

@@ -183,7 +183,12 @@ def apply_erasure(
             _remove(clone, former.key)
     taken = {erasure.key for erasure in _erasures(clone)}
     key = next(key for n in count(1) if (key := KEY if n == 1 else f"{KEY}_{n}") not in taken)
-    erasure = Erasure(PromptDeltas(eraser, strength, gate, unknown, family.joint), Doors(family, layers), key, tell)
+    erasure = Erasure(
+        PromptDeltas(eraser, strength, gate, unknown, family.joint),
+        Doors(family, eraser.hypernet.config.layers),
+        key,
+        tell,
+    )
     for kind, wrapper in (
         (WrappersMP.OUTER_SAMPLE, erasure.outer_sample),
         (WrappersMP.CALC_COND_BATCH, erasure.calc_cond_batch),

@@ -138,9 +138,11 @@ def _lengthen_inside(rows, row, number, text):
 def _cut(rows, row, number, _):
     pieces = rows[row].pieces
     own, start, stop = pieces[-1]
-    if len(pieces) > 1 or stop - start < TOKENS:
+    begin, end = start + number % 2, stop - number % 3
+    # All chunks begin alike: of which one a few first tokens are can't be seen.
+    if len(pieces) > 1 or stop - start < TOKENS or 0 < end % TOKENS <= ALIKE:
         return rows
-    return _change(rows, row, (own, start + number % 2, stop - number % 3))
+    return _change(rows, row, (own, begin, end))
 
 
 def _repeat(rows, *_):
