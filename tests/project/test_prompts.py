@@ -31,6 +31,7 @@ from benchmarks.prompt_cases import (
 )
 from benchmarks.prompt_pictures import Drawn, Gated
 from benchmarks.real_prompts import KINDS, LENGTHS, PLACES, Composer, words_of
+from unhype.hypernet.embedding import Chunk
 from unhype.training.prompts import TEMPLATES, phrasings, retain_split, sentences
 
 
@@ -242,13 +243,22 @@ class FakeEraser:
 
     def chunks(self, entry):
         made = [
-            [type("Chunk", (), {"candidates": tuple(torch.tensor([value]) for value in chunk)}) for chunk in prompt]
+            [Chunk(0, 1, tuple(torch.tensor([value]) for value in chunk), False) for chunk in prompt]
             for prompt in entry["prompts"]
         ]
         return made
 
     def score(self, c):
         return c[:, 0]
+
+    def own_embedding(self, concept):
+        return torch.tensor([float(concept)])
+
+
+def test_a_concept_that_tokens_name_is_detected():
+    eraser = FakeEraser()
+    eraser.chunks = lambda _: [[Chunk(0, 1, (torch.tensor([0.1]),), False, named=(3,))]]
+    assert detection.highest_scores(eraser, [{}]) == [3.0]
 
 
 def test_any_candidate_of_any_chunk_of_any_row_detects():
