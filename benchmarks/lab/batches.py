@@ -1,5 +1,6 @@
 """What the lab's bases learn from: pictures as latents with the encoded texts of their captions."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import comfy.sd
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from . import model, text
 from .bank import Bank, same_length
-from .captions import Captions, fill
+from .captions import Caption, Captions, fill
 from .painter import FLAT, Painter
 from .vocabulary import CLASSES, NAMES
 
@@ -45,10 +46,14 @@ class CaptionBatches:
     def draw(self, size: int) -> tuple[Tensor, Tensor]:
         """Latents (size, 12, 16, 16) in the model's scale and contexts (size, chunks * 77, 256)."""
         drawn = self.bank.draw(size)
-        pictures = self.painter.paint([one.caption.objects for one in drawn])
         empty = torch.rand(size, generator=self.generator) < _EMPTY_SHARE
         states = [self.empty if none else one.states for one, none in zip(drawn, empty, strict=True)]
-        return model.LabLatent().process_in(model.to_latent(pictures)), same_length(states)
+        return self.latents([one.caption for one in drawn]), same_length(states)
+
+    def latents(self, captions: Sequence[Caption]) -> Tensor:
+        """What they say, (n, 12, 16, 16)."""
+        pictures = self.painter.paint([caption.objects for caption in captions])
+        return model.LabLatent().process_in(model.to_latent(pictures))
 
 
 class Batches:

@@ -22,8 +22,9 @@ from torch import Tensor
 from ..publish import RESULTS, device, fill_section, markdown
 from . import model, storage
 from .captions import Caption, Captions
+from .data import SIZE
 from .judge import LABELS, Judge
-from .measure import Lab, save_grid
+from .measure import Lab, encode, sample_conditioning, save_grid
 from .painter import Painter
 from .vocabulary import CLASSES, NAMES
 
@@ -35,20 +36,14 @@ _TAGGED = ("tags", "booru", "weighted", "break")
 _SCENES = {"scenes of 20 to 50 words": (20, 50), "scenes of 51 to 150 words": (51, 150)}
 _ZOOM = 1.5  # the judges saw objects of two fifths of the width and more
 _SHOWN = 40  # pictures of a group to look at
-_SEEDS = (0, 1)  # of each caption
+_BATCH = 16
 
 
 class Drawn(NamedTuple):
-    """Captions and their pictures (captions * seeds, 32, 32, 3), all seeds of the first caption first."""
+    """Captions and a picture of each, (captions, 32, 32, 3)."""
 
     captions: list[Caption]
     images: Tensor
-
-    @property
-    def each(self) -> list[Caption]:
-        """The caption of each picture."""
-        count = len(self.images) // len(self.captions)
-        return [caption for caption in self.captions for _ in range(count)]
 
 
 def groups(count: int, seed: int = 0) -> dict[str, list[Caption]]:
@@ -115,13 +110,13 @@ def seen(judge: Judge, drawn: Drawn) -> dict[str, float]:
     count = len(drawn.captions[0].names)
     found = {place: judge.probabilities(part).argmax(1) for place, part in regions(drawn.images, count).items()}
     anywhere = torch.stack(list(found.values()))
-    labels = torch.tensor([[LABELS.index(name) for name in caption.names] for caption in drawn.each])
+    labels = torch.tensor([[LABELS.index(name) for name in caption.names] for caption in drawn.captions])
     every = torch.stack([(anywhere == labels[:, number]).any(0) for number in range(count)]).all(0)
     if count == 1:
         return {"": every.float().mean().item()}
     placed = [
         all(int(found[place][row]) == LABELS.index(name) for name, place in caption.objects)
-        for row, caption in enumerate(drawn.each)
+        for row, caption in enumerate(drawn.captions)
     ]
     words = {2: "both", 3: "all three"}[count]
     return {words: every.float().mean().item(), f"{words} at their places": sum(placed) / len(placed)}
@@ -139,20 +134,32 @@ def figures(judges: Sequence[Judge], drawn: dict[str, Drawn]) -> dict[str, Any]:
 
 
 def missed(judge: Judge, drawn: Drawn) -> list[str]:
-    """Names that the judge finds on none of their pictures."""
-    hits: dict[str, int] = {}
-    for caption, label in zip(drawn.each, judge.top(drawn.images), strict=True):
-        hits[caption.names[0]] = hits.get(caption.names[0], 0) + (label == caption.names[0])
-    return [name for name, count in hits.items() if not count]
+    """Names that the judge doesn't find on their pictures."""
+    tops = judge.top(drawn.images)
+    return [caption.names[0] for caption, top in zip(drawn.captions, tops, strict=True) if top != caption.names[0]]
 
 
-def draw(lab: Any, chosen: dict[str, list[Caption]]) -> dict[str, Drawn]:
-    """The pictures of a lab model for these captions."""
+def draw(lab: Lab, chosen: dict[str, list[Caption]]) -> dict[str, Drawn]:
+    """The pictures of a lab model for these captions, each from a noise of its own."""
     found = {}
     for group, captions in chosen.items():
-        found[group] = Drawn(captions, lab.draw([caption.text for caption in captions], _SEEDS))
-        log.info("%s: %d pictures", group, len(found[group].images))
+        found[group] = Drawn(captions, together(lab, [caption.text for caption in captions]))
+        log.info("%s: %d pictures", group, len(captions))
     return found
+
+
+def together(lab: Lab, prompts: Sequence[str]) -> Tensor:
+    """Pictures (prompts, 32, 32, 3), those of prompts with equally many tokens in one batch of the sampler."""
+    states = [encode(lab.clip, prompt)[0][0] for prompt in prompts]
+    unwanted = encode(lab.clip, "")
+    images = torch.empty(len(prompts), SIZE, SIZE, 3)
+    for length in {one.shape[1] for one in states}:
+        own = [number for number, one in enumerate(states) if one.shape[1] == length]
+        for start in range(0, len(own), _BATCH):
+            batch = own[start : start + _BATCH]
+            wanted = [[torch.cat([states[number] for number in batch]), {}]]
+            images[batch] = lab.vae.decode(sample_conditioning(lab.patcher, wanted, unwanted, batch))
+    return images
 
 
 def paint(chosen: dict[str, list[Caption]], folder: Path) -> dict[str, Drawn]:
@@ -179,7 +186,7 @@ def table(found: dict[str, Any]) -> str:
             "",
             markdown(("prompts", "pictures", *columns.values()), rows),
             "",
-            f"Other concepts that the judge finds on no picture from the lab's CLIP: {misses}.",
+            f"Other concepts that the judge doesn't find on their pictures from the lab's CLIP: {misses}.",
         )
     )
 
@@ -193,11 +200,10 @@ def shown(drawn: dict[str, Drawn], folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for group, one in drawn.items():
-        # Evenly from the whole group, one picture a caption.
-        count = len(one.images) // len(one.captions)
+        # Evenly from the whole group.
         chosen = torch.linspace(0, len(one.captions) - 1, min(_SHOWN, len(one.captions))).round().long().tolist()
         name = f"{group.replace(' ', '_')}.png"
-        save_grid(one.images[[number * count for number in chosen]], folder / name, 10)
+        save_grid(one.images[chosen], folder / name, 10)
         objects = "; ".join(" + ".join(one.captions[number].names) for number in chosen)
         lines += [f"![{group}]({folder.name}/{name})", "", f"{group[0].upper()}{group[1:]}, ten a row: {objects}.", ""]
     return "\n".join(lines).strip()

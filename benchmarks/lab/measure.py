@@ -172,7 +172,7 @@ def main(arguments=None):
         from . import caption_measure  # it draws with the lab of this module
 
         folder = options.folder or cache_folder() / "lab"
-        caption_measure.main(max(1, options.seeds // 2), folder, options.publish, options.grids)
+        caption_measure.main(options.seeds, folder, options.publish, options.grids)
         return
     lab, seeds = Lab(options.family), list(range(options.seeds))
     groups = draw_groups(lab, seeds)

@@ -14,17 +14,17 @@ from typing import Any, NamedTuple
 
 import comfy.sd
 import torch
-from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 
 from .. import commandline
 from ..environment import cache_folder
 from . import clip, model, storage, text, warm_start
 from .batches import Batches, CaptionBatches
+from .warm_start import with_gradients
 
 log = logging.getLogger(__name__)
 
-_RATE, _SAVE_SECONDS, _LOG_STEPS = 6e-4, 240, 20
+_RATE, _SAVE_SECONDS, _LOG_STEPS = 3e-4, 240, 20
 ATTRIBUTION = (
     "Trained on emoji drawings: Noto Emoji and FxEmojis (Apache-2.0), Fluent Emoji (MIT, Microsoft), "
     "Twemoji (CC-BY-4.0, Twitter and contributors), EmojiOne 2 (CC-BY-4.0, EmojiOne). "
@@ -68,11 +68,6 @@ def loss_weight(sigma):
     return (5 * sigma**2).clamp(max=1) * (1 + sigma**2).clamp(max=4) / 2.77
 
 
-def _with_gradients(_chosen, *tensors, **options):
-    """PyTorch's attention instead of the host's choice, which has no gradients where memory is short."""
-    return attention_pytorch(*tensors, **options)
-
-
 def loss_of(
     network: torch.nn.Module, sigmas: Tensor, batch: tuple[Tensor, Tensor], generator: torch.Generator
 ) -> Tensor:
@@ -86,12 +81,14 @@ def loss_of(
             (z + sigma * noise) / (sigma**2 + 1) ** 0.5,
             t.float(),
             context=context,
-            transformer_options={"optimized_attention_override": _with_gradients},
+            transformer_options={"optimized_attention_override": with_gradients},
         )
     return (loss_weight(sigma.flatten()) * (out.float() - noise).square().flatten(1).mean(1)).mean()
 
 
-def first_weights(family: Family, encoder: comfy.sd.CLIP, batches: Any, network: torch.nn.Module) -> int:
+def first_weights(
+    family: Family, encoder: comfy.sd.CLIP, batches: Any, network: torch.nn.Module, sigmas: Tensor
+) -> int:
     """Fill the network with the weights in the repository, else from the base for MiniLM, else at random.
 
     Returns the steps that these weights were trained for.
@@ -103,6 +100,8 @@ def first_weights(family: Family, encoder: comfy.sd.CLIP, batches: Any, network:
     if isinstance(batches, CaptionBatches) and model.BASE.exists():
         to_old = warm_start.to_minilm(encoder, list(batches.bank.kept))
         network.load_state_dict(warm_start.carried_over(storage.load(model.BASE), to_old))
+        old = model.load_model(model.BASE).model.diffusion_model
+        warm_start.distil(network, old, sigmas, batches, warm_start.STEPS)
     return 0
 
 
@@ -123,7 +122,7 @@ class Run:
         self.sigmas = base.model_sampling.sigmas
         self.network = base.diffusion_model.requires_grad_(True).train()
         if not saved:
-            self.steps = first_weights(self.family, encoder, self.batches, self.network)
+            self.steps = first_weights(self.family, encoder, self.batches, self.network, self.sigmas)
         self.mean = copy.deepcopy(self.network)
         self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=_RATE, betas=(0.9, 0.99), weight_decay=0.01)
         if saved:

@@ -7,6 +7,7 @@ import torch
 from tiny import seeded
 
 from benchmarks.lab import bank, clip, data, model, painter, storage, text, train_base, train_clip, warm_start
+from benchmarks.lab.batches import CaptionBatches
 from benchmarks.lab.caption_measure import Drawn, groups, regions, seen
 from benchmarks.lab.captions import Caption, Captions, fill, is_for_scoring
 from benchmarks.lab.judge import LABELS
@@ -116,10 +117,27 @@ def test_a_base_for_clip_begins_with_all_that_the_other_has():
     assert len(old) - len(same) == 14
 
 
+def test_keys_and_values_learn_from_the_old_base(monkeypatch, pictures, encoder):
+    monkeypatch.setattr(bank.Bank.__init__, "__defaults__", (48,))
+    batches = CaptionBatches(Path(), encoder, seeded(0))
+    old = model.load_model(model.BASE).model.diffusion_model
+    base = model.build(context_width=clip.WIDTH)
+    start = warm_start.carried_over(old.state_dict(), torch.zeros(text.WIDTH, clip.WIDTH))
+    base.diffusion_model.load_state_dict(start)
+    base.diffusion_model.requires_grad_(True)
+    first, second = (
+        warm_start.distil(base.diffusion_model, old, base.model_sampling.sigmas, batches, steps) for steps in (1, 12)
+    )
+    assert second < 0.95 * first
+    changed = [name for name, value in base.diffusion_model.state_dict().items() if not value.equal(start[name])]
+    assert len(changed) == 14 and all(name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")) for name in changed)
+
+
 def test_a_training_goes_on_where_it_ended(monkeypatch, tmp_path, pictures, encoder):
     family = train_base.FAMILIES["clip"]._replace(weights=tmp_path / "base.safetensors", load_clip=lambda: encoder)
     monkeypatch.setitem(train_base.FAMILIES, "clip", family)
     monkeypatch.setattr(bank.Bank.__init__, "__defaults__", (8,))
+    monkeypatch.setattr(warm_start, "STEPS", 1)
     train_base.train("clip", tmp_path, minutes=1e-5, batch=4, seed=0)
     first = train_base.Run("clip", tmp_path, seed=0)
     train_base.train("clip", tmp_path, minutes=1e-5, batch=4, seed=0)
