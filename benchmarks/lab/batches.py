@@ -29,7 +29,7 @@ _PAIR_SHARE, _EMPTY_SHARE = 0.2, 0.1
 # What erasure is scored on, and what the demo maps to, has to be drawn best.
 _WEIGHTS = {**dict.fromkeys(CLASSES, 20.0), "tree": 8.0}
 # From CLIP's states all names count, too, and so do several objects, which take longest to learn.
-CAPTION_WEIGHTS = {**dict.fromkeys(CLASSES, 10.0), "tree": 5.0}
+CAPTION_WEIGHTS = {**dict.fromkeys(CLASSES, 4.0), "tree": 2.0}
 CAPTION_SHARES = {"plain": 0.17, "tags": 0.2, "booru": 0.08, "weighted": 0.07, "break": 0.03}
 CAPTION_SHARES |= {"two": 0.2, "three": 0.1, "scene": 0.15}
 

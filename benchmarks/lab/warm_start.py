@@ -24,7 +24,7 @@ from .vocabulary import NAMES
 
 log = logging.getLogger(__name__)
 
-STEPS, _BATCH, _RATE = 400, 32, 2e-3  # of the distillation
+STEPS, _BATCH, _RATE = 1000, 32, 2e-3  # of the distillation
 _TOKENS = 24  # more than names with articles have
 _RIDGE, _GAIN, _ON_NAMES = 1e-3, 1.0, 20.0  # rows of names are few, so they weigh more
 
