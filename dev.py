@@ -149,6 +149,11 @@ def find_command(words: list[str]) -> tuple[str, list[str]]:
 
 def main(words: list[str]) -> int:
     host_choice, words = take_host(words)
+    if not words and host_choice:
+        raise SetupError(
+            f"{host_choice} after --host chooses a ComfyUI, and no command is left. The tests on ComfyUI's own classes "
+            "are `dev.py test --host`."
+        )
     if not words or words[0] in ("-h", "--help"):
         say(__doc__.strip())
         return 0
@@ -164,6 +169,8 @@ def main(words: list[str]) -> int:
     if others and not command.others:
         parser(name).error(f"unrecognized arguments: {' '.join(others)}")
     if name == "lint":
+        if host_choice:
+            raise SetupError("lint runs without a ComfyUI: leave --host out.")
         return lint(options.fix)
     choice = host_choice or os.environ.get("COMFYUI_PATH") or "0.30.0"
     if choice == "all" and name != "test":

@@ -20,15 +20,15 @@ def _across(score: float) -> float:
     return _LABEL + share * (WIDTH - _LABEL - MARGIN)
 
 
-def _label(detection: Detection, found: Sequence[Detection]) -> str:
+def _label(detection: Detection, detections: Sequence[Detection]) -> str:
     nearest = f": {detection.concept}" if detection.concept else ""
-    words = f"{place_of(detection, found)}{nearest}"
-    return words if len(words) <= 30 else f"{words[:29]}..."
+    label = f"{place_of(detection, detections)}{nearest}"
+    return label if len(label) <= 30 else f"{label[:29]}..."
 
 
-def bar_picture(found: Sequence[Detection]) -> Image.Image:
+def bar_picture(detections: Sequence[Detection]) -> Image.Image:
     """A bar for each chunk, as long as its score, on a logarithmic axis with the threshold (PIL)."""
-    shown = found[:_ROWS]
+    shown = detections[:_ROWS]
     letters = font(SMALL)
     picture = Image.new("RGB", (WIDTH, (len(shown) + 1) * _ROW + 2 * MARGIN), PAPER)
     pen = ImageDraw.Draw(picture)
@@ -37,7 +37,7 @@ def bar_picture(found: Sequence[Detection]) -> Image.Image:
     pen.text((edge - 6, MARGIN), "stays as it is", _UNCHANGED, letters, anchor="ra")
     for row, detection in enumerate(shown, start=1):
         top = MARGIN + row * _ROW
-        pen.text((MARGIN, top + 6), _label(detection, found), INK, letters)
+        pen.text((MARGIN, top + 6), _label(detection, detections), INK, letters)
         if not detection.known:
             pen.text((_LABEL, top + 6), "no embedding", INK, letters)
         elif detection.score is None:
@@ -49,6 +49,6 @@ def bar_picture(found: Sequence[Detection]) -> Image.Image:
                 (_LABEL + 6, top + 6), shown_score(detection.score), "white" if detection.score > 0.3 else INK, letters
             )
     pen.line((edge, MARGIN, edge, bottom), INK, 2)
-    if len(found) > len(shown):
-        pen.text((MARGIN, MARGIN), f"the first {len(shown)} of {len(found)} parts", INK, letters)
+    if len(detections) > len(shown):
+        pen.text((MARGIN, MARGIN), f"the first {len(shown)} of {len(detections)} parts", INK, letters)
     return picture

@@ -18,8 +18,8 @@ from .page import (
     Color,
     beside,
     font,
+    text_block,
     to_picture,
-    words,
     wrapped,
 )
 
@@ -40,11 +40,11 @@ def change_in_words(pair: Pair) -> str:
 
 def similarity_in_words(pair: Pair) -> str:
     """The `Similarity` of a `compare.Pair`, or ""."""
-    found = pair.similarity
-    if found is None:
+    similarity = pair.similarity
+    if similarity is None:
         return ""
-    mapping = f"'{found.mapping}'" if found.mapping else "an empty prompt"
-    return f"similarity: {found.to_before:.2f} to before, {found.to_mapping:.2f} to {mapping}"
+    mapping = f"'{similarity.mapping}'" if similarity.mapping else "an empty prompt"
+    return f"similarity: {similarity.to_before:.2f} to before, {similarity.to_mapping:.2f} to {mapping}"
 
 
 def in_groups(pairs: Sequence[Pair]) -> list[Group]:
@@ -56,24 +56,24 @@ def in_groups(pairs: Sequence[Pair]) -> list[Group]:
 def tally(pairs: Sequence[Pair]) -> str:
     """A line that sums up: erased prompts that changed, kept ones that are the same, and the similarities."""
     parts = []
-    for heading, _, own in in_groups(pairs):
-        same = sum(pair.identical for pair in own)
-        count = f"{same} of {len(own)} identical to the last bit"
+    for heading, _, members in in_groups(pairs):
+        same = sum(pair.identical for pair in members)
+        count = f"{same} of {len(members)} identical to the last bit"
         if heading == "Erased":
-            count = f"{len(own) - same} of {len(own)} changed"
+            count = f"{len(members) - same} of {len(members)} changed"
         parts.append(f"{heading}: {count}.")
-    found = [pair.similarity for pair in pairs if pair.similarity]
-    if found:
-        gone = sum(similarity.gone for similarity in found)
-        parts.append(f"Similarity: {gone} of {len(found)} more like their mapping than like before.")
+    similarities = [pair.similarity for pair in pairs if pair.similarity]
+    if similarities:
+        gone = sum(similarity.gone for similarity in similarities)
+        parts.append(f"Similarity: {gone} of {len(similarities)} more like their mapping than like before.")
     return " ".join(parts)
 
 
 def pairs_in_words(pairs: Sequence[Pair]) -> str:
     """A line a prompt, in groups."""
     lines = [tally(pairs)]
-    for heading, _, own in in_groups(pairs):
-        lines += ["", f"{heading}:", *(f"{pair.text}: {_sentence(pair)}" for pair in own)]
+    for heading, _, members in in_groups(pairs):
+        lines += ["", f"{heading}:", *(f"{pair.text}: {_sentence(pair)}" for pair in members)]
     return "\n".join(lines)
 
 
@@ -111,10 +111,10 @@ def card_blocks(pairs: Sequence[Pair]) -> list[Image.Image]:
     """Blocks of a page: each group's heading and its cards, two a row, before on the left and after on the right."""
     groups = in_groups(pairs)
     blocks: list[Image.Image] = []
-    if [len(own) for _, _, own in groups] == [1, 1]:
-        return [beside([_card(own[0], color, _heading(name)) for name, color, own in groups])]
-    for name, color, own in groups:
-        blocks.append(words(_heading(name), TEXT, color))
-        cards = [_card(pair, color) for pair in own]
+    if [len(members) for _, _, members in groups] == [1, 1]:
+        return [beside([_card(members[0], color, _heading(name)) for name, color, members in groups])]
+    for name, color, members in groups:
+        blocks.append(text_block(_heading(name), TEXT, color))
+        cards = [_card(pair, color) for pair in members]
         blocks += [beside(cards[first : first + 2]) for first in range(0, len(cards), 2)]
     return blocks

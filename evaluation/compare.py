@@ -124,11 +124,11 @@ def _conditioning(clip: Any, text: str) -> Conditioning:
 
 def _examined(clip: Any, eraser: Eraser, text: str, with_mapping: bool) -> _Prompt:
     positive = _conditioning(clip, text)
-    found = detect(eraser, positive)
-    erased, reason = prompt_result(found)
+    detections = detect(eraser, positive)
+    erased, reason = prompt_result(detections)
     record, mapping = eraser.record, None
     if erased and with_mapping:
-        mapping = mapping_prompt(text, record.concepts, strongest(found).concept, record.training.kind)
+        mapping = mapping_prompt(text, record.concepts, strongest(detections).concept, record.training.kind)
     return _Prompt(text, positive, erased, reason, mapping)
 
 

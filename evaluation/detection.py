@@ -60,31 +60,32 @@ def _detection(eraser: Eraser, chunk: Chunk, place: tuple[int, int, int]) -> Det
     return Detection(*place, concept, similarity, score, bool(scores[top] >= 1), True)
 
 
-def place_of(detection: Detection, found: Sequence[Detection]) -> str:
-    """Where a chunk stands, as far as there is more than one of its kind among the detections `found`."""
+def place_of(detection: Detection, detections: Sequence[Detection]) -> str:
+    """Where a chunk stands, as far as there is more than one of its kind among `detections`."""
     kinds = (("prompt", 0), ("frame", 1), ("part", 2))
-    names = [f"{kind} {detection[n] + 1}" for kind, n in kinds if any(other[n] for other in found)]
+    names = [f"{kind} {detection[n] + 1}" for kind, n in kinds if any(other[n] for other in detections)]
     return ", ".join(names).capitalize() or "The prompt"
 
 
-def report_text(found: Sequence[Detection]) -> str:
+def report_text(detections: Sequence[Detection]) -> str:
     """The detections as text, a line a chunk, with a summary in front."""
-    erased = sum(detection.erased for detection in found)
-    summary = (
-        f"Erased: {erased} of {len(found)} parts." if erased else "Nothing is erased: the original model draws this."
-    )
-    return "\n".join([summary, *(f"{place_of(detection, found)}: {_sentence(detection)}" for detection in found)])
+    erased = sum(detection.erased for detection in detections)
+    summary = f"Erased: {erased} of {len(detections)} parts."
+    if not erased:
+        summary = "Nothing is erased: the original model draws this."
+    lines = [f"{place_of(detection, detections)}: {_sentence(detection)}" for detection in detections]
+    return "\n".join([summary, *lines])
 
 
-def strongest(found: Sequence[Detection]) -> Detection:
+def strongest(detections: Sequence[Detection]) -> Detection:
     """Of the detections in one prompt the one that decides: an erased one before others, then the highest score."""
-    return max(found, key=lambda detection: (detection.erased, detection.score or 0.0))
+    return max(detections, key=lambda detection: (detection.erased, detection.score or 0.0))
 
 
-def prompt_result(found: Sequence[Detection]) -> tuple[bool, str]:
+def prompt_result(detections: Sequence[Detection]) -> tuple[bool, str]:
     """Whether anything in one prompt is erased, and a few words why (or why not)."""
-    top = strongest(found)
-    if not any(detection.known for detection in found):
+    top = strongest(detections)
+    if not any(detection.known for detection in detections):
         return False, "no embedding that this eraser takes"
     if top.score is None:
         return True, "no detector in the file: applied to every prompt"

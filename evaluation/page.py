@@ -22,29 +22,29 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def wrapped(text: str, size: int, width: int, lines: int | None = None) -> list[str]:
     """The lines of a text in `width` pixels; a word that is wider is broken, and after `lines` lines comes '...'."""
     letters = font(size)
-    found: list[str] = []
+    all_lines: list[str] = []
     for paragraph in text.splitlines():
         line = ""
         for word in paragraph.split():
             longer = f"{line} {word}".strip()
             if line and letters.getlength(longer) > width:
-                found.append(line)
+                all_lines.append(line)
                 longer = word
             while letters.getlength(longer) > width:
                 fits = next(n for n in range(len(longer), 0, -1) if n == 1 or letters.getlength(longer[:n]) <= width)
-                found.append(longer[:fits])
+                all_lines.append(longer[:fits])
                 longer = longer[fits:]
             line = longer
-        found.append(line)
-    if lines is None or len(found) <= lines:
-        return found
-    last = found[lines - 1]
+        all_lines.append(line)
+    if lines is None or len(all_lines) <= lines:
+        return all_lines
+    last = all_lines[lines - 1]
     while last and letters.getlength(f"{last}...") > width:
         last = last[:-1]
-    return [*found[: lines - 1], f"{last}..."]
+    return [*all_lines[: lines - 1], f"{last}..."]
 
 
-def words(text: str, size: int = TEXT, color: Color = INK, lines: int | None = None) -> Image.Image:
+def text_block(text: str, size: int = TEXT, color: Color = INK, lines: int | None = None) -> Image.Image:
     """A block of text over the whole width."""
     shown = wrapped(text, size, WIDTH - 2 * MARGIN, lines)
     step = size * 4 // 3

@@ -8,7 +8,7 @@ from ..hypernet.eraser import Eraser
 from ..training.sampling import Drawing
 from .cards import card_blocks, pairs_in_words, tally
 from .compare import Pair
-from .page import ERASED, FAINT, SMALL, TITLE, page, words
+from .page import ERASED, FAINT, SMALL, TITLE, page, text_block
 
 
 def report_text(eraser: Eraser, pairs: Sequence[Pair], warnings: Sequence[str]) -> str:
@@ -24,11 +24,11 @@ def report_page(eraser: Eraser, pairs: Sequence[Pair], drawing: Drawing, warning
     )
     return page(
         [
-            words(_title(eraser), TITLE, lines=2),
-            words(f"Erases {_erases(eraser)}", lines=3),
-            words(tally(pairs)),
-            *(words(line, color=ERASED) for line in warnings),
-            words(settings, SMALL, FAINT),
+            text_block(_title(eraser), TITLE, lines=2),
+            text_block(f"Erases {_erases(eraser)}", lines=3),
+            text_block(tally(pairs)),
+            *(text_block(line, color=ERASED) for line in warnings),
+            text_block(settings, SMALL, FAINT),
             *card_blocks(pairs),
         ]
     )

@@ -67,14 +67,14 @@ def mapping_prompt(text: str, concepts: Sequence[tuple[str, str]], nearest: str 
     mappings = {concept.lower(): mapping for concept, mapping in concepts}
     names = "|".join(re.escape(name) for name in sorted(mappings, key=len, reverse=True))
     pattern = re.compile(rf"\b((?:an?|the)\s+)?({names})(?:s|es)?\b", re.IGNORECASE)
-    named = [mappings[found[2].lower()] for found in pattern.finditer(text)]
+    named = [mappings[match[2].lower()] for match in pattern.finditer(text)]
     if not named:
         mapping = mappings.get((nearest or "").lower())
         return None if mapping is None else shown(mapping, kind)
 
-    def mapped(found: re.Match[str]) -> str:
-        mapping = mappings[found[2].lower()]
-        return with_article(mapping) if found[1] and kind == "object" else mapping
+    def mapped(match: re.Match[str]) -> str:
+        mapping = mappings[match[2].lower()]
+        return with_article(mapping) if match[1] and kind == "object" else mapping
 
     return pattern.sub(mapped, text) if all(named) else ""
 

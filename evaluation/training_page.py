@@ -16,7 +16,7 @@ from ..training.sampling import Drawing
 from .cards import card_blocks
 from .compare import Pair, PairReport, compare, own_prompts
 from .curves import panels
-from .page import ERASED, FAINT, KEPT, SMALL, TITLE, beside, duration, page, words
+from .page import ERASED, FAINT, KEPT, SMALL, TITLE, beside, duration, page, text_block
 
 log = logging.getLogger("unhype")
 
@@ -58,18 +58,18 @@ def _retained(training: TrainingRun) -> str:
 
 
 def _settings(training: TrainingRun) -> str:
-    own = training.settings
+    settings = training.settings
     names = ("kind", "objective", "seed", "rank", "learning_rate", "retain_weight", "guidance", "width", "height")
     took = f"Took {duration(training.seconds)}. "
-    return took + ", ".join(f"{name} {own[name]}" for name in names if name in own)
+    return took + ", ".join(f"{name} {settings[name]}" for name in names if name in settings)
 
 
 def example_pairs(model: Any, clip: Any, eraser: Eraser, request: Request, report: PairReport) -> list[Pair]:
     """An erased and a retained prompt before and after, unless the user wants no previews or memory is short."""
     if not request.preview_every or request.decode is None:
         return []
-    own = request.settings
-    drawing = Drawing(own.sampler_steps, own.guidance, width=own.width, height=own.height)
+    settings = request.settings
+    drawing = Drawing(settings.sampler_steps, settings.guidance, width=settings.width, height=settings.height)
     try:
         return compare(model, clip, eraser, own_prompts(eraser.record, 1, 1), drawing, request.decode, report)
     except out_of_memory_errors():
@@ -91,14 +91,14 @@ def training_page(outcome: Outcome, pairs: Sequence[Pair]) -> Image.Image:
     curves = panels(outcome.losses, retention, max(1, training.steps))
     return page(
         [
-            words(outcome.path.name, TITLE, lines=2),
-            words(ended(outcome)),
-            words("\n".join(lines)),
-            words(_unchanged(training), color=KEPT),
-            *(words(line, color=ERASED, lines=3) for line in _not_preserved(training)),
-            words(_retained(training), SMALL, FAINT, lines=3),
+            text_block(outcome.path.name, TITLE, lines=2),
+            text_block(ended(outcome)),
+            text_block("\n".join(lines)),
+            text_block(_unchanged(training), color=KEPT),
+            *(text_block(line, color=ERASED, lines=3) for line in _not_preserved(training)),
+            text_block(_retained(training), SMALL, FAINT, lines=3),
             *card_blocks(pairs),
             *([beside(curves)] if curves else []),
-            words(_settings(training), SMALL, FAINT),
+            text_block(_settings(training), SMALL, FAINT),
         ]
     )

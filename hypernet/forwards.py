@@ -21,8 +21,8 @@ def overridden(pairs: Iterable[tuple[Module, Callable[..., Any]]]) -> Generator[
             module.forward = forward
         yield
     finally:
-        for module, own in reversed(former):
-            if own is None:
+        for module, override in reversed(former):
+            if override is None:
                 del module.__dict__["forward"]
             else:
-                module.forward = own
+                module.forward = override

@@ -34,8 +34,8 @@ class PooledRegressor:
         parts = features.split(sizes, -1), self.down.split(sizes, -1), self.up.unbind(1), self.bias.unbind(1)
         c = torch.stack(
             [
-                einsum(own, down, up, "n f, layer r f, layer width r -> n layer width") + bias
-                for own, down, up, bias in zip(*parts, strict=True)
+                einsum(part, down, up, "n f, layer r f, layer width r -> n layer width") + bias
+                for part, down, up, bias in zip(*parts, strict=True)
             ]
         )
         return c[:, torch.arange(len(features)), layer]
@@ -55,7 +55,7 @@ def chunk_features(tokens: Tensor, widths: tuple[int, ...]) -> Tensor:
     In CLIP the last state depends on the whole chunk, as the end token's does; in bidirectional encoders the
     mean does. Both are scaled to a mean square of one, so that token weights don't change them.
     """
-    states = [state for own in tokens.split(list(widths), -1) for state in (own.mean(0), own[-1])]
+    states = [state for part in tokens.split(list(widths), -1) for state in (part.mean(0), part[-1])]
     return torch.cat([_scaled(state) for state in states])
 
 

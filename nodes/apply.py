@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..hypernet.deltas import POLICIES
 from ..hypernet.eraser import Eraser
 from ..hypernet.patch import apply_erasure
-from .schema import CATEGORY, Hypernet, advanced, only_links, schema
+from .schema import CATEGORY, Hypernet, advanced, only_choices, only_links, schema
 
 
 class ApplyErasure(io.ComfyNode):
@@ -60,4 +60,5 @@ class ApplyErasure(io.ComfyNode):
         cls, model: Any, unhype: Eraser, strength: float, keep_others_exact: bool, unknown_prompts: str = POLICIES[0]
     ) -> io.NodeOutput:
         only_links("Apply Concept Erasure", model=model, unhype=unhype)
+        only_choices(cls, unknown_prompts=unknown_prompts)
         return io.NodeOutput(apply_erasure(model, unhype, strength, keep_others_exact, unknown_prompts))

@@ -42,8 +42,8 @@ def hypernet_path(name: str) -> Path:
 def _published_files() -> dict[str, Path]:
     """Files of the paper's authors in the folders of hypernets: name in the list to path."""
     folders = [Path(folder) for folder in folder_paths.get_folder_paths(FOLDER)]
-    found = [(path.relative_to(folder).as_posix(), path) for folder in folders for path in folder.rglob("*.pth")]
-    return dict(reversed(found))  # of equal names the first folder's counts, as in ComfyUI's own lists
+    files = [(path.relative_to(folder).as_posix(), path) for folder in folders for path in folder.rglob("*.pth")]
+    return dict(reversed(files))  # of equal names the first folder's counts, as in ComfyUI's own lists
 
 
 def published_names() -> list[str]:

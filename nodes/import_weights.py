@@ -56,5 +56,5 @@ class ImportWeights(io.ComfyNode):
         path = published_path(weights)
         eraser = import_weights(path, concepts)
         there_is_a_new_file(cls.hidden.unique_id)
-        words = f"Saved as {path.with_suffix('.safetensors').name}.\nErases:\n{eraser.record.summary()}"
-        return io.NodeOutput(eraser, ui=ui.PreviewText(words))
+        summary = f"Saved as {path.with_suffix('.safetensors').name}.\nErases:\n{eraser.record.summary()}"
+        return io.NodeOutput(eraser, ui=ui.PreviewText(summary))

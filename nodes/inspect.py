@@ -36,7 +36,7 @@ class InspectPrompt(io.ComfyNode):
     @classmethod
     def execute(cls, unhype: Eraser, conditioning: Conditioning) -> io.NodeOutput:
         only_links("Inspect Prompt", unhype=unhype, conditioning=conditioning)
-        found = detect(unhype, conditioning)
-        text = report_text(found)
-        image, display = shown(cls, bar_picture(found), text)
+        detections = detect(unhype, conditioning)
+        text = report_text(detections)
+        image, display = shown(cls, bar_picture(detections), text)
         return io.NodeOutput(text, image, ui=display)

@@ -68,7 +68,7 @@ class Progress:
     def __init__(self, node_id: str | None = None) -> None:
         self.bar = comfy.utils.ProgressBar(_UNITS)
         self.text, self.left = NodeText(node_id), TimeLeft()
-        self.note, self.words, self.drawn = "", "", 0.0
+        self.note, self.stage_text, self.drawn = "", "", 0.0
         self.thumbnails: Image.Image | None = None
         self.console = tqdm(
             total=_UNITS, desc="UnHype", bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
@@ -89,8 +89,8 @@ class Progress:
         self.console.update(value - self.console.n)
         self.note = note or self.note
         place = f", step {done} of {total}{self.left(done, total)}" if stage == "training" else f", {done / total:.0%}"
-        self.words = f"{stage.capitalize()}{place}"
-        self.text(f"{self.words}\n{self.note}".strip(), at_once=note is not None)
+        self.stage_text = f"{stage.capitalize()}{place}"
+        self.text(f"{self.stage_text}\n{self.note}".strip(), at_once=note is not None)
         self.bar.update_absolute(value, _UNITS, self._preview(picture, history, total))
 
     def _preview(
@@ -106,7 +106,7 @@ class Progress:
     def close(self) -> None:
         """End the console line, and leave no time on the node that nobody waits for."""
         self.console.close()
-        self.text(f"{self.words.partition(', about')[0]}\n{self.note}".strip(), at_once=True)
+        self.text(f"{self.stage_text.partition(', about')[0]}\n{self.note}".strip(), at_once=True)
 
 
 class DrawingProgress:

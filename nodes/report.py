@@ -15,7 +15,7 @@ from ..hypernet.patch import is_erased
 from ..training.prompts import PromptError
 from ..training.sampling import Drawing
 from .progress import DrawingProgress, show_page
-from .schema import CATEGORY, Hypernet, only_links, schema
+from .schema import CATEGORY, Hypernet, only_choices, only_links, schema
 from .shown import shown
 
 _DEFAULT = Drawing()
@@ -48,6 +48,7 @@ class ErasureReport(io.ComfyNode):
         cls, model: Any, clip: Any, vae: Any, unhype: Eraser, prompts: str, clip_vision: Any = None, **settings: Any
     ) -> io.NodeOutput:
         only_links("Erasure Report", {"clip_vision": clip_vision}, model=model, clip=clip, vae=vae, unhype=unhype)
+        only_choices(cls, sampler=settings["sampler"], scheduler=settings["scheduler"])
         drawing = Drawing(**settings)
         try:
             texts = prompts_of(prompts) or own_prompts(unhype.record)

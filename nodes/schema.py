@@ -6,6 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..hypernet.record import short
+
 Hypernet = io.Custom("UNHYPE")
 CATEGORY = "UnHype"
 
@@ -32,3 +34,17 @@ def only_links(node: str, optional: dict[str, Any] | None = None, **sockets: Any
     for name, value in {**sockets, **connected}.items():
         if value is None or isinstance(value, (str, int, float, dict)):
             raise ValueError(f"{node}, '{name}': connect the output of another node here; no value can be given.")
+
+
+def only_choices(node: type[io.ComfyNode], **values: Any) -> None:
+    """Raise ValueError for a value that its input's list doesn't have.
+
+    ComfyUI looks at no value that comes by a link, and up to 0.3.75 at none of a list.
+    """
+    definition = node.define_schema()
+    for entry in definition.inputs:
+        if entry.id in values and values[entry.id] not in entry.options:
+            raise ValueError(
+                f"{definition.display_name}, '{entry.id}': {short(repr(values[entry.id]))} is not in the list. "
+                f"Choose one of {', '.join(entry.options)}."
+            )

@@ -17,7 +17,7 @@ from ..training.run import Outcome, train_erasure
 from ..training.settings import Settings
 from .folders import checkpoint_folder, safe_name, training_folder
 from .progress import DrawingProgress, Progress, show_page, there_is_a_new_file
-from .schema import CATEGORY, Hypernet, only_links, schema
+from .schema import CATEGORY, Hypernet, only_choices, only_links, schema
 from .shown import shown
 from .train_inputs import advanced_inputs, main_inputs, optional_inputs
 
@@ -45,13 +45,16 @@ class TrainErasure(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, concepts: str | None, preset: str = CUSTOM) -> bool | str:
-        if concepts is None:
-            return True  # another node gives the list; training checks it
+    def validate_inputs(cls, concepts: str | None, preset: str | None = CUSTOM) -> bool | str:
+        if concepts is None or preset is None:
+            return True  # another node gives it; `execute` checks it
         try:
+            only_choices(cls, preset=preset)
             parse_concepts(with_preset(preset, "", concepts, "")[1])
         except PromptError as error:
             return f"Train Erasure, 'concepts': {error}"
+        except ValueError as error:
+            return str(error)
         return True
 
     @classmethod
@@ -70,6 +73,7 @@ class TrainErasure(io.ComfyNode):
     ) -> io.NodeOutput:
         # A missing CLIP is an error of training's own.
         only_links("Train Erasure", {"model": model, "clip": clip, "start_from": start_from, "vae": vae})
+        only_choices(cls, kind=kind, preset=preset, objective=options["objective"])
         node, (kind, concepts, preserve) = cls.hidden.unique_id, with_preset(preset, kind, concepts, preserve)
         request = Request(
             concepts=concepts,

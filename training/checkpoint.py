@@ -75,8 +75,10 @@ def _check(content: dict[str, Any], state: TrainingState) -> None:
         raise ValueError("curves that are not numbers")
 
 
-def _check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    if {name: tensor.shape for name, tensor in found.items()} != {name: own.shape for name, own in expected.items()}:
+def _check_tensors(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    if {name: tensor.shape for name, tensor in tensors.items()} != {
+        name: tensor.shape for name, tensor in expected.items()
+    }:
         raise ValueError("tensors of another run")
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in found.values()):
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         raise ValueError("values that are not numbers")

@@ -176,8 +176,8 @@ class FrozenModel:
             return self._predict(z, sigma, conds, factors)
         parts = []
         for rows in batches:
-            own = None if factors is None else select(factors, rows)
-            parts.append(self._predict(z[rows], sigma[rows], [conds[row] for row in rows], own))
+            of_rows = None if factors is None else select(factors, rows)
+            parts.append(self._predict(z[rows], sigma[rows], [conds[row] for row in rows], of_rows))
         order = torch.tensor([row for rows in batches for row in rows]).argsort()
         return torch.cat(parts)[order.to(z.device)]
 
@@ -198,10 +198,10 @@ class FrozenModel:
 def _batches(conds: Sequence[Conds]) -> list[list[int]]:
     """The rows that may share a call of the network: lists of indices. Prompts of other lengths may not."""
     batches: list[list[int]] = []
-    for row, own in enumerate(conds):
+    for row, cond in enumerate(conds):
         for batch in batches:
             first = conds[batch[0]]
-            if first.keys() == own.keys() and all(first[name].can_concat(own[name]) for name in own):
+            if first.keys() == cond.keys() and all(first[name].can_concat(cond[name]) for name in cond):
                 batch.append(row)
                 break
         else:

@@ -32,7 +32,7 @@ def fit_regressor(
     """
     maps = [fit_layer(*layer, *c, widths) for layer in features]
     r2 = maps[0][2]
-    known = [number for number, (*_, own) in enumerate(maps) if min(own, r2) >= MIN_R2]
+    known = [number for number, (*_, layer_r2) in enumerate(maps) if min(layer_r2, r2) >= MIN_R2]
     if not known:
         return None, [], r2
     bias = torch.stack([maps[number][1] for number in known])
@@ -77,12 +77,12 @@ def fit_layer(
     """
     sizes = [2 * width for width in widths]
     best = []
-    for own, unseen in zip(train.split(sizes, -1), held_out.split(sizes, -1), strict=True):
-        maps = [ridge(own, train_c, strength) for strength in _STRENGTHS]
+    for seen, unseen in zip(train.split(sizes, -1), held_out.split(sizes, -1), strict=True):
+        maps = [ridge(seen, train_c, strength) for strength in _STRENGTHS]
         r2 = [r_squared(unseen @ weight.T + bias, held_out_c) for weight, bias in maps]
         best.append((*maps[r2.index(max(r2))], max(r2)))
-    weights, biases, found = zip(*best, strict=True)
-    return torch.cat(weights, 1), torch.stack(biases), min(found)
+    weights, biases, scores = zip(*best, strict=True)
+    return torch.cat(weights, 1), torch.stack(biases), min(scores)
 
 
 def full_rank_maps(weight: Tensor, encoders: int) -> tuple[Tensor, Tensor]:
@@ -106,8 +106,8 @@ def compressed(
     root, inverse = ((vectors * values.clamp_min(1e-12) ** power) @ vectors.T for power in (0.5, -0.5))
     sizes = [2 * width for width in regressor.widths]
     ups, downs, biases = [], [], []
-    for own, up, down, bias in zip(features, regressor.up, regressor.down, regressor.bias, strict=True):
-        parts = zip(own.double().split(sizes, -1), up.double(), down.double().split(sizes, -1), bias, strict=True)
+    for rows, up, down, bias in zip(features, regressor.up, regressor.down, regressor.bias, strict=True):
+        parts = zip(rows.double().split(sizes, -1), up.double(), down.double().split(sizes, -1), bias, strict=True)
         maps = [_compress(f, u @ d, b, root, inverse, rank) for f, u, d, b in parts]
         ups.append(torch.stack([u for u, _, _ in maps]))
         downs.append(torch.cat([d for _, d, _ in maps], 1))

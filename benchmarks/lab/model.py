@@ -103,10 +103,16 @@ def as_model(build, path, load_model):
     """
     offload = comfy.model_management.unet_offload_device()
     model = build(offload)
-    model.diffusion_model.load_state_dict(storage.load(path))
+    model.diffusion_model.load_state_dict(_named_as_in(model.diffusion_model, storage.load(path)))
     patcher = comfy.model_patcher.ModelPatcher(model, comfy.model_management.get_torch_device(), offload)
     patcher.cached_patcher_init = (load_model, (path,))
     return patcher
+
+
+def _named_as_in(network, state):
+    """A state dict with this host's names: in 0.3.75 and before, Flux calls the weight of a norm its scale."""
+    names = network.state_dict()
+    return {name if name in names else f"{name.removesuffix('weight')}scale": state[name] for name in state}
 
 
 class LabVAE:

@@ -224,7 +224,7 @@ def test_padding_of_zeros_costs_nothing(monkeypatch):
     tokens = []
     monkeypatch.setattr(torch.nn.Linear, "forward", lambda layer, x: tokens.append(x.shape[1]) or x @ layer.weight.T)
     losses = [own.loss(new_hypernet(), seeded(0)) for own in (plain, replace(plain, pairs=padded))]
-    assert losses[0] == losses[1]
+    torch.testing.assert_close(losses[0], losses[1])  # sums over another number of rows may round differently
     assert set(tokens) == {5}
 
 

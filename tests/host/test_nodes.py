@@ -1,6 +1,7 @@
 """The nodes without a server: their sockets and texts, names of files, and what they do."""
 
 import asyncio
+import re
 import sys
 from dataclasses import MISSING, fields
 from functools import partial
@@ -152,10 +153,39 @@ def test_a_concept_list_that_cannot_be_used_is_refused_in_words(nodes, concepts,
     assert words in answer
 
 
-@pytest.mark.parametrize("concepts", ["cat -> tree", "cat", None])
-def test_a_usable_list_and_one_that_another_node_will_give_pass(nodes, concepts):
+@pytest.mark.parametrize("inputs", [("cat -> tree",), ("cat",), (None,), ("", None)])
+def test_a_usable_list_and_one_that_another_node_will_give_pass(nodes, inputs):
     """ComfyUI asks with None for an input that is linked."""
-    assert nodes["UnHypeTrainErasure"].validate_inputs(concepts=concepts) is True
+    assert nodes["UnHypeTrainErasure"].validate_inputs(*inputs) is True
+
+
+def test_an_unknown_preset_is_refused_before_anything_runs(nodes):
+    answer = nodes["UnHypeTrainErasure"].validate_inputs(concepts="", preset="animals of mine")
+    assert answer.startswith("Train Erasure, 'preset': 'animals of mine' is not in the list. Choose one of custom, ")
+
+
+# Values of lists
+
+
+@pytest.mark.parametrize("wrong", ["STRICT", "", None, 1e308, {}])
+@pytest.mark.parametrize(
+    ("name", "entry", "sockets"),
+    [
+        ("UnHypeApplyErasure", "unknown_prompts", ("model", "unhype")),
+        ("UnHypeTrainErasure", "kind", ("model", "clip")),
+        ("UnHypeTrainErasure", "objective", ("model", "clip")),
+        ("UnHypeTrainErasure", "preset", ("model", "clip")),
+        ("UnHypeErasureReport", "sampler", ("model", "clip", "vae", "unhype")),
+        ("UnHypeErasureReport", "scheduler", ("model", "clip", "vae", "unhype")),
+    ],
+)
+def test_a_value_that_its_list_does_not_have_is_refused_before_anything_runs(nodes, name, entry, sockets, wrong):
+    """It may come by a link, at which no ComfyUI looks; another policy than the user's would be applied."""
+    node = executable(nodes, name)
+    inputs = {socket: object() for socket in sockets} | defaults_of(node) | {entry: wrong}
+    message = f"{node.define_schema().display_name}, '{entry}': {wrong!r} is not in the list. Choose one of "
+    with pytest.raises(ValueError, match=re.escape(message)):
+        node.execute(**inputs)
 
 
 # Names of files

@@ -267,6 +267,8 @@ def test_the_names_in_the_help_are_those_of_the_lab():
         (["demo", "--host"], "--host needs a value"),
         (["test", "--host", "9.9.9"], f"no ComfyUI 9.9.9: --host takes {', '.join(HOSTS)}, all, or the folder"),
         (["demo", "--host", "all"], "--host all is for test only"),
+        (["--host", "test"], "test after --host chooses a ComfyUI, and no command is left"),
+        (["lint", "--host", "0.3.75"], "lint runs without a ComfyUI: leave --host out"),
         (["bench"], "bench takes one of: speed"),
         (["bench", "sped"], "bench takes one of: speed"),
         (["lab"], "lab takes one of: base, flux"),

@@ -82,6 +82,20 @@ def steps_of(name):
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
+def test_every_job_has_a_limit_on_its_time(name):
+    """One that calls another workflow may not have one; that workflow's jobs have."""
+    jobs = yaml.safe_load(WORKFLOWS[name])["jobs"].values()
+    assert [job for job in jobs if ("timeout-minutes" in job) == ("uses" in job)] == []
+
+
+def test_the_core_runs_on_the_oldest_and_the_newest_python():
+    (job,) = yaml.safe_load(WORKFLOWS["core"])["jobs"].values()
+    pythons = job["strategy"]["matrix"]["python"]
+    oldest, newest = re.search(r"Python (3\.\d+) to (3\.\d+)", (ROOT / "CONTRIBUTING.md").read_text("utf-8")).groups()
+    assert (pythons[0], pythons[-1]) == (oldest, newest)
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
 def test_a_workflow_may_read_only_and_runs_what_it_was_written_with(name):
     assert yaml.safe_load(WORKFLOWS[name])["permissions"] == {"contents": "read"}
     used = [step["uses"] for step in steps_of(name) if "uses" in step]

@@ -4,6 +4,7 @@ import ast
 import sys
 
 import pytest
+from sources import imports_of
 
 from benchmarks.environment import ROOT
 
@@ -23,20 +24,6 @@ DOORS = {
     "training": ["training/frozen.py", "training/sampling.py"],
     "evaluation": ["evaluation/decoding.py"],
 }
-
-
-def imports_of(path):
-    """The modules that a file imports, anywhere in it, with the pack's own as `.room.module`."""
-    package = path.relative_to(ROOT).parent.parts
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield node.module
-        elif isinstance(node, ast.ImportFrom):
-            base = ["", *package[: len(package) + 1 - node.level]]
-            for name in [node.module] if node.module else [alias.name for alias in node.names]:
-                yield ".".join([*base, name])
 
 
 def calls_of(path):

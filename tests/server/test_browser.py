@@ -132,7 +132,7 @@ def test_a_node_shows_its_help(web, kind):
     web.show(kind)
     web.shot(f"node_{kind}")
     web.page.evaluate("app.canvas.selectNode(app.graph._nodes[0])")
-    web.page.get_by_test_id("info-button").click()
+    web.page.locator("[data-testid=info-button], .selection-toolbox .help-button").click()  # the latter up to 0.3.52
     pane = web.page.locator(".node-help-content")
     expect(pane).to_contain_text(re.search(r"^# (.+)", source)[1])
     assert "## " not in pane.inner_text()

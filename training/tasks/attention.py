@@ -54,9 +54,9 @@ def align(erased: Sequence[int], mapping: Sequence[int]) -> list[int]:
     start = next((n for n in range(shorter) if erased[n] != mapping[n]), shorter)
     rest = shorter - start
     end = next((n for n in range(rest) if erased[core - 1 - n] != mapping[other - 1 - n]), rest)
-    words, others = core - start - end, other - start - end
+    differing, others = core - start - end, other - start - end
     # Without words of its own, as an empty prompt has none, the mapping gives the token before them.
-    middle = [start + n * others // words if others else max(start - 1, 0) for n in range(words)]
+    middle = [start + n * others // differing if others else max(start - 1, 0) for n in range(differing)]
     padding = [min(other + n, len(mapping) - 1) for n in range(len(erased) - core)]
     return [*range(start), *middle, *range(other - end, other), *padding]
 

@@ -64,7 +64,7 @@ class DiffusionSamples:
         index = torch.randint(len(self.phrase), (count,), generator=generator)
         phrase, device = self.phrase[index], self.frozen.device
         z, sigma, e_p, e_m = (tensor[index].to(device) for tensor in (self.z, self.sigma, self.e_p, self.e_m))
-        return Batch(self.c[phrase.to(device)], z, sigma, e_p, e_m, [self.conds[int(own)] for own in phrase])
+        return Batch(self.c[phrase.to(device)], z, sigma, e_p, e_m, [self.conds[int(number)] for number in phrase])
 
     def task_loss(self, batch: Batch, layers: list[Factors], target: Tensor) -> Tensor:
         """L_task of each sample with the factors `layers`, (n,)."""
@@ -96,8 +96,8 @@ def diffusion_samples(
             inputs = z[part].to(frozen.device), sigma[part].to(frozen.device)
             e_p.append(frozen.predict(*inputs, [conds[row.prompt] for row in rows]).cpu())
             e_m.append(frozen.predict(*inputs, [conds[row.mapping] for row in rows]).cpu())
-    own = [conds[phrase.prompt] for phrase in phrases]
-    return DiffusionSamples(frozen, phrase, z, sigma, torch.cat(e_p), torch.cat(e_m), c, own)
+    erased_conds = [conds[phrase.prompt] for phrase in phrases]
+    return DiffusionSamples(frozen, phrase, z, sigma, torch.cat(e_p), torch.cat(e_m), c, erased_conds)
 
 
 def _noisy_latents(
@@ -119,8 +119,8 @@ def _noisy_latents(
     runs = max(settings.rollouts, 2 * len(concepts))
     chosen, latents, sigmas = [], [], []
     for run in range(runs):
-        own = by_concept[concepts[run % len(concepts)]]
-        prompt = encoded[phrases[_pick(own, generator)].prompt]
+        wordings = by_concept[concepts[run % len(concepts)]]
+        prompt = encoded[phrases[_pick(wordings, generator)].prompt]
         noise = frozen.noise(settings.pictures, settings.height, settings.width, generator)
         keep = torch.randperm(settings.sampler_steps, generator=generator)[: settings.kept_steps].tolist()
         for z, sigma in frozen.rollout(
@@ -128,7 +128,7 @@ def _noisy_latents(
         ):
             latents.append(z)
             sigmas += [sigma] * len(z)
-            chosen += [_pick(own, generator) for _ in z]
+            chosen += [_pick(wordings, generator) for _ in z]
         on_progress(run + 1, runs)
     return torch.tensor(chosen), torch.cat(latents), torch.tensor(sigmas)
 
