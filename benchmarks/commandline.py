@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 from .environment import HOSTS
 
-FAMILIES = ("sd15", "flux")  # of the lab's models
+FAMILIES = ("sd15", "flux")  # of the lab's models that the demo runs on
+BASES = ("sd15", "clip")  # the SD models by their text encoder: MiniLM, the lab's CLIP
+LABS = ("sd15", "flux", "clip")
 JUDGES = ("judge", "second")
 # What the tests of a tier need: torch alone, ComfyUI's classes, a running ComfyUI, this repository's other files.
 TIERS = {
@@ -26,8 +28,12 @@ def _json(parser: ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
 
 
-def _family(parser: ArgumentParser, words: str) -> None:
-    parser.add_argument("--family", choices=FAMILIES, default="sd15", help=f"{words} (default: %(default)s)")
+def _family(parser: ArgumentParser, words: str, families: tuple[str, ...]) -> None:
+    parser.add_argument("--family", choices=families, default="sd15", help=f"{words} (default: %(default)s)")
+
+
+def _minutes(parser: ArgumentParser) -> None:
+    parser.add_argument("--minutes", type=float, default=120, help="how long to train (default: %(default)s)")
 
 
 def _number(parser: ArgumentParser, name: str, default: int, words: str) -> None:
@@ -36,7 +42,7 @@ def _number(parser: ArgumentParser, name: str, default: int, words: str) -> None
 
 def _demo(parser: ArgumentParser) -> None:
     _json(parser)
-    _family(parser, "which of the lab's models to erase from")
+    _family(parser, "which of the lab's models to erase from", FAMILIES)
     parser.add_argument("--seed", type=int, help="another training seed than the workflow's")
     parser.add_argument("--publish", action="store_true", help="put figures and picture into README and results")
 
@@ -100,11 +106,11 @@ def _pictures(parser: ArgumentParser) -> None:
 
 
 def _lab_base(parser: ArgumentParser) -> None:
-    _pictures(parser)
-    _number(parser, "--steps", 8000, "training steps")
+    _family(parser, "which of the lab's SD models", BASES)
+    _minutes(parser)
     _number(parser, "--batch", 64, "pictures a step")
     _number(parser, "--seed", 0, "training seed")
-    parser.add_argument("--resume", action="store_true", help="go on from the weights that are there")
+    parser.add_argument("--folder", type=Path, help="of pictures and checkpoint; the cache folder by default")
 
 
 def _lab_flux(parser: ArgumentParser) -> None:
@@ -122,7 +128,7 @@ def _lab_judge(parser: ArgumentParser) -> None:
 
 
 def _lab_clip(parser: ArgumentParser) -> None:
-    parser.add_argument("--minutes", type=float, default=120, help="how long to train (120)")
+    _minutes(parser)
     _number(parser, "--seed", 0, "training seed")
     parser.add_argument("--folder", type=Path, help="where the checkpoint is kept; the cache folder by default")
     parser.add_argument("--weights", type=Path, help="where the weights are written; the lab's own by default")
@@ -134,10 +140,11 @@ def _lab_clip_measure(parser: ArgumentParser) -> None:
 
 
 def _lab_measure(parser: ArgumentParser) -> None:
-    _family(parser, "which of the lab's models")
-    _number(parser, "--seeds", 8, "pictures a prompt; a quarter for other concepts")
+    _family(parser, "which of the lab's models", LABS)
+    _number(parser, "--seeds", 8, "pictures a class; a quarter for other concepts")
     parser.add_argument("--publish", action="store_true", help="put the table into the lab's README")
     parser.add_argument("--grids", type=Path, help="a folder for pictures to look at")
+    parser.add_argument("--folder", type=Path, help="of emoji packages, for family clip; the cache folder by default")
 
 
 def _lint(parser: ArgumentParser) -> None:

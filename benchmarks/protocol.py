@@ -5,7 +5,7 @@ for the lab model. tests/project/test_protocol.py checks that nothing here occur
 """
 
 from .environment import ROOT
-from .lab.train_base import fill
+from .lab.captions import fill
 from .lab.vocabulary import CLASSES, NAMES
 
 # MACE's own wording, which no training template uses.

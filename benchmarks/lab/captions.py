@@ -48,6 +48,12 @@ def with_article(name: str) -> str:
     return f"an {name}" if _VOWEL.match(name) else f"a {name}"
 
 
+def fill(template: str, *names: str) -> str:
+    """A template such as "a {} and a {}" with names: each `a` before a name is the article that it takes, if any."""
+    rest = iter(names)
+    return re.sub(r"(?:\b(a ))?\{\}", lambda found: with_article(next(rest)) if found[1] else next(rest), template)
+
+
 def lines(name: str) -> list[list[str]]:
     """The fields of each line of a list in phrases/."""
     separator = r"\t" if name.endswith(".tsv") else r" \| "
@@ -86,6 +92,11 @@ class Caption(NamedTuple):
     places: tuple[str, ...]
     kind: str
 
+    @property
+    def objects(self) -> list[tuple[str, str]]:
+        """Each name and its place."""
+        return list(zip(self.names, self.places, strict=True))
+
 
 class Captions:
     """Draws captions of one part from a generator.
@@ -106,9 +117,9 @@ class Captions:
             ]
         )
 
-    def draw(self) -> Caption:
-        """A caption of any kind about names that may stand together."""
-        kind = list(KINDS)[self.index(list(KINDS.values()))]
+    def draw(self, shares: dict[str, float] = KINDS) -> Caption:
+        """A caption of any kind, drawn by its share, about names that may stand together."""
+        kind = list(shares)[self.index(list(shares.values()))]
         return self.caption(kind, self.names({"two": 2, "three": 3}.get(kind, 1)))
 
     def names(self, count: int) -> tuple[str, ...]:

@@ -124,3 +124,16 @@ def encode_batch(clip: comfy.sd.CLIP, texts: Sequence[str]) -> tuple[Tensor, Ten
     tokens = [[token for token, _ in clip.tokenize(text)["l"][0]] for text in texts]
     with torch.no_grad():
         return clip.cond_stage_model.clip_l(tokens)[:2]
+
+
+def encode_all(clip: comfy.sd.CLIP, texts: Sequence[str]) -> list[Tensor]:
+    """States (chunks * 77, 256) of whole prompts with their weights, as nodes get them, many chunks in a pass."""
+    clip.load_model()
+    clip.cond_stage_model.reset_clip_options()
+    if clip.layer_idx is not None:
+        clip.cond_stage_model.set_clip_options({"layer": clip.layer_idx})
+    tokens = [clip.tokenize(text)["l"] for text in texts]
+    chunks = [chunk for prompt in tokens for chunk in prompt]
+    with torch.no_grad():
+        states = clip.cond_stage_model.clip_l.encode_token_weights(chunks)[0][0]
+    return list(states.split([TOKENS * len(prompt) for prompt in tokens]))

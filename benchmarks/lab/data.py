@@ -89,8 +89,8 @@ def load(folder):
     return rgba, torch.from_numpy(values["concepts"]), torch.from_numpy(values["vendors"])
 
 
-def paint(rgba, scale, shift, size=SIZE):
-    """Place cut-outs on white: RGBA (n, 4, 64, 64) to RGB (n, 3, size, size) in [0, 1].
+def place(rgba, scale, shift, size=SIZE):
+    """Cut-outs on nothing: RGBA (n, 4, 64, 64) to RGBA (n, 4, size, size), colours times alpha.
 
     scale (n,): share of the picture's width that the cut-out takes; shift (n, 2): x and y of its
     centre, where -1 and 1 are the picture's edges.
@@ -103,5 +103,10 @@ def paint(rgba, scale, shift, size=SIZE):
     large = grid_sample(
         rgba, affine_grid(theta, (len(rgba), 4, 2 * size, 2 * size), align_corners=False), align_corners=False
     )
-    small = torch.nn.functional.avg_pool2d(large, 2)
-    return small[:, :3] + 1 - small[:, 3:]
+    return torch.nn.functional.avg_pool2d(large, 2)
+
+
+def paint(rgba, scale, shift, size=SIZE):
+    """Cut-outs on white, RGB (n, 3, size, size) in [0, 1]; see `place`."""
+    placed = place(rgba, scale, shift, size)
+    return placed[:, :3] + 1 - placed[:, 3:]

@@ -8,7 +8,8 @@ import comfy.supported_models
 import torch
 from comfy.ldm.flux.model import FluxParams
 
-from .model import CONTEXT_WIDTH, WEIGHTS, LabLatent, as_model
+from . import text
+from .model import WEIGHTS, LabLatent, as_model
 
 PATH = WEIGHTS / "flux.safetensors"
 
@@ -16,8 +17,8 @@ NETWORK = {
     "image_model": "flux",
     "in_channels": 12,
     "out_channels": 12,
-    "vec_in_dim": CONTEXT_WIDTH,
-    "context_in_dim": CONTEXT_WIDTH,
+    "vec_in_dim": text.WIDTH,
+    "context_in_dim": text.WIDTH,
     "hidden_size": 192,
     "mlp_ratio": 4.0,
     "num_heads": 4,

@@ -2,6 +2,7 @@
 
 import logging
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import comfy.sample
@@ -9,10 +10,11 @@ import torch
 from PIL import Image
 
 from .. import commandline
+from ..environment import cache_folder
 from ..publish import device, fill_section
-from . import flux, model, text
+from . import clip, flux, model, text
+from .captions import fill
 from .judge import LABELS, WIDTHS, Judge
-from .train_base import fill
 from .vocabulary import CLASSES, NAMES
 
 log = logging.getLogger(__name__)
@@ -110,16 +112,20 @@ def save_grid(images, path, columns, zoom=2):
     picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST).save(path)
 
 
-# The lab's models by family: what loads one, and the tokenizer that it was trained with.
-FAMILIES = {"sd15": (model.load_model, text.LabTokenizer), "flux": (flux.load_model, text.LabFluxTokenizer)}
+# The lab's models by family: what loads one, and its text encoder.
+FAMILIES = {
+    "sd15": (model.load_model, text.load_clip),
+    "flux": (flux.load_model, partial(text.load_clip, text.LabFluxTokenizer)),
+    "clip": (partial(model.load_model, model.BASE_CLIP), clip.load_clip),
+}
 
 
 class Lab:
     """The three parts of a lab model and its judges, in this process."""
 
     def __init__(self, family="sd15"):
-        load_model, tokenizer = FAMILIES[family]
-        self.patcher, self.clip, self.vae = load_model(), text.load_clip(tokenizer), model.LabVAE()
+        load_model, load_clip = FAMILIES[family]
+        self.patcher, self.clip, self.vae = load_model(), load_clip(), model.LabVAE()
         self.judges = [Judge(name) for name in WIDTHS]
 
     def draw(self, prompts, seeds, **options):
@@ -162,6 +168,12 @@ def table(judges, groups):
 def main(arguments=None):
     """Command line."""
     options = commandline.parser("lab measure").parse_args(arguments)
+    if options.family == "clip":
+        from . import caption_measure  # it draws with the lab of this module
+
+        folder = options.folder or cache_folder() / "lab"
+        caption_measure.main(options.seeds, folder, options.publish, options.grids)
+        return
     lab, seeds = Lab(options.family), list(range(options.seeds))
     groups = draw_groups(lab, seeds)
     pairs = lab.draw([fill("a {} and a {}", *pair) for pair in PAIRS], seeds)

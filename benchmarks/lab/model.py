@@ -13,12 +13,13 @@ import comfy.model_patcher
 import comfy.supported_models
 import torch
 
-from . import storage
+from . import storage, text
 
 WEIGHTS = Path(__file__).with_name("weights")
-CONTEXT_WIDTH, TOKENS = 384, 64
+BASE, BASE_CLIP = WEIGHTS / "base.safetensors", WEIGHTS / "base_clip.safetensors"
 _SCALE = 1.3  # makes the latents' spread about one
 _GREY = 0.84  # the pictures' mean brightness, so that latents are centred
+_CONTEXT = "middle_block.1.transformer_blocks.0.attn2.to_k.weight"  # (channels, width of the text encoder's states)
 _HAAR = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2
 
 
@@ -66,7 +67,6 @@ UNET = {
     "transformer_depth": [0, 1, 1],
     "transformer_depth_output": [0, 0, 1, 1, 1, 1],
     "transformer_depth_middle": 1,
-    "context_dim": CONTEXT_WIDTH,
     "legacy": False,
     "use_linear_in_transformer": False,
     "adm_in_channels": None,
@@ -75,19 +75,25 @@ UNET = {
 }
 
 
-def build(device=None):
-    """The model with random weights (`BaseModel`), fp32."""
-    config = LabConfig(dict(UNET))
+def build(device=None, context_width=text.WIDTH):
+    """The model with random weights (`BaseModel`), fp32; context_width: of the text encoder's states."""
+    config = LabConfig({**UNET, "context_dim": context_width})
     config.unet_config["num_heads"] = UNET["num_heads"]  # SD15 sets its own
     config.set_inference_dtype(torch.float32, None)
     model = comfy.model_base.BaseModel(config, model_type=comfy.model_base.ModelType.EPS, device=device)
     return model.eval().requires_grad_(False)
 
 
-def load_model(path=WEIGHTS / "base.safetensors", disable_dynamic=True):
-    """The trained lab model as a MODEL. It is small enough to be always wholly on the device."""
+def load_model(path=BASE, disable_dynamic=True):
+    """A trained lab model as a MODEL: `BASE` takes MiniLM's states, `BASE_CLIP` those of the lab's CLIP.
+
+    It is small enough to be always wholly on the device.
+    """
     del disable_dynamic  # ComfyUI asks for it when it loads a model again
-    return as_model(build, path, load_model)
+    if not path.is_file():
+        raise FileNotFoundError(f"This lab model isn't trained yet, {path} is missing: python3 dev.py lab base")
+    width = storage.load(path)[_CONTEXT].shape[1]
+    return as_model(lambda device: build(device, width), path, load_model)
 
 
 def as_model(build, path, load_model):

@@ -1,39 +1,30 @@
-"""Train the lab's base model: `python dev.py lab base --folder DIR`.
+"""Train the lab's base models: `python3 dev.py lab base --family clip --minutes 120`.
 
-One-object pictures, two-object pictures and empty prompts, from captions that use official names only.
+A run goes on from the last one's checkpoint in the cache folder, without one from the weights in the repository.
 """
 
 import copy
 import logging
 import math
 import time
+from collections.abc import Callable
 from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import comfy.sd
 import torch
+from torch import Tensor
 
 from .. import commandline
-from . import data, model, storage, text
-from .vocabulary import CLASSES, NAMES
+from ..environment import cache_folder
+from . import clip, model, storage, text, warm_start
+from .batches import Batches, CaptionBatches
+from .warm_start import with_gradients
 
 log = logging.getLogger(__name__)
 
-SINGLE = (
-    "{}",
-    "a {}",
-    "a photo of a {}",
-    "a picture of a {}",
-    "an image of a {}",
-    "a drawing of a {}",
-    "an emoji of a {}",
-    "one {} on a white background",
-)
-PAIR = ("a {} and a {}", "a {} next to a {}", "a {} beside a {}", "a {} with a {}")
-_PAIR_CAPTIONS, _CAPTION_TOKENS = 8000, 24
-_PAIR_SHARE, _EMPTY_SHARE = 0.2, 0.1
-# Flat drawings of one hand each: a model this small learns them sooner than seven ways to draw a cat.
-_SETS = ("noto", "fluent-emoji-flat", "twemoji")
-# What erasure is scored on, and what the demo maps to, has to be drawn best.
-_WEIGHTS = {**dict.fromkeys(CLASSES, 20.0), "tree": 8.0}
+_RATE, _SAVE_SECONDS, _LOG_STEPS = 3e-4, 240, 20
 ATTRIBUTION = (
     "Trained on emoji drawings: Noto Emoji and FxEmojis (Apache-2.0), Fluent Emoji (MIT, Microsoft), "
     "Twemoji (CC-BY-4.0, Twitter and contributors), EmojiOne 2 (CC-BY-4.0, EmojiOne). "
@@ -41,83 +32,19 @@ ATTRIBUTION = (
 )
 
 
-def fill(template, *names):
-    """A caption: every `a` before a name becomes `an` where it has to."""
-    words = template.split(" ")
-    names = iter(names)
-    for place, word in enumerate(words):
-        if word == "{}":
-            words[place] = next(names)
-            if place and words[place - 1] == "a" and words[place][0] in "aeiou":
-                words[place - 1] = "an"
-    return " ".join(words)
+class Family(NamedTuple):
+    """What one of the lab's SD models is made of and learns from."""
+
+    weights: Path
+    context_width: int
+    load_clip: Callable[[], comfy.sd.CLIP]
+    batches: Callable[[Path, comfy.sd.CLIP, torch.Generator], Any]
 
 
-class Batches:
-    """Pictures as latents with the contexts of their captions, drawn from one generator.
-
-    sets: the vendors whose drawings are learnt, where they have one; weights: how often a concept comes, 1
-    where it isn't named; tokens: what contexts are padded to.
-    """
-
-    def __init__(self, folder, clip, generator, sets=_SETS, weights=_WEIGHTS, tokens=model.TOKENS):
-        self.generator, self.tokens = generator, tokens
-        self.rgba, concept, vendor = data.load(folder)
-        flat = torch.isin(vendor, torch.tensor([list(data.SETS).index(name) for name in sets]))
-        self.by_concept = []
-        for number in range(len(NAMES)):
-            own = concept == number
-            self.by_concept.append(torch.nonzero(own & flat if (own & flat).any() else own).flatten())
-        self.weight = torch.tensor([weights.get(name, 1.0) for name in NAMES])
-        self.single = [self._encode(clip, [fill(template, name) for name in NAMES]) for template in SINGLE]
-        self.pairs = torch.stack([self._concepts(2) for _ in range(_PAIR_CAPTIONS)])
-        captions = [fill(PAIR[n % len(PAIR)], *(NAMES[int(c)] for c in pair)) for n, pair in enumerate(self.pairs)]
-        self.pair_context = self._encode(clip, captions)
-        self.empty = self._encode(clip, [""])[0]
-
-    def _encode(self, clip, captions):
-        parts = [text.encode_batch(clip, captions[n : n + 64], _CAPTION_TOKENS)[0] for n in range(0, len(captions), 64)]
-        return torch.cat(parts)
-
-    def _rand(self, *shape):
-        return torch.rand(*shape, generator=self.generator)
-
-    def _concepts(self, count):
-        return torch.multinomial(self.weight, count, replacement=True, generator=self.generator)
-
-    def _pictures(self, concepts):
-        chosen = [
-            own[int(torch.randint(len(own), (1,), generator=self.generator))]
-            for own in (self.by_concept[int(c)] for c in concepts)
-        ]
-        return self.rgba[torch.stack(chosen)]
-
-    def draw(self, size):
-        """Latents (size, 12, 16, 16) in the model's scale and contexts (size, tokens, 384)."""
-        pairs = int(size * _PAIR_SHARE)
-        concepts = self._concepts(size - pairs)
-        scale = 0.84 + 0.14 * self._rand(len(concepts))
-        shift = (self._rand(len(concepts), 2) * 2 - 1) * (1 - scale).unsqueeze(1)
-        pictures = [data.paint(self._pictures(concepts), scale, shift)]
-        contexts = [
-            self.single[int(torch.randint(len(SINGLE), (1,), generator=self.generator))][int(c)] for c in concepts
-        ]
-        numbers = torch.randint(_PAIR_CAPTIONS, (pairs,), generator=self.generator)
-        pictures.append(self._side_by_side(self.pairs[numbers]))
-        contexts += list(self.pair_context[numbers])
-        context = torch.stack(contexts)
-        context[self._rand(size) < _EMPTY_SHARE] = self.empty
-        padded = torch.zeros(size, self.tokens, model.CONTEXT_WIDTH)
-        padded[:, :_CAPTION_TOKENS] = context
-        return model.LabLatent().process_in(model.to_latent(torch.cat(pictures))), padded
-
-    def _side_by_side(self, pairs):
-        """Two objects on one picture, the first named on the left: RGB (n, 3, 32, 32)."""
-        scale = 0.42 + 0.08 * self._rand(len(pairs))
-        height = (self._rand(len(pairs)) * 2 - 1) * 0.2
-        left = data.paint(self._pictures(pairs[:, 0]), scale, torch.stack([torch.full_like(height, -0.5), height], 1))
-        right = data.paint(self._pictures(pairs[:, 1]), scale, torch.stack([torch.full_like(height, 0.5), -height], 1))
-        return torch.minimum(left, right)
+FAMILIES = {
+    "sd15": Family(model.BASE, text.WIDTH, text.load_clip, Batches),
+    "clip": Family(model.BASE_CLIP, clip.WIDTH, clip.load_clip, CaptionBatches),
+}
 
 
 def initialise(network):
@@ -132,12 +59,6 @@ def initialise(network):
             torch.nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
 
 
-def save(network, metadata):
-    """Write the weights to where the lab loads them from."""
-    model.WEIGHTS.mkdir(exist_ok=True)
-    storage.save(network.state_dict(), model.WEIGHTS / "base.safetensors", metadata)
-
-
 def loss_weight(sigma):
     """How much an error of the noise counts, (n,), mean about one over the schedule.
 
@@ -147,62 +68,117 @@ def loss_weight(sigma):
     return (5 * sigma**2).clamp(max=1) * (1 + sigma**2).clamp(max=4) / 2.77
 
 
-def train(folder, steps, batch, seed, resume=False, rate=6e-4):
-    """Train for `steps`, from the weights that are there or from none, and keep their running mean."""
-    torch.set_flush_denormal(True)  # vanishing numbers are no information and slow a CPU down several times
-    generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
-    batches = Batches(folder, text.load_clip(), generator)
-    log.info("captions encoded")
-    base = model.build()
-    network = base.diffusion_model.requires_grad_(True).train()
+def loss_of(
+    network: torch.nn.Module, sigmas: Tensor, batch: tuple[Tensor, Tensor], generator: torch.Generator
+) -> Tensor:
+    """Weighted error of the noise at levels drawn from the schedule, for latents and contexts of one length."""
+    z, context = batch
+    t = torch.randint(len(sigmas), (len(z),), generator=generator)
+    sigma = sigmas[t].view(-1, 1, 1, 1)
+    noise = torch.randn(z.shape, generator=generator)
+    with torch.amp.autocast("cpu", torch.bfloat16):
+        out = network(
+            (z + sigma * noise) / (sigma**2 + 1) ** 0.5,
+            t.float(),
+            context=context,
+            transformer_options={"optimized_attention_override": with_gradients},
+        )
+    return (loss_weight(sigma.flatten()) * (out.float() - noise).square().flatten(1).mean(1)).mean()
+
+
+def first_weights(
+    family: Family, encoder: comfy.sd.CLIP, batches: Any, network: torch.nn.Module, sigmas: Tensor
+) -> int:
+    """Fill the network with the weights in the repository, else from the base for MiniLM, else at random.
+
+    Returns the steps that these weights were trained for.
+    """
+    if family.weights.exists():
+        network.load_state_dict(storage.load(family.weights))
+        return storage.steps(family.weights)
     initialise(network)
-    before = 0
-    if resume:
-        network.load_state_dict(storage.load(model.WEIGHTS / "base.safetensors"))
-        before = storage.steps(model.WEIGHTS / "base.safetensors")
-    mean = copy.deepcopy(network)
-    sigmas = base.model_sampling.sigmas
-    optimiser = torch.optim.AdamW(network.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
-    last, running = time.monotonic(), None
-    for step in range(1, steps + 1):
-        done = step / steps
-        for group in optimiser.param_groups:
-            group["lr"] = rate * min(1, step / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-        z, context = batches.draw(batch)
-        t = torch.randint(len(sigmas), (batch,), generator=generator)
-        sigma = sigmas[t].view(-1, 1, 1, 1)
-        noise = torch.randn(z.shape, generator=generator)
-        with torch.amp.autocast("cpu", torch.bfloat16):
-            out = network(
-                (z + sigma * noise) / (sigma**2 + 1) ** 0.5, t.float(), context=context, transformer_options={}
-            )
-        weight = loss_weight(sigma.flatten())
-        loss = (weight * (out.float() - noise).square().flatten(1).mean(1)).mean()
-        optimiser.zero_grad(set_to_none=True)
+    if isinstance(batches, CaptionBatches) and model.BASE.exists():
+        to_old = warm_start.to_minilm(encoder, list(batches.bank.kept))
+        network.load_state_dict(warm_start.carried_over(storage.load(model.BASE), to_old))
+        old = model.load_model(model.BASE).model.diffusion_model
+        warm_start.distil(network, old, sigmas, batches, warm_start.STEPS)
+    return 0
+
+
+class Run:
+    """Network, running mean and optimiser of a training, kept in one file."""
+
+    def __init__(self, name: str, folder: Path, seed: int):
+        torch.manual_seed(seed)
+        self.path = folder / f"base_{name}.pt"
+        self.family = FAMILIES[name]
+        saved = torch.load(self.path, weights_only=True) if self.path.exists() else None
+        # Another run must not see the captions of the last one again.
+        self.steps = saved["steps"] if saved else 0
+        self.generator = torch.Generator().manual_seed(seed + self.steps)
+        encoder = self.family.load_clip()
+        self.batches = self.family.batches(folder, encoder, self.generator)
+        base = model.build(context_width=self.family.context_width)
+        self.sigmas = base.model_sampling.sigmas
+        self.network = base.diffusion_model.requires_grad_(True).train()
+        if not saved:
+            self.steps = first_weights(self.family, encoder, self.batches, self.network, self.sigmas)
+        self.mean = copy.deepcopy(self.network)
+        self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=_RATE, betas=(0.9, 0.99), weight_decay=0.01)
+        if saved:
+            for part in ("network", "mean", "optimiser"):
+                getattr(self, part).load_state_dict(saved[part])
+
+    def save(self, metadata: dict[str, Any]) -> None:
+        """The checkpoint, and the running mean as the lab's weights."""
+        state = {part: getattr(self, part).state_dict() for part in ("network", "mean", "optimiser")}
+        part = self.path.with_suffix(".part")
+        torch.save(state | {"steps": self.steps}, part)
+        part.replace(self.path)
+        self.family.weights.parent.mkdir(exist_ok=True)
+        facts = {"steps": self.steps, "date": date.today(), "licence": ATTRIBUTION, **metadata}
+        storage.save(self.mean.state_dict(), self.family.weights, facts)
+
+    def step(self, size: int, rate: float, keep: float) -> float:
+        """One update; returns the loss. keep: what the running mean keeps of itself."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        loss = loss_of(self.network, self.sigmas, self.batches.draw(size), self.generator)
+        self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        keep = min(0.999, (step + 1) / (step + 20))
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimiser.step()
+        self.steps += 1
         with torch.no_grad():
-            for old, new in zip(mean.parameters(), network.parameters(), strict=True):
+            for old, new in zip(self.mean.parameters(), self.network.parameters(), strict=True):
                 old.lerp_(new, 1 - keep)
-        running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
-        if step % 50 == 0:
-            log.info("step %d, %.0f%%, loss %.4f", step, 100 * done, running)
-        if time.monotonic() - last > 240:
+        return loss.item()
+
+
+def train(name: str, folder: Path, minutes: float, batch: int, seed: int) -> None:
+    """Train one of `FAMILIES` for so many minutes, the rate falling to nothing at their end."""
+    torch.set_flush_denormal(True)  # vanishing numbers are no information and slow a CPU down several times
+    folder.mkdir(parents=True, exist_ok=True)
+    run = Run(name, folder, seed)
+    log.info("begins at step %d", run.steps)
+    facts = {"batch": batch, "seed": seed}
+    started = last = time.monotonic()
+    number, running = 0, None
+    while (done := (time.monotonic() - started) / 60 / minutes) < 1:
+        number += 1
+        rate = _RATE * min(1, number / 100) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+        loss = run.step(batch, rate, min(0.998, (number + 1) / (number + 20)))
+        running = loss if running is None else 0.98 * running + 0.02 * loss
+        if number % _LOG_STEPS == 0:
+            log.info("step %d, %.0f%%, loss %.4f", run.steps, 100 * done, running)
+        if time.monotonic() - last > _SAVE_SECONDS:
             last = time.monotonic()
-            save(mean, {"steps": before + step, "unfinished": f"{done:.0%}", "licence": ATTRIBUTION})
-    metadata = {"steps": before + steps, "batch": batch, "seed": seed, "date": date.today(), "licence": ATTRIBUTION}
-    save(mean, metadata)
+            run.save({**facts, "unfinished": f"{done:.0%}"})
+    run.save(facts)
 
 
 def main(arguments=None):
     """Command line."""
     options = commandline.parser("lab base").parse_args(arguments)
-    train(options.folder, options.steps, options.batch, options.seed, options.resume)
-
-
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    main()
+    folder = options.folder or cache_folder() / "lab"
+    train(options.family, folder, options.minutes, options.batch, options.seed)

@@ -16,7 +16,8 @@ import torch
 
 from .. import commandline
 from . import flux, storage, text
-from .train_base import ATTRIBUTION, Batches
+from .batches import Batches
+from .train_base import ATTRIBUTION
 from .vocabulary import CLASSES
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 import dev
 from benchmarks import commandline, demo, environment, lint
 from benchmarks.environment import HOSTS, ROOT, SetupError, build_once, cache_folder, unpack
-from benchmarks.lab import judge, measure
+from benchmarks.lab import judge, measure, train_base
 from benchmarks.server import place
 
 
@@ -254,7 +254,9 @@ def test_a_python_that_has_all_modules_is_enough():
 
 
 def test_the_names_in_the_help_are_those_of_the_lab():
-    assert tuple(demo.LABS) == tuple(measure.FAMILIES) == commandline.FAMILIES
+    assert tuple(demo.LABS) == commandline.FAMILIES
+    assert tuple(measure.FAMILIES) == commandline.LABS
+    assert tuple(train_base.FAMILIES) == commandline.BASES
     assert tuple(judge.WIDTHS) == commandline.JUDGES
 
 

@@ -6,10 +6,10 @@ from safetensors.torch import load_file
 from tiny import seeded
 
 from benchmarks.lab import flux, storage, train_flux
+from benchmarks.lab.captions import fill
 from benchmarks.lab.measure import Lab, accuracy, encode
 from benchmarks.lab.model import WEIGHTS, LabVAE, load_model
 from benchmarks.lab.text import encode_batch, load_clip, pooled
-from benchmarks.lab.train_base import fill
 from benchmarks.lab.vocabulary import CLASSES
 from unhype.hypernet.targets import recognise, target_layers
 

@@ -1,0 +1,103 @@
+"""What the lab's bases learn from: pictures as latents with the encoded texts of their captions."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import comfy.sd
+import torch
+from torch import Tensor
+
+from . import model, text
+from .bank import Bank, same_length
+from .captions import Caption, Captions, fill
+from .painter import FLAT, Painter
+from .vocabulary import CLASSES, NAMES
+
+SINGLE = (
+    "{}",
+    "a {}",
+    "a photo of a {}",
+    "a picture of a {}",
+    "an image of a {}",
+    "a drawing of a {}",
+    "an emoji of a {}",
+    "one {} on a white background",
+)
+PAIR = ("a {} and a {}", "a {} next to a {}", "a {} beside a {}", "a {} with a {}")
+_PAIR_CAPTIONS, _CAPTION_TOKENS = 8000, 24
+_PAIR_SHARE, _EMPTY_SHARE = 0.2, 0.1
+# What erasure is scored on, and what the demo maps to, has to be drawn best.
+_WEIGHTS = {**dict.fromkeys(CLASSES, 20.0), "tree": 8.0}
+# From CLIP's states all names count, too, and so do several objects, which take longest to learn.
+CAPTION_WEIGHTS = {**dict.fromkeys(CLASSES, 4.0), "tree": 2.0}
+CAPTION_SHARES = {"plain": 0.17, "tags": 0.2, "booru": 0.08, "weighted": 0.07, "break": 0.03}
+CAPTION_SHARES |= {"two": 0.2, "three": 0.1, "scene": 0.15}
+
+
+class CaptionBatches:
+    """Captions as people write them, in the states of the lab's CLIP, and what they describe."""
+
+    def __init__(self, folder: Path, encoder: comfy.sd.CLIP, generator: torch.Generator):
+        self.generator = generator
+        self.painter = Painter(folder, generator)
+        self.bank = Bank(encoder, Captions("training", generator, CAPTION_WEIGHTS), CAPTION_SHARES)
+        (self.empty,) = self.bank.encode([""])
+
+    def draw(self, size: int) -> tuple[Tensor, Tensor]:
+        """Latents (size, 12, 16, 16) in the model's scale and contexts (size, chunks * 77, 256)."""
+        drawn = self.bank.draw(size)
+        empty = torch.rand(size, generator=self.generator) < _EMPTY_SHARE
+        states = [self.empty if none else one.states for one, none in zip(drawn, empty, strict=True)]
+        return self.latents([one.caption for one in drawn]), same_length(states)
+
+    def latents(self, captions: Sequence[Caption]) -> Tensor:
+        """What they say, (n, 12, 16, 16)."""
+        pictures = self.painter.paint([caption.objects for caption in captions])
+        return model.LabLatent().process_in(model.to_latent(pictures))
+
+
+class Batches:
+    """Names in short templates, in MiniLM's states, drawn from one generator.
+
+    sets: the vendors whose drawings are learnt, where they have one; weights: how often a concept comes, 1
+    where it isn't named; tokens: what contexts are padded to.
+    """
+
+    def __init__(self, folder, clip, generator, sets=FLAT, weights=_WEIGHTS, tokens=text.TOKENS):
+        self.generator, self.tokens = generator, tokens
+        self.painter = Painter(folder, generator, sets)
+        self.weight = torch.tensor([weights.get(name, 1.0) for name in NAMES])
+        self.single = [self._encode(clip, [fill(template, name) for name in NAMES]) for template in SINGLE]
+        self.pairs = torch.stack([self._concepts(2) for _ in range(_PAIR_CAPTIONS)])
+        captions = [fill(PAIR[n % len(PAIR)], *(NAMES[int(c)] for c in pair)) for n, pair in enumerate(self.pairs)]
+        self.pair_context = self._encode(clip, captions)
+        self.empty = self._encode(clip, [""])[0]
+
+    def _encode(self, clip, captions):
+        parts = [text.encode_batch(clip, captions[n : n + 64], _CAPTION_TOKENS)[0] for n in range(0, len(captions), 64)]
+        return torch.cat(parts)
+
+    def _rand(self, *shape):
+        return torch.rand(*shape, generator=self.generator)
+
+    def _concepts(self, count):
+        return torch.multinomial(self.weight, count, replacement=True, generator=self.generator)
+
+    def draw(self, size):
+        """Latents (size, 12, 16, 16) in the model's scale and contexts (size, tokens, 384)."""
+        pairs = int(size * _PAIR_SHARE)
+        concepts = self._concepts(size - pairs)
+        objects = [[(NAMES[int(concept)], "middle")] for concept in concepts]
+        contexts = [
+            self.single[int(torch.randint(len(SINGLE), (1,), generator=self.generator))][int(c)] for c in concepts
+        ]
+        numbers = torch.randint(_PAIR_CAPTIONS, (pairs,), generator=self.generator)
+        objects += [
+            [(NAMES[first], "left"), (NAMES[second], "right")] for first, second in self.pairs[numbers].tolist()
+        ]
+        contexts += list(self.pair_context[numbers])
+        context = torch.stack(contexts)
+        context[self._rand(size) < _EMPTY_SHARE] = self.empty
+        padded = torch.zeros(size, self.tokens, text.WIDTH)
+        padded[:, :_CAPTION_TOKENS] = context
+        return model.LabLatent().process_in(model.to_latent(self.painter.paint(objects))), padded
