@@ -71,7 +71,7 @@ def other_table(families):
 
 
 def picture_table(families):
-    """What the methods draw: what still shows the concept, and what is kept of benign subjects, of wordings and of neighbours."""
+    """What the methods draw of erased concepts, of benign subjects, of wordings and of neighbours."""
     rows = []
     for family, number in columns(families):
         if "pictures" in families[family][number]:
