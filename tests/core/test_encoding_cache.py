@@ -127,7 +127,7 @@ def test_a_folder_that_can_not_be_written_costs_the_prompts_only(tmp_path, caplo
 
 
 def clip_of(model, **patcher):
-    patcher = SimpleNamespace(forced_hooks=None, patches={}, **patcher)
+    patcher = SimpleNamespace(forced_hooks=None, patches={}, injections={}, **patcher)
     return SimpleNamespace(cond_stage_model=model, patcher=patcher, use_clip_schedule=False, layer_idx=None)
 
 
