@@ -30,7 +30,7 @@ DOORS = {"hypernet/patch.py", "training/frozen.py", "training/sampling.py"}
 # The pack's names for the host's objects; names of its own objects don't belong here.
 OBJECTS = {"clone": "patcher", "patcher": "patcher", "guider": "guider"}
 # What the pack looks for before it uses it, since older hosts do without.
-OPTIONAL = {"comfy.model_management.in_training"}
+OPTIONAL = {"comfy.model_management.in_training", "comfy.model_prefetch.pause_malloc_graph"}
 
 
 def _dotted(node):
