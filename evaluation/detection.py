@@ -49,7 +49,7 @@ def detect(eraser: Eraser, conditioning: Conditioning) -> list[Detection]:
 def _detection(eraser: Eraser, chunk: Chunk, place: tuple[int, int, int]) -> Detection:
     tokens, detector = chunk.tokens, eraser.token_detector
     by_tokens = None if tokens is None or detector is None or not detector.fits(tokens) else detector(tokens)
-    if by_tokens is None and not chunk.candidates:
+    if not chunk.candidates and (by_tokens is None or bool((by_tokens == -torch.inf).all())):
         return Detection(*place, None, 0.0, 0.0, False, not chunk.unknown)
     cosines, score = torch.zeros(len(eraser.record.concepts)), -torch.inf
     if chunk.candidates:

@@ -30,12 +30,13 @@ class Span(NamedTuple):
 class Part(NamedTuple):
     """A span of a prompt and the factors (p = 1, one `Factors` a layer) of the delta that its tokens get.
 
-    key: the content key of the embedding, the same for equal factors.
+    key: the content key of the embedding, the same for equal factors. score: the detector's score of it.
     """
 
     span: Span
     key: bytes
     factors: list[Factors]
+    score: float
 
 
 class PromptDeltas:
@@ -65,21 +66,19 @@ class PromptDeltas:
         prompts_of = [self.eraser.chunks(entry) for entry in entries]
         chunks = [chunk for prompts in prompts_of for prompt in prompts for chunk in prompt]
         unknown = any(chunk.unknown for chunk in chunks)
-        embeddings = [c for chunk in chunks for c in self._embeddings(chunk)]
+        embeddings = [c for chunk in chunks for c in chunk.candidates]
         if unknown and self.fallback is not None:
             embeddings.append(self.fallback)
         self.cache.fill(embeddings)
+        # What a token names is erased whatever the detector on c says of the concept's own embedding.
+        self.cache.fill((self.eraser.own_embedding(k) for chunk in chunks for k in chunk.named), gated=False)
         found = [[self._parts_of(prompt) for prompt in prompts] for prompts in prompts_of]
         self.cache.trim()
         return found, unknown
 
     def _chosen(self, keys: list[bytes]) -> list[bytes]:
         """Of a chunk's candidates the first that is detected, or one that scores much higher; none without one."""
-        detected = {key: generated.score for key in keys if (generated := self.cache.get(key))}
-        if not detected:
-            return []
-        first, top = next(iter(detected)), max(detected, key=lambda key: detected[key])
-        return [top if detected[top] > _HIGHER * detected[first] else first]
+        return _first_or_higher({key: generated.score for key in keys if (generated := self.cache.get(key))})
 
     def _parts_of(self, chunks: list[Chunk]) -> tuple[Part, ...]:
         """The `Part`s of a prompt; neighbours with the same factors are one part.
@@ -95,12 +94,8 @@ class PromptDeltas:
             elif self.fallback is not None:
                 keys = self._chosen([content_key(self.fallback)])
             span = Span(chunk.start, chunk.stop, length)
-            parts += [Part(span, key, self.cache[key].factors) for key in keys]
+            parts += [Part(span, key, *self.cache[key]) for key in keys]
         return self.merged(parts)
-
-    def _embeddings(self, chunk: Chunk) -> list[Tensor]:
-        """Every embedding that may drive H for a chunk."""
-        return [*chunk.candidates, *(self.eraser.own_embedding(concept) for concept in chunk.named)]
 
     def _keys(self, chunk: Chunk) -> list[bytes]:
         """The keys of the embeddings that drive H for a chunk: of its own c, if that is detected, and of the concepts
@@ -111,21 +106,22 @@ class PromptDeltas:
         covered: set[int] = set()
         for c in chunk.candidates:
             if content_key(c) in keys:
-                covered |= {*(detector.scores(c.unsqueeze(0))[0] >= 1).nonzero().flatten().tolist()}
+                scores = detector.scores(c.unsqueeze(0))[0]
+                covered |= {int(scores.argmax()), *(scores >= 1).nonzero().flatten().tolist()}
         missing = [concept for concept in chunk.named if concept not in covered]
         return [*keys, *(content_key(self.eraser.own_embedding(concept)) for concept in missing)]
 
     def merged(self, parts: list[Part]) -> tuple[Part, ...]:
         """The parts of one row in their order, neighbours with the same factors as one, and joint ones as one.
 
-        Joint layers take each named concept once, or else the top one of the other parts.
+        Joint layers take each named concept once, and one of the other parts.
         """
         if self.joint and parts:
-            keys = list(dict.fromkeys(part.key for part in parts))
-            named = [key for key in keys if key in self._named]
+            own = {part.key: part for part in parts}
+            named = [key for key in own if key in self._named]
+            chosen = [*_first_or_higher({key: own[key].score for key in own if key not in named}), *named]
             whole = Span(0, parts[0].span.length, parts[0].span.length)
-            chosen = named or self._chosen(keys) or keys[:1]
-            return tuple(Part(whole, key, self.cache[key].factors) for key in chosen)
+            return tuple(own[key]._replace(span=whole) for key in chosen)
         together: list[Part] = []
         for part in parts:
             last = next((n for n, other in enumerate(together) if _continues(part, other)), None)
@@ -149,6 +145,14 @@ class PromptDeltas:
     def policy(self) -> str:
         """The setting for text without a candidate embedding, for messages."""
         return f"(unknown_prompts: {POLICIES[self.fallback is not None]})"
+
+
+def _first_or_higher(scores: dict[bytes, float]) -> list[bytes]:
+    """The first key, or the one with the top score if that is much higher; none of none."""
+    if not scores:
+        return []
+    first, top = next(iter(scores)), max(scores, key=lambda key: scores[key])
+    return [top if scores[top] > _HIGHER * scores[first] else first]
 
 
 def _continues(part: Part, other: Part) -> bool:

@@ -67,8 +67,11 @@ class NetworkCall:
 
     # Cross-attention
 
-    def deltas_for(self, tokens: Tensor, embedded: bool) -> Batch | None:
-        """The deltas of the rows of a cross-attention layer's input (n, length, in) that isn't the context."""
+    def deltas_for(self, tokens: Tensor, embedded: bool, pictures: bool) -> Batch | None:
+        """The deltas of the rows of a cross-attention layer's input (n, length, in) that isn't the context.
+
+        pictures: whether it may be a picture, as in Wan's layers for CLIP Vision, which read the text without one.
+        """
         with self._outside():
             known = self._known(embedded)
             for tensor, _, batch in known:
@@ -77,7 +80,7 @@ class NetworkCall:
                     return batch
             if embedded:
                 alive = [(own, numbers) for tensor, numbers, _ in known if (own := tensor()) is not None]
-                numbers = self.texts.rows_among(tokens, alive)
+                numbers = self.texts.rows_among(tokens, alive, pictures)
             else:
                 numbers = self._numbers_of(tokens)
             return self._stacked(numbers, tokens.shape[1])
@@ -179,7 +182,8 @@ class Doors:
                 alone = bool(re.fullmatch(self.family.text_stream, target.name))
                 yield module, _mixing(module.forward, call, number, target.start, alone)
             else:
-                yield module, _reading(module.forward, call, number, target.start, not self.family.text_inputs)
+                embedded, pictures = not self.family.text_inputs, target.name.endswith("_img")
+                yield module, _reading(module.forward, call, number, target.start, embedded, pictures)
 
     def check(self, call: NetworkCall) -> None:
         """Complain when a block ran without the forward of a target layer in it, and so without its deltas.
@@ -250,7 +254,7 @@ def _embedding(forward: Forward, call: NetworkCall) -> Forward:
     return embedded
 
 
-def _reading(forward: Forward, call: NetworkCall, number: int, start: int, embedded: bool) -> Forward:
+def _reading(forward: Forward, call: NetworkCall, number: int, start: int, embedded: bool, pictures: bool) -> Forward:
     """A cross-attention layer with its deltas."""
     context, batch, mask, called = call.context, call.batch, call.mask, call.called
 
@@ -259,12 +263,12 @@ def _reading(forward: Forward, call: NetworkCall, number: int, start: int, embed
         y = forward(x, *args, **kwargs)
         if embedded:
             known = next((known for known in call.embedded if known.tokens() is x), None)
-            found = call.deltas_for(x, embedded) if known is None else known.batch
+            found = call.deltas_for(x, embedded, pictures) if known is None else known.batch
             own_mask = None if found is None else found.mask(x.shape[1])
         elif x is context:
             found, own_mask = batch, mask
         else:
-            found = call.deltas_for(x, embedded)
+            found = call.deltas_for(x, embedded, pictures)
             own_mask = None if found is None else found.mask(x.shape[1])
         if found is None:
             return y

@@ -44,22 +44,26 @@ class FactorCache:
             raise KeyError(key)
         return generated
 
-    def fill(self, embeddings: Iterable[Tensor]) -> None:
-        """Generate the factors of those embeddings (width,) that the cache lacks, in batches."""
+    def fill(self, embeddings: Iterable[Tensor], gated: bool = True) -> None:
+        """Generate the factors of those embeddings (width,) that the cache lacks, in batches.
+
+        gated: whether those below the threshold get none.
+        """
+        gated = gated and self.gate
         new = {content_key(c): c for c in embeddings}
-        missing = [(key, c) for key, c in new.items() if key not in self._entries]
+        missing = [(key, c) for key, c in new.items() if key not in self._entries or not (gated or self.get(key))]
         for start in range(0, len(missing), _AT_ONCE):  # a schedule over frames may bring hundreds
             keys, c = zip(*missing[start : start + _AT_ONCE], strict=True)
-            self._entries.update(zip(keys, self._generate(torch.stack(c)), strict=True))
+            self._entries.update(zip(keys, self._generate(torch.stack(c), gated), strict=True))
 
-    def _generate(self, c: Tensor) -> list[Generated | None]:
+    def _generate(self, c: Tensor, gated: bool) -> list[Generated | None]:
         c = c.to(self.eraser.device)
         scores = self.eraser.score(c).tolist()
-        if self.gate and max(scores) < 1:
+        if gated and max(scores) < 1:
             return [None] * len(scores)
         layers = self.eraser.factors(c, self.strength)
         return [
-            None if self.gate and score < 1 else Generated(select(layers, slice(p, p + 1)), score)
+            None if gated and score < 1 else Generated(select(layers, slice(p, p + 1)), score)
             for p, score in enumerate(scores)
         ]
 

@@ -122,10 +122,13 @@ class SamplingTexts:
         self.warn(f"UnHype: {what} {outcome} {self.deltas.policy}, hypernet '{self.deltas.eraser.name}'.")
         return (self.table.number(self.deltas.unreadable()),) * rows
 
-    def rows_among(self, states: Tensor, known: Iterable[tuple[Tensor, tuple[int, ...]]]) -> tuple[int, ...]:
+    def rows_among(
+        self, states: Tensor, known: Iterable[tuple[Tensor, tuple[int, ...]]], pictures: bool
+    ) -> tuple[int, ...]:
         """The row number of each row of embedded tokens (n, length, width) by those of which the text is known.
 
-        known: embedded tokens (rows, length, width) and the row number of each.
+        known: embedded tokens (rows, length, width) and the row number of each. pictures: whether what isn't known
+        is a picture, which gets no delta.
         """
         index, parts = TextIndex(), []
         for tokens, numbers in known:
@@ -135,9 +138,10 @@ class SamplingTexts:
         rows, found = states.detach().cpu(), []
         for row in rows:
             runs = index.runs(row)
-            if any(run.text is None for run in runs):
+            if any(run.text is None for run in runs) and not pictures:
                 self.unreadable(1, "tokens that another node puts behind the model's text embedding")
-            found.append(self._row_parts(runs, len(row), parts.__getitem__, lambda _: self.deltas.unreadable()))
+            unknown = () if pictures else self.deltas.unreadable()
+            found.append(self._row_parts(runs, len(row), parts.__getitem__, lambda _, unknown=unknown: unknown))
         return tuple(map(self.table.number, found))
 
     def _parts_of_rows(self, rows: Tensor, texts: Sequence[int | None]) -> list[tuple[Part, ...]]:

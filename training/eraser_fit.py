@@ -115,11 +115,13 @@ def _token_detector(
     for n, texts in enumerate(written.named):
         wordings = [phrase.prompt for phrase in plan.phrases if phrase.concept == n]
         names.append(torch.cat(states_of([*wordings, *texts])))
-    if not all(len(states) for states in names):
+    if missing := [concept for states, (concept, _) in zip(names, plan.concepts, strict=True) if not len(states)]:
         log.warning(
-            "UnHype: this text encoder doesn't tell which tokens a word becomes, so the detector judges prompts as a "
-            "whole only. In long prompts it may miss a concept."
+            "UnHype: this text encoder doesn't show which tokens %s becomes, so the detector scores whole prompts "
+            "only. In long ones it may miss it; look with Inspect Prompt.",
+            ", ".join(f"'{concept}'" for concept in missing[:5]),
         )
+    if len(missing) == len(names):
         return None
     benign = torch.cat(states_of([*retain.train, *written.benign, *written.parts]))
     held_out = states_of([*retain.held_out, *written.held_out])

@@ -7,6 +7,8 @@ In an encoder that reads from left to right it is the first that has seen the wh
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from .written import end_of_name
 
 
@@ -16,11 +18,14 @@ def last_tokens_of(clip: Any, prompt: str, name: str, length: int) -> list[int]:
     Where two encoders' states follow each other (SD 3), each has one. Where a template in front was cut off
     (Qwen-Image, Z-Image), the last tokens are those of the states.
     """
-    before = prompt[: end_of_name(prompt, name)]
-    rows, one, other = (_rows(clip, text) for text in (prompt, f"{prompt}, zebra", f"{before} umbrella"))
-    ends = [_common_start(a, b) - 1 for a, b in zip(one, other, strict=True)]
-    places = _places_of_states(rows, length)
-    return [place for place, token in enumerate(places) if token in [(n, end) for n, end in enumerate(ends)]]
+    end = end_of_name(prompt, name)
+    before, behind = prompt[: end - len(name)], prompt[end:]
+    unreadable = " ".join("\ue000" * len(word) for word in name.split())
+    texts = (prompt, f"{prompt} zebra", f"{prompt[:end]} umbrella", before + unreadable + behind)
+    rows, one, other, without = (_rows(clip, text) for text in texts)
+    # A tokenizer that lacks the characters of a name (T5: CJK, emoji) makes the same tokens of any such word.
+    ends = {(n, _common_start(one[n], other[n]) - 1) for n, ids in enumerate(rows) if ids != without[n]}
+    return [place for place, token in enumerate(_places_of_states(rows, length)) if token in ends]
 
 
 def distinct_tokens(clip: Any, text: str, length: int) -> list[int]:
@@ -56,8 +61,8 @@ def _rows(clip: Any, text: str) -> list[list[Any]]:
 
 
 def _key(token: Any) -> Any:
-    """A token id, or the identity of a textual inversion's vector."""
-    return token if isinstance(token, int) else id(token)
+    """A token id, or the content of a textual inversion's vector."""
+    return token.detach().cpu().numpy().tobytes() if torch.is_tensor(token) else token
 
 
 def _common_start(one: Sequence[Any], other: Sequence[Any]) -> int:

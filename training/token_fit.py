@@ -21,12 +21,23 @@ _ROUNDS, _HARDEST, _SAMPLED, _ITERATIONS = 2, 1000, 500, 100
 # Of the names' tokens this share may score below the weakest that counts: in some prompts the end is cut off.
 _WEAKEST = 0.02
 _LEAST, _ABOVE, _HIGHEST = 0.01, 1.01, 0.8
+_ESTIMATED, _WIDEST = 10_000, 4096
+# Numbers of benign states that a fit takes at most: they are held some times over.
+_MOST_NUMBERS = 60_000_000
 # No concept is detected in more of the benign prompts than this share.
 _OVERLAP = 0.01
 
 
 def whitening(states: Tensor) -> Tensor:
-    """T (d, d) with T T' = (C + rho I)^-1 for states (n, d) of covariance C, fp32, computed in fp64."""
+    """T (d, d) with T T' = (C + rho I)^-1 for states (n, d) of covariance C, fp32, computed in fp64.
+
+    C is estimated on a part of many states. Beyond 4096 numbers only its diagonal is used, and that of T is returned,
+    (d,): all of it would take gigabytes and minutes.
+    """
+    states = states[:: max(1, len(states) // _ESTIMATED)]
+    if states.shape[1] > _WIDEST:
+        variance = states.double().var(0)
+        return (variance + _WHITENING * variance.mean()).rsqrt().float()
     covariance = torch.cov(states.T).double()
     covariance.diagonal().add_(_WHITENING * covariance.diagonal().mean())
     lower = torch.linalg.cholesky(covariance)
@@ -70,11 +81,12 @@ def fit_token_detector(
 ) -> TokenDetector:
     """Fit a `TokenDetector` and calibrate each concept's threshold on prompts that are not in the fit.
 
-    names: for each concept the states of its name's tokens, (n, in); benign: (k, in), all tokens of benign
-    prompts; held_out: for each held-out prompt its states, of which the highest score counts; preserved: the same
-    for prompts that stay below the threshold unless a concept can't be separated from them; widths: of the text
-    encoders whose states lie side by side. false_alarms: share of the held-out prompts that may be detected, for
-    all concepts and encoders together. report(done, total) may raise to interrupt.
+    names: for each concept the states of its name's tokens, (n, in); a concept without any is never detected.
+    benign: (k, in), all tokens of benign prompts; held_out: for each held-out prompt its states, of which the
+    highest score counts; preserved: the same for prompts that stay below the threshold unless a concept can't be
+    separated from them; widths: of the text encoders whose states lie side by side. false_alarms: share of the
+    held-out prompts that may be detected, for all concepts and encoders together. report(done, total) may raise to
+    interrupt.
     """
     weights, biases, first, steps = [], [], 0, _ROUNDS * len(names)
     lengths = [len(states) for states in (*held_out, *preserved)]
@@ -89,6 +101,8 @@ def fit_token_detector(
         scores = unit_states(others[:, part].float()) @ rows.T + constants
         highest = torch.stack([prompt.amax(0) for prompt in scores.split(lengths)])
         for k, states in enumerate(names):
+            if not len(states):
+                continue
             own = unit_states(states[:, part].float()) @ rows[k] + constants[k]
             weakest = torch.quantile(own, _WEAKEST).view(1)
             share = false_alarms / len(names) / len(widths)
@@ -109,19 +123,28 @@ def fit_token_detector(
 
 def _fit_encoder(names: Sequence[Tensor], benign: Tensor, report: Callable[[int], None]) -> tuple[Tensor, Tensor]:
     """Rows (concepts, width) and constants (concepts,) of one encoder, not yet scaled to their thresholds."""
+    report(0)
+    benign = benign[:: -(-benign.numel() // _MOST_NUMBERS)]
     root = whitening(benign)
-    benign = benign @ root
-    names = [states @ root for states in names]
+    benign, names = _whitened(benign, root), [_whitened(states, root) for states in names]
     center = benign.mean(0)
-    rows = torch.stack([states.mean(0) - center for states in names])
-    constants = torch.zeros(len(names))
+    # A concept without tokens keeps this row, which is below every threshold.
+    rows = torch.stack([states.mean(0) - center if len(states) else torch.zeros_like(center) for states in names])
+    constants = torch.tensor([0.0 if len(states) else -1.0 for states in names])
     generator = torch.Generator().manual_seed(0)
     for number in range(_ROUNDS):
         scores = benign @ rows.T
         for k, states in enumerate(names):
             report(number * len(names) + k)
+            if not len(states):
+                continue
             hardest = scores[:, k].topk(min(_HARDEST, len(benign))).indices
             sampled = torch.randint(len(benign), (_SAMPLED,), generator=generator)
             chosen = torch.cat([hardest, sampled]).unique()
             rows[k], constants[k] = hinge_fit(states, benign[chosen], center)
-    return rows @ root.T, constants
+    return _whitened(rows, root if root.dim() == 1 else root.T), constants
+
+
+def _whitened(states: Tensor, root: Tensor) -> Tensor:
+    """States (n, d) times a matrix, or a diagonal (d,)."""
+    return states * root if root.dim() == 1 else states @ root

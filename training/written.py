@@ -83,6 +83,7 @@ def written_prompts(
         subject = subjects[number % len(subjects)]
         if random.random() < 0.6:
             drawn = random.choices(phrases.texts, phrases.weights, k=random.randint(2, _MOST_TAGS))
+            subject = subject.lower() if random.random() < 0.3 else subject
             tags = _placed(subject, list(dict.fromkeys(drawn)), random)
             prompts.append(random.choice(_SEPARATORS).join(tags))
         else:

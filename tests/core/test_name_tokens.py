@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 from core_parts import TinyClip, WordClip
 
 from unhype.training.name_tokens import distinct_tokens, last_tokens_of
@@ -57,3 +58,33 @@ def test_of_padding_three_tokens_count():
 
 def test_all_tokens_count_where_they_cant_be_told():
     assert distinct_tokens(TinyClip(), "a cat", 5) == [0, 1, 2, 3, 4]
+
+
+class OnlyAscii:
+    """A tokenizer that lacks all other characters, as T5's lacks many scripts."""
+
+    def tokenize(self, text):
+        words = re.findall(r"[a-z]+|,|[^\x00-\x7f]+", text.lower())
+        return {"t5xxl": [[(hash(word) if word.isascii() else 2, 1.0) for word in words] + [(1, 1.0)] * 12]}
+
+
+def test_a_name_that_the_tokenizer_lacks_has_no_token():
+    clip = OnlyAscii()
+    prompt = "a photo of a \u732b, 35mm"
+    (ids,) = clip.tokenize(prompt).values()
+    assert last_tokens_of(clip, prompt, "\u732b", len(ids[0])) == []
+    assert last_tokens_of(clip, prompt, "photo", len(ids[0])) == [1]
+
+
+class Inversions(WordClip):
+    """Loads the vector of a textual inversion anew each time, as ComfyUI does."""
+
+    def tokenize(self, text):
+        tokens = super().tokenize(text)
+        vector, word = torch.ones(3), super().tokenize("mycat")["words"][0][1][0]
+        tokens["words"] = [[(vector if number == word else number, 1.0) for number, _ in tokens["words"][0]]]
+        return tokens
+
+
+def test_a_textual_inversion_is_known_by_its_content():
+    assert last_tokens_of(Inversions(), "a photo of mycat, 35mm", "mycat", WordClip.LENGTH) == [4]

@@ -100,9 +100,8 @@ def test_a_mask_follows_the_repetition_of_its_tokens(tokens, expected):
 
 
 def part(number, start=0, stop=4, length=4):
-    return Part(
-        Span(start, stop, length), bytes([number]), [Factors(normal(1, 2, 3, seed=number), torch.ones(1, 4, 2))]
-    )
+    factors = [Factors(normal(1, 2, 3, seed=number), torch.ones(1, 4, 2))]
+    return Part(Span(start, stop, length), bytes([number]), factors, 1.0)
 
 
 def test_equal_prompts_share_a_row_number_and_prompts_without_parts_are_the_base():

@@ -114,8 +114,9 @@ def test_a_named_concept_in_neighbouring_chunks_is_one_part(entry):
     assert [part.span for part in parts] == [(0, 2 * TOKENS, 2 * TOKENS)] * 2
 
 
-def test_what_c_is_detected_for_is_not_added_again(entry):
-    """A synonym that only c tells, beside a name that only a token tells: neither may stay."""
+@pytest.mark.parametrize("joint", [False, True])
+def test_what_c_is_detected_for_is_not_added_again(entry, joint):
+    """A synonym that only c shows, beside a name that only a token shows: neither may stay."""
     entry = {**entry, "cross_attn": entry["cross_attn"][:, :TOKENS]}
     pooled = entry["pooled_output"][0]
     tokens = named(entry["cross_attn"][0], 3)
@@ -124,13 +125,37 @@ def test_what_c_is_detected_for_is_not_added_again(entry):
         given = torch.tensor([[2.0, 0.0], [0.0, 2.0], scores])
         detector = detector_scoring(torch.stack([C[0], C[1], pooled]), given)
         eraser = small_eraser(detector=detector, concept_embeddings=C, token_detector=tokens)
-        ((parts,),), _ = PromptDeltas(eraser).parts([entry])
+        ((parts,),), _ = PromptDeltas(eraser, joint=joint).parts([entry])
         return [part.key for part in parts]
 
     assert keys(1.5, 0.0) == [content_key(pooled), content_key(C[1])]
     assert keys(0.0, 1.5) == [content_key(pooled)]
     assert keys(1.5, 1.2) == [content_key(pooled)]
     assert keys(0.5, 0.5) == [content_key(C[1])]
+
+
+def test_a_named_concept_is_erased_whatever_c_says_of_it(entry):
+    """A file whose own embedding of a concept scores below 1."""
+    detector = detector_of([], [C[1], entry["pooled_output"][0]])
+    eraser = small_eraser(detector=detector, concept_embeddings=C, token_detector=named(entry["cross_attn"][0], 3))
+    ((parts,),), _ = PromptDeltas(eraser).parts([entry])
+    assert [part.key for part in parts] == [content_key(C[1])]
+
+
+def test_without_the_gate_a_named_concept_of_c_is_not_added_again(entry):
+    pooled = entry["pooled_output"][0]
+    detector = detector_scoring(torch.stack([C[0], C[1], pooled]), torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 0.8]]))
+    eraser = small_eraser(detector=detector, concept_embeddings=C, token_detector=named(entry["cross_attn"][0], 3))
+    ((parts,),), _ = PromptDeltas(eraser, gate=False).parts([entry])
+    assert [part.key for part in parts] == [content_key(pooled)]
+
+
+def test_joint_parts_outlive_the_cache(entry):
+    entry = {**entry, "cross_attn": entry["cross_attn"][:, :TOKENS]}
+    deltas = PromptDeltas(small_eraser(detector=detector_of([*C], []), concept_embeddings=C), gate=False, joint=True)
+    ((parts,),), _ = deltas.parts([entry])
+    deltas.cache.clear()
+    assert [part.key for part in deltas.merged([*parts, *parts])] == [parts[0].key]
 
 
 def test_a_file_brings_it_back(tmp_path, entry):

@@ -5,6 +5,7 @@ import torch
 from core_parts import seeded
 
 from unhype.hypernet.token_detector import unit_states
+from unhype.training import token_fit
 from unhype.training.token_fit import fit_token_detector, hinge_fit, whitening
 
 WIDTH, CONCEPTS = 24, 3
@@ -96,4 +97,20 @@ def test_a_report_may_interrupt():
 
     with pytest.raises(KeyboardInterrupt):
         fit_token_detector(names, benign, held_out, [], (WIDTH,), report)
-    assert calls == [(done, 2 * CONCEPTS) for done in range(5)]
+    assert calls == [(done, 2 * CONCEPTS) for done in (0, 0, 1, 2, 3, 4)]
+
+
+def test_a_name_without_tokens_is_never_detected():
+    names, benign, held_out, draw = world()
+    detector = fit_token_detector([names[0], names[1][:0], names[2]], benign, held_out, [], (WIDTH,))
+    assert detector(torch.cat([names[1], draw(100)]))[1] < 0
+    assert (detector.token_scores(names[2])[:, 2] >= 1).float().mean() >= 0.95
+
+
+def test_very_wide_states_are_whitened_by_their_variances(monkeypatch):
+    names, benign, held_out, _ = world()
+    monkeypatch.setattr(token_fit, "_WIDEST", WIDTH - 1)
+    assert whitening(benign).shape == (WIDTH,)
+    detector = fit_token_detector(names, benign, held_out, [], (WIDTH,))
+    for k, tokens in enumerate(names):
+        assert (detector.token_scores(tokens)[:, k] >= 1).float().mean() >= 0.9
