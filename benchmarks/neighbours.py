@@ -2,7 +2,7 @@
 
 Of the ten classes there are kinds that should be detected as far as the model draws the class for them, and kinds that
 should not. Names of several words come with everyday phrases that hold one of their words. None of it is ever fitted
-on; tests/project/test_prompts.py checks that.
+on; tests/project/test_prompt_bench.py checks that.
 """
 
 from .lab.vocabulary import CLASSES
