@@ -75,12 +75,15 @@ def test_the_detectors_table_is_its_result_file_and_has_every_candidate():
 def test_the_prompts_tables_are_their_result_file():
     families = results("prompts")["families"]
     assert section("prompts", MEASURED).group() == prompt_tables.text(families)
-    drawn = families["sd15"]["1"]["pictures"]
-    assert drawn["exact"]
-    shown = {name: method["shown"]["holding an erased concept"]["all"] for name, method in drawn["methods"].items()}
-    # "nearly half", "leaves none": what the README says of them.
-    assert 0.4 < shown["ours"][0] / shown["ours"][1] < 0.5
-    assert shown["uce"][0] == 0
+    for number, words in (("1", "none of 65 pictures still shows it"), ("10", "2 of 46 do")):
+        drawn = families["sd15"][number]["pictures"]
+        assert drawn["exact"]
+        shown = {name: method["shown"]["holding an erased concept"]["all"] for name, method in drawn["methods"].items()}
+        assert words in README
+        assert shown["ours"] == [int(n) for n in re.findall(r"\d+", words.replace("none", "0"))]
+        assert shown["uce"][0] == 0
+        hits, total = drawn["methods"]["ours"]["identical"]["about benign subjects"]["all"]
+        assert hits == total
 
 
 def test_ours_erases_and_leaves_the_rest_alone():
