@@ -10,6 +10,8 @@ import torch
 from einops import einsum
 from torch import Tensor
 
+from .token_detector import unit_states
+
 
 @dataclass(frozen=True)
 class PooledRegressor:
@@ -56,9 +58,4 @@ def chunk_features(tokens: Tensor, widths: tuple[int, ...]) -> Tensor:
     mean does. Both are scaled to a mean square of one, so that token weights don't change them.
     """
     states = [state for part in tokens.split(list(widths), -1) for state in (part.mean(0), part[-1])]
-    return torch.cat([_scaled(state) for state in states])
-
-
-def _scaled(state: Tensor) -> Tensor:
-    # Clamped before the root, whose gradient at the zeros of padding is infinite.
-    return state / state.square().mean().clamp_min(1e-12).sqrt()
+    return torch.cat([unit_states(state) for state in states])

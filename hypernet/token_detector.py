@@ -54,4 +54,5 @@ class TokenDetector(Module):
 
 def unit_states(states: Tensor) -> Tensor:
     """States (..., width) scaled to a mean square of one, so that token weights don't change them; zeros stay zeros."""
+    # Clamped before the root, whose gradient at the zeros of padding is infinite.
     return states / states.square().mean(-1, keepdim=True).clamp_min(1e-12).sqrt()

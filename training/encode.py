@@ -1,7 +1,6 @@
 """The prompts of a run, encoded: token states for the tasks, and the embeddings that may drive H."""
 
 import hashlib
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -181,7 +180,7 @@ def encode_prompts(
                 layers = torch.stack([chunk_features(part, widths) for part in states])
                 own = None
                 if text in scored:
-                    own = torch.cat([_scored_states(clip, prompt, scored[text], widths) for prompt in prompts])
+                    own = _scored_states(clip, prompts, scored[text], widths)
                 found[text] = prompts[0] if text in whole else replace(prompts[0], conditioning=[]), layers, own
                 kept.add(*found[text])
         finally:
@@ -197,14 +196,17 @@ def encode_prompts(
     return Prompts(encoded, [features[layer] for layer in known], chunk, regressor, r2, tokens, widths)
 
 
-def _scored_states(clip: Any, prompt: EncodedPrompt, name: str, widths: tuple[int, ...]) -> Tensor:
-    """The scaled states (n, in) of the name's last token, or without a name those of all tokens that differ."""
-    tokens = prompt.conditioning[0][0][0].float().cpu()
+def _scored_states(clip: Any, prompts: Sequence[EncodedPrompt], name: str, widths: tuple[int, ...]) -> Tensor:
+    """The scaled states (n, in) of the name's last token, or without a name those of all tokens that differ.
+
+    prompts: one text in each version of the CLIP.
+    """
+    versions, text = [prompt.conditioning[0][0][0] for prompt in prompts], prompts[0].text
     if name:
-        chosen = last_tokens_of(clip, prompt.text, name, len(tokens))
+        chosen = last_tokens_of(clip, text, name, len(versions[0]))
     else:
-        chosen = distinct_tokens(clip, prompt.text, len(tokens))
-    tokens = tokens[chosen]
+        chosen = distinct_tokens(clip, text, len(versions[0]))
+    tokens = torch.cat([states[chosen].float().cpu() for states in versions])
     tokens = tokens[tokens.any(-1)]
     return torch.cat([unit_states(part) for part in tokens.split(widths, -1)], -1).half()
 
@@ -232,20 +234,22 @@ class _Kept:
         if self.cache is None:
             return
         self.keys = {text: prompt_key(clip.tokenize(text)) for text in texts}
-        for is_whole, is_scored in itertools.product((True, False), repeat=2):
-            some = [text for text in texts if (text in whole, text in scored) == (is_whole, is_scored)]
-            names = {text: self._names(text, is_whole) for text in some}
-            known = self.cache.read({key: names[text] for text in some if (key := self.keys[text]) is not None})
-            for text in some:
-                if (key := self.keys[text]) in known:
-                    c, features, conditioning = unpacked(known[key])
-                    own = known[key][_scored_name(scored[text])] if is_scored else None
-                    self.found[text] = EncodedPrompt(text, c, conditioning), features, own
+        wanted: dict[str, set[str]] = {}  # texts of the same tokens share a key
+        for text, key in self.keys.items():
+            if key is not None:
+                wanted.setdefault(key, {"c", "features"})
+                wanted[key] |= ({"states"} if text in whole else set()) | self._scored_names(text)
+        known = self.cache.read(wanted)
+        for text, key in self.keys.items():
+            if key in known:
+                c, features, conditioning = unpacked(known[key])
+                own = [known[key][name] for name in self._scored_names(text)]
+                prompt = EncodedPrompt(text, c, conditioning if text in whole else [])
+                self.found[text] = prompt, features, own[0] if own else None
 
-    def _names(self, text: str, is_whole: bool) -> list[str]:
-        """The names of the tensors that a text needs."""
-        own = [_scored_name(self.scored[text])] if text in self.scored else []
-        return ["c", "features", *(["states"] if is_whole else []), *own]
+    def _scored_names(self, text: str) -> set[str]:
+        """The name of the scored states of a text, if it is scored."""
+        return {_scored_name(self.scored[text])} if text in self.scored else set()
 
     def add(self, prompt: EncodedPrompt, features: Tensor, scored: Tensor | None) -> None:
         """Keep a prompt, with its conditioning and its scored states if it has them."""
