@@ -22,7 +22,14 @@ def interface_folder(version: str) -> Path:
         say(f"Fetching interface {version}.")
         with requirements_file(INTERFACES[version]) as file:
             pip(
-                venv_python(base_venv()), "install", "--no-deps", "--require-hashes", "--target", str(folder), "-r", file
+                venv_python(base_venv()),
+                "install",
+                "--no-deps",
+                "--require-hashes",
+                "--target",
+                str(folder),
+                "-r",
+                file,
             )
 
     folder = build_once(cache_folder() / f"interface-{version}", build)

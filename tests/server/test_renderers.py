@@ -85,7 +85,9 @@ def run(web, server):
 
 def drawn(web, text=True):
     """What is drawn on the report's node, once its picture has come."""
-    web.page.wait_for_function(f"(text) => {{ const seen = ({_DRAWN})(); return seen.pages.length && !!seen.text === text }}", arg=text)
+    web.page.wait_for_function(
+        f"(text) => {{ const seen = ({_DRAWN})(); return seen.pages.length && !!seen.text === text }}", arg=text
+    )
     web.page.wait_for_timeout(1000)  # for the picture to take its place
     return web.page.evaluate(_DRAWN)
 
