@@ -55,6 +55,7 @@ def _test(parser: ArgumentParser) -> None:
 
 def _serve(parser: ArgumentParser) -> None:
     _number(parser, "--port", 8188, "where ComfyUI listens")
+    parser.add_argument("--interface", help="another web interface than this ComfyUI's own: 1.58.1")
 
 
 def _speed(parser: ArgumentParser) -> None:
