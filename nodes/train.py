@@ -17,9 +17,9 @@ from ..training.run import Outcome, train_erasure
 from ..training.settings import Settings
 from .folders import checkpoint_folder, encodings_folder, safe_name, training_folder
 from .progress import DrawingProgress, Progress, show_page, there_is_a_new_file
-from .schema import CATEGORY, Hypernet, node_id, only_choices, only_links, schema
+from .schema import CATEGORY, PURPOSES, Hypernet, node_id, only_choices, only_links, schema
 from .shown import shown
-from .train_inputs import advanced_inputs, main_inputs, optional_inputs
+from .train_inputs import NAME, advanced_inputs, main_inputs, optional_inputs
 from .written import fingerprint, remember
 
 
@@ -32,9 +32,9 @@ class TrainErasure(io.ComfyNode):
             node_id="UnHypeTrainErasure",
             display_name="Train Erasure",
             category=CATEGORY,
-            description="Trains a concept eraser for this model and saves it in models/unhype. Stop it whenever you "
-            "like: queue the same settings again and it goes on from its last checkpoint.",
-            search_aliases=["erase", "unlearn", "remove concept", "safety", "train hypernet", "concept erasure"],
+            description="Trains an eraser for this model and saves it in models/unhype. Stop it whenever you like; "
+            "the same settings go on from there.",
+            search_aliases=[*PURPOSES, "train hypernet", "train lora"],
             is_output_node=True,
             inputs=[*main_inputs(), *advanced_inputs(), *optional_inputs()],
             outputs=[
@@ -46,7 +46,7 @@ class TrainErasure(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, concepts: str | None, preset: str | None = CUSTOM) -> bool | str:
+    def validate_inputs(cls, concepts: str | None = "", preset: str | None = CUSTOM) -> bool | str:
         if concepts is None or preset is None:
             return True  # another node gives it; `execute` checks it
         try:
@@ -66,10 +66,10 @@ class TrainErasure(io.ComfyNode):
     def execute(
         cls,
         model: Any,
-        concepts: str,
-        preserve: str,
-        name: str,
-        kind: str,
+        concepts: str = "",
+        preserve: str = "",
+        name: str = NAME,
+        kind: str = Settings.kind,
         clip: Any = None,
         start_from: Eraser | None = None,
         vae: Any = None,

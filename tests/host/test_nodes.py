@@ -175,7 +175,7 @@ def test_an_unknown_preset_is_refused_before_anything_runs(nodes):
         ("UnHypeTrainErasure", "kind", ("model", "clip")),
         ("UnHypeTrainErasure", "objective", ("model", "clip")),
         ("UnHypeTrainErasure", "preset", ("model", "clip")),
-        ("UnHypeErasureReport", "sampler", ("model", "clip", "vae", "unhype")),
+        ("UnHypeErasureReport", "sampler_name", ("model", "clip", "vae", "unhype")),
         ("UnHypeErasureReport", "scheduler", ("model", "clip", "vae", "unhype")),
     ],
 )

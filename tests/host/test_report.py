@@ -83,7 +83,7 @@ class RoughVae:
         self.decode = lambda latents: decoder(model, None)(latents).unsqueeze(0)
 
 
-SETTINGS = {"steps": 2, "cfg": 3.0, "sampler": "euler", "scheduler": "normal", "seed": 0, "width": 64, "height": 64}
+SETTINGS = {"steps": 2, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "seed": 0, "width": 64, "height": 64}
 
 
 def run_node(model, eraser, prompts, **inputs):
