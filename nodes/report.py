@@ -5,7 +5,6 @@ from typing import Any
 import comfy.samplers
 from comfy_api.latest import io
 
-from ..evaluation.cards import tally
 from ..evaluation.compare import compare, own_prompts, prompts_of
 from ..evaluation.decoding import vae_decoder
 from ..evaluation.report_page import report_page, report_text
@@ -59,16 +58,18 @@ class ErasureReport(io.ComfyNode):
         drawing = Drawing(sampler=sampler_name, **settings)
         only_choices(cls, sampler_name=sampler_name, scheduler=drawing.scheduler)
         try:
-            texts = prompts_of(prompts) or own_prompts(unhype.record)
+            texts = prompts_of(prompts)
         except PromptError as error:
             raise PromptError(f"Erasure Report, 'prompts': {error}") from error
-        node = node_id(cls)
+        own = {} if texts else own_prompts(unhype.record)
+        headings = {text: heading for heading, group in own.items() for text in group}
+        texts, node = texts or list(headings), node_id(cls)
         progress = DrawingProgress(node)
         pairs = compare(model, clip, unhype, texts, drawing, vae_decoder(vae), progress, picture_encoder(clip_vision))
         warnings = [_ERASED_BEFORE] if is_erased(model) else []
-        sheet = report_page(unhype, pairs, drawing, warnings)
-        show_page(node, sheet, tally(pairs))
-        text = report_text(unhype, pairs, warnings)
+        sheet = report_page(unhype, pairs, warnings, headings)
+        show_page(node, sheet, "Done.")
+        text = report_text(unhype, pairs, drawing, warnings, headings)
         image, display = shown(cls, sheet, text)
         return io.NodeOutput(image, text, ui=display)
 

@@ -6,9 +6,9 @@ from typing import Any
 from comfy.cli_args import args
 from comfy_api.latest import io
 
-from ..evaluation.cards import tally
 from ..evaluation.decoding import decoder
-from ..evaluation.training_page import ended, example_pairs, in_words, training_page
+from ..evaluation.page import to_tensor
+from ..evaluation.training_page import example_pairs, in_words, training_page
 from ..hypernet.eraser import Eraser
 from ..training.plan import Request
 from ..training.presets import CUSTOM, with_preset
@@ -40,7 +40,7 @@ class TrainErasure(io.ComfyNode):
             outputs=[
                 Hypernet.Output("unhype", display_name="UNHYPE", tooltip="The eraser, for Apply Concept Erasure."),
                 io.Custom("LOSS_MAP").Output("loss_map", display_name="LOSS_MAP", tooltip="For Plot Loss Graph."),
-                io.Image.Output("report", display_name="report", tooltip="The run on one page, for Save Image."),
+                io.Image.Output("report", display_name="report", tooltip="The run on one page with curves and settings, for Save Image."),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
         )
@@ -105,9 +105,10 @@ class TrainErasure(io.ComfyNode):
         there_is_a_new_file(node)
         pairs = example_pairs(model, clip, outcome.eraser, request, DrawingProgress(node))
         sheet = training_page(outcome, pairs)
-        show_page(node, sheet, f"{ended(outcome)}\n{tally(pairs)}".strip())
-        image, display = shown(cls, sheet, in_words(outcome))
-        return io.NodeOutput(outcome.eraser, {"loss": outcome.losses}, image, ui=display)
+        show_page(node, sheet, "Done.")
+        _, display = shown(cls, sheet, in_words(outcome))
+        report = to_tensor(training_page(outcome, pairs, details=True))
+        return io.NodeOutput(outcome.eraser, {"loss": outcome.losses}, report, ui=display)
 
 
 def _trained(model: Any, clip: Any, request: Request, node: str | None) -> Outcome:
