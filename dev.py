@@ -13,6 +13,7 @@
     python3 dev.py readability            how easily README and help pages read
     python3 dev.py check                  the checks of the registry and of others, on what the registry gets
     python3 dev.py locales                write the English words of locales/ anew, from the nodes
+    python3 dev.py screens                screenshots of the interface, in results/screens
     python3 dev.py thumbnails             draw the workflows' cards anew, from benchmarks/results
 
   --host 0.30.0 | 0.3.75 | 0.3.52 | FOLDER  which ComfyUI; or the variable COMFYUI_PATH; `test` also takes `all`

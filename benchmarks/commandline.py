@@ -147,6 +147,11 @@ def _lab_measure(parser: ArgumentParser) -> None:
     parser.add_argument("--folder", type=Path, help="of emoji packages, for family clip; the cache folder by default")
 
 
+def _screens(parser: ArgumentParser) -> None:
+    parser.add_argument("--nodes2", action="store_true", help="in the newer renderer, Nodes 2.0")
+    parser.add_argument("--only", nargs="*", choices=("templates", "run"), default=(), help="a part of them")
+
+
 def _lint(parser: ArgumentParser) -> None:
     parser.add_argument("--fix", action="store_true", help="let ruff mend what it can")
 
@@ -187,6 +192,7 @@ COMMANDS = {
     "readability": Command("How easily README and help pages read."),
     "check": Command("The checks of the registry and of others, on what the registry gets."),
     "locales": Command("Write the English words of locales/ anew, from the nodes.", runs=("benchmarks.locales",)),
+    "screens": Command("Screenshots of the interface on the lab's model.", _screens, ("benchmarks.screens",)),
     "thumbnails": Command("Draw the workflows' cards anew, from results.", runs=("benchmarks.thumbnails",)),
 }
 # These look at files alone.

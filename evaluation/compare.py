@@ -72,7 +72,10 @@ def own_prompts(record: Record) -> dict[str, list[str]]:
     everyday = retain_split("", record.concepts, kind).held_out
     groups = {
         CONCEPTS: [shown(concept, kind) for concept in concepts[:_CONCEPTS]],
-        "Other wordings": [fill(wording, name) for name, wording in zip(concepts * 2, _WORDINGS.get(kind, _WORDINGS["object"]), strict=False)],
+        "Other wordings": [
+            fill(wording, name)
+            for name, wording in zip(concepts * 2, _WORDINGS.get(kind, _WORDINGS["object"]), strict=False)
+        ],
         "Close relatives": relatives(record)[:_RELATIVES],
         "Everyday": list(everyday[:: max(1, len(everyday) // _EVERYDAY)][:_EVERYDAY]),
     }

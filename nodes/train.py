@@ -40,7 +40,11 @@ class TrainErasure(io.ComfyNode):
             outputs=[
                 Hypernet.Output("unhype", display_name="UNHYPE", tooltip="The eraser, for Apply Concept Erasure."),
                 io.Custom("LOSS_MAP").Output("loss_map", display_name="LOSS_MAP", tooltip="For Plot Loss Graph."),
-                io.Image.Output("report", display_name="report", tooltip="The run on one page with curves and settings, for Save Image."),
+                io.Image.Output(
+                    "report",
+                    display_name="report",
+                    tooltip="The run on one page with curves and settings, for Save Image.",
+                ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
         )

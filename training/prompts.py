@@ -22,7 +22,7 @@ _MAX_NAME = 300
 # All wordings of all concepts are encoded and kept in memory for the length of a run.
 _MAX_CONCEPTS = 2000
 _ARROWS = re.compile(r"\s*(?:->|=>|\u2192)\s*")
-_MARKS = "\"\u201c\u201d"
+_MARKS = '"\u201c\u201d'
 _QUOTED = re.compile(rf"[{_MARKS}](?P<name>[^{_MARKS}]*)[{_MARKS}]")
 # Between the names of a list; not the comma of a number, and none in quotes, which an odd number of marks follows.
 _COMMAS = re.compile(

@@ -67,8 +67,8 @@ def test_pictures_below_the_threshold_are_identical_and_those_above_change(model
 def test_page_and_text_show_every_prompt(eraser, pairs):
     text = report_text(eraser, pairs, DRAWING, ["A warning."], {})
     assert text.startswith(
-        "Erasure report: tiny\nErases: cat -> tree\n2 of 2 erased prompts changed. 2 of 2 other prompts unchanged to the "
-        "last bit.\nA warning.\n\nErased:\n"
+        "Erasure report: tiny\nErases: cat -> tree\n2 of 2 erased prompts changed. "
+        "2 of 2 other prompts unchanged to the last bit.\nA warning.\n\nErased:\n"
     )
     assert all(f"\n{pair.text}: " in text for pair in pairs)
     assert text.count("score 2 of 1") == 2
@@ -102,7 +102,15 @@ class RoughVae:
         self.decode = lambda latents: decoder(model, None)(latents).unsqueeze(0)
 
 
-SETTINGS = {"steps": 2, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "seed": 0, "width": 64, "height": 64}
+SETTINGS = {
+    "steps": 2,
+    "cfg": 3.0,
+    "sampler_name": "euler",
+    "scheduler": "normal",
+    "seed": 0,
+    "width": 64,
+    "height": 64,
+}
 
 
 def run_node(model, eraser, prompts, **inputs):
@@ -235,7 +243,11 @@ def test_the_text_says_what_was_measured():
     text = pairs_in_words(pairs)
     assert text.index("a cat: erased, changed by 25.0% (score 2 of 1)") < text.index("Kept:\n") < text.index("a dog: ")
     assert [name for name, _ in in_groups(pairs[1:])] == ["Kept"]
-    assert [outcome_in_words(pair) for pair in pairs] == ["erased", "unchanged to the last bit", "changed by less than 0.1%"]
+    assert [outcome_in_words(pair) for pair in pairs] == [
+        "erased",
+        "unchanged to the last bit",
+        "changed by less than 0.1%",
+    ]
     assert outcome_in_words(pairs[1]._replace(erased=True)) == "erased, but the picture is the same"
 
 

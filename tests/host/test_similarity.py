@@ -91,4 +91,8 @@ def test_page_and_text_show_the_similarity():
     assert "(score 2 of 1; similarity: 0.60 to before, 0.90 to 'a tree')" in pairs_in_words(pairs)
     assert card_blocks(pairs[:1])[-1].height > card_blocks([pair])[-1].height
     assert "similarity" not in pairs_in_words([pair]).lower()
-    assert [resemblance_in_words(each) for each in (*pairs, pair)] == ["looks like 'a tree'", "still looks like before", ""]
+    assert [resemblance_in_words(each) for each in (*pairs, pair)] == [
+        "looks like 'a tree'",
+        "still looks like before",
+        "",
+    ]
