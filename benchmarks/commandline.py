@@ -149,6 +149,11 @@ def _lab_measure(parser: ArgumentParser) -> None:
     parser.add_argument("--folder", type=Path, help="of emoji packages, for family clip; the cache folder by default")
 
 
+def _screens(parser: ArgumentParser) -> None:
+    parser.add_argument("--nodes2", action="store_true", help="in the newer renderer, Nodes 2.0")
+    parser.add_argument("--only", nargs="*", choices=("templates", "run"), default=(), help="a part of them")
+
+
 def _lint(parser: ArgumentParser) -> None:
     parser.add_argument("--fix", action="store_true", help="let ruff mend what it can")
 
@@ -186,10 +191,14 @@ COMMANDS = {
     "lab clip-measure": Command("Measure it.", _lab_clip_measure, ("benchmarks.lab", "clip-measure")),
     "lab measure": Command("Draw with a lab model and judge it.", _lab_measure, ("benchmarks.lab", "measure")),
     "lint": Command("ruff and ty, as pinned.", _lint),
+    "readability": Command("How easily README and help pages read."),
     "check": Command("The checks of the registry and of others, on what the registry gets."),
     "locales": Command("Write the English words of locales/ anew, from the nodes.", runs=("benchmarks.locales",)),
+    "screens": Command("Screenshots of the interface on the lab's model.", _screens, ("benchmarks.screens",)),
     "thumbnails": Command("Draw the workflows' cards anew, from results.", runs=("benchmarks.thumbnails",)),
 }
+# These look at files alone.
+WITHOUT_HOST = ("lint", "readability")
 FIRST_WORDS = tuple(dict.fromkeys(name.partition(" ")[0] for name in COMMANDS))
 GROUPS = {
     first: [name.partition(" ")[2] for name in COMMANDS if name.startswith(f"{first} ")]
@@ -202,7 +211,7 @@ def parser(name: str) -> ArgumentParser:
     """The parser of a command, by its name in COMMANDS."""
     command = COMMANDS[name]
     notes = [f"All else goes to {command.others}."] if command.others else []
-    if name != "lint":
+    if name not in WITHOUT_HOST:
         notes.append(f"--host {' | '.join(HOSTS)} | FOLDER{' | all' if name == 'test' else ''}  which ComfyUI")
     made = ArgumentParser(
         prog=f"dev.py {name}",

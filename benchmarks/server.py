@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -272,6 +273,9 @@ def main() -> int:
     others += interface_arguments(options.interface)
     base = prepare_base(serve_folder(os.environ.get("UNHYPE_HOST", "comfyui")))
     say(f"ComfyUI at http://127.0.0.1:{options.port}, its models and pictures in {base}; Ctrl+C ends it.")
+    # A shell starts what it runs in the background with interrupts ignored. Either signal ends ComfyUI as well.
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, signal.default_int_handler)
     process = subprocess.Popen(
         [*server_command(host_tree(), base, options.port), *others], cwd=host_tree(), env=server_environment()
     )

@@ -16,7 +16,7 @@ from ..hypernet.files import load, save
 from ..hypernet.network import Hypernet, HypernetConfig
 from .callbacks import Checkpoints, Report, Reporter
 from .checkpoint import load_checkpoint
-from .encode import Prompts, encode_prompts
+from .encode import Prompts, encode, encode_prompts
 from .encode_batch import in_batches
 from .eraser_fit import fit_eraser, training_record
 from .frozen import FrozenModel, check_copyable, differentiable, out_of_memory_errors
@@ -24,6 +24,7 @@ from .loop import TrainingError, new_state, train
 from .memory import memory_line, memory_of
 from .plan import Plan, Request, find_finished, make_plan
 from .preview import Previewer
+from .relatives import kept_example, near_relatives
 from .retention import Retention
 from .tasks import Task
 from .tasks.attention import AttentionTask, token_pairs
@@ -82,6 +83,7 @@ def _run(model: Any, clip: Any, plan: Plan, path: Path, report: Report) -> Outco
     if copied:
         check_copyable(model)
     prompts = _encode_all(clip, plan, report)
+    near = near_relatives(plan, prompts)
     frozen = FrozenModel(model, settings.checkpointing, copied)
     checkpoints = Checkpoints(plan.checkpoint, plan.recipe, plan.request.checkpoint_every)
     try:
@@ -97,10 +99,11 @@ def _run(model: Any, clip: Any, plan: Plan, path: Path, report: Report) -> Outco
             if plan.request.resume and load_checkpoint(state, checkpoints.path, plan.recipe):
                 log.info("UnHype: going on from the checkpoint at step %d.", state.step)
             frozen.load()
-            reporter = Reporter(report, settings.steps, _previewer(plan, frozen, prompts), plan.request.preview_every)
+            previewer = _previewer(clip, plan, frozen, prompts, near)
+            reporter = Reporter(report, settings.steps, previewer, plan.request.preview_every)
             with checkpoints.kept(state):
                 reason = train(state, task, retention, settings, [checkpoints, reporter])
-        training = training_record(plan, prompts, state, retention, reason, time.monotonic() - started)
+        training = training_record(plan, prompts, state, retention, reason, time.monotonic() - started, near)
     finally:
         frozen.release()
     with checkpoints.kept(state):
@@ -115,7 +118,7 @@ def _encode_all(clip: Any, plan: Plan, report: Report) -> Prompts:
     """Every text of the run."""
     phrases = [*plan.phrases, *plan.sentences]
     wordings = [phrase.prompt for phrase in phrases]
-    drawn = ["", plan.retained_example, *wordings, *(phrase.mapping for phrase in phrases)]
+    drawn = ["", *wordings, *(phrase.mapping for phrase in phrases)]
     train = [*plan.retain.train, *plan.written.benign, *wordings]
     parts, on_progress = (drawn, train, plan.retain.held_out, plan.scored), partial(report, "encoding prompts")
     return encode_prompts(clip, *parts, plan.family, on_progress, in_batches, plan.request.encodings)
@@ -161,8 +164,11 @@ def _retention(plan: Plan, prompts: Prompts, device: torch.device) -> Retention:
     return Retention(*(prompts.candidates(part).flatten(0, 1).to(device) for part in texts))
 
 
-def _previewer(plan: Plan, frozen: FrozenModel, prompts: Prompts) -> Previewer | None:
+def _previewer(clip: Any, plan: Plan, frozen: FrozenModel, prompts: Prompts, near: list[str]) -> Previewer | None:
+    """Draws an erased prompt and a kept one. near: retained prompts near the concepts."""
     if plan.request.decode is None:
         return None
-    shown = [prompts.encoded[plan.phrases[1].prompt], prompts.encoded[plan.retained_example]]
+    with torch.no_grad():
+        kept = encode(clip, kept_example(plan, near), plan.family.embedding)
+    shown = [prompts.encoded[plan.phrases[1].prompt], kept]
     return Previewer(frozen, shown, prompts.encoded[""], plan.request.settings, plan.request.decode)
