@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from ..hypernet.errors import UserError
-from .current import enforce
+from .enforced import enforce
 from .file import Policy, PolicyError, read_policy
 from .guard import Guard
 from .log import Log
