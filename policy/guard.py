@@ -14,6 +14,7 @@ import comfy.model_base
 import comfy.sampler_helpers
 from comfy.model_base import BaseModel
 
+from ..hypernet.doors import ErasureLapsedError
 from .enforced import is_learning
 from .file import PolicyError
 from .log import Log
@@ -89,6 +90,10 @@ class Guard:
                 behind = args[_OPTIONS] if len(args) > _OPTIONS else None
                 with self.log.refusals(base_model):
                     self.rules.check_call(base_model, kwargs.get("transformer_options", behind))
+                    try:
+                        return apply(base_model, x, *args, **kwargs)
+                    except ErasureLapsedError as error:  # of a strict eraser
+                        raise PolicyError(f"{self.rules.sentence} {error}") from error
             return apply(base_model, x, *args, **kwargs)
 
         return apply_model
