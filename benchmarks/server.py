@@ -120,12 +120,14 @@ class ComfyServer:
     """`with ComfyServer(base) as server: history = server.run(prompt)`.
 
     `base` is the folder for models, output and so on; `tree` the ComfyUI, by default the one dev.py chose.
+    `environment` is added to what the process gets from here.
     """
 
-    def __init__(self, base, tree=None, packs=PACKS, arguments=(), start_timeout: float = 300):
+    def __init__(self, base, tree=None, packs=PACKS, arguments=(), start_timeout: float = 300, environment=None):
         self.base = Path(base)
         self.tree = Path(tree) if tree else host_tree()
         self.packs, self.arguments, self.start_timeout = packs, list(arguments), start_timeout
+        self.environment = {**server_environment(), **(environment or {})}
         self.log = self.base / "server.log"
         self.process = None
 
@@ -139,7 +141,7 @@ class ComfyServer:
         command = [*server_command(self.tree, self.base, self.port), *self.arguments]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                command, cwd=self.tree, env=server_environment(), stdout=log, stderr=subprocess.STDOUT
+                command, cwd=self.tree, env=self.environment, stdout=log, stderr=subprocess.STDOUT
             )
         try:
             self._wait_until_up()

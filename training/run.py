@@ -14,6 +14,7 @@ from torch import Generator
 from ..hypernet.eraser import Eraser
 from ..hypernet.files import load, save
 from ..hypernet.network import Hypernet, HypernetConfig
+from ..policy.enforced import check_mappings, learning
 from .callbacks import Checkpoints, Report, Reporter
 from .checkpoint import load_checkpoint
 from .encode import Prompts, encode, encode_prompts
@@ -65,7 +66,7 @@ def train_erasure(model: Any, clip: Any, request: Request, report: Report) -> Ou
     if finished is not None:
         return Outcome(finished, path, finished.record.training.losses, "already trained")
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), learning():
             return _run(model, clip, plan, path, report)
     except out_of_memory_errors() as error:
         lower = "Set 'preview_every' to 0, or lower 'width' and 'height'"
@@ -84,6 +85,7 @@ def _run(model: Any, clip: Any, plan: Plan, path: Path, report: Report) -> Outco
         check_copyable(model)
     prompts = _encode_all(clip, plan, report)
     near = near_relatives(plan, prompts)
+    check_mappings(model, {phrase.mapping: prompts.encoded[phrase.mapping].conditioning for phrase in plan.phrases})
     frozen = FrozenModel(model, settings.checkpointing, copied)
     checkpoints = Checkpoints(plan.checkpoint, plan.recipe, plan.request.checkpoint_every)
     try:
