@@ -106,7 +106,7 @@ class NetworkCall:
         """Take a note of what the text embedding makes of text tokens: states (n, length, width)."""
         with self._outside():
             numbers = self.numbers if tokens is self.context else self._numbers_of(tokens)
-            self.embedded.append(_Known(ref(states), numbers, self._stacked(numbers, tokens.shape[1])))
+            self.embedded.append(_Known(ref(states), numbers, self._stacked(numbers, states.shape[1])))
 
     def has_embedded(self, states: Tensor) -> bool:
         """Whether states (n, length, width) came out of the text embedding."""

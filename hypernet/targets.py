@@ -70,17 +70,22 @@ def recognise(base_model: Any) -> Family:
     for family in FAMILIES:
         if family.config in config and family.network in network:
             return family
-    for family in FAMILIES:
-        if family.config in config:
-            raise UnsupportedModelError(
-                f"This model is {family.title}, but not as ComfyUI builds it: the node that loaded it uses a network "
-                f"of its own, {type(base_model.diffusion_model).__name__}, in which UnHype can't find the layers to "
-                "change. Load the model with a loader of ComfyUI's own; if it is too large, in fp8."
-            )
+    if (family := configured_family(base_model)) is not None:
+        raise UnsupportedModelError(
+            f"This model is {family.title}, but not as ComfyUI builds it: the node that loaded it uses a network "
+            f"of its own, {type(base_model.diffusion_model).__name__}, in which UnHype can't find the layers to "
+            "change. Load the model with a loader of ComfyUI's own; if it is too large, in fp8."
+        )
     raise UnsupportedModelError(
         f"This model is a {type(base_model).__name__}, and UnHype cannot erase concepts from that kind yet. "
         f"Supported: {supported()}."
     )
+
+
+def configured_family(base_model: Any) -> Family | None:
+    """The `Family` of a base model's configuration, whatever its network, or None."""
+    config = _ancestors(getattr(base_model, "model_config", None))
+    return next((family for family in FAMILIES if family.config in config), None)
 
 
 def takes_guidance(base_model: Any, family: Family) -> bool:

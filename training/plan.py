@@ -72,11 +72,6 @@ class Plan:
     start: Hypernet | None
 
     @property
-    def retained_example(self) -> str:
-        """The retained prompt that previews show beside an erased one."""
-        return self.retain.held_out[0]
-
-    @property
     def scored(self) -> dict[str, str]:
         """The texts that the token detector is fitted on, each with the concept that it names, "" for none."""
         benign = [*self.retain.train, *self.retain.held_out]

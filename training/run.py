@@ -16,10 +16,11 @@ from ..hypernet.eraser import Eraser
 from ..hypernet.families import TOKENS, Projection
 from ..hypernet.files import load, save
 from ..hypernet.network import Hypernet, HypernetConfig
+from ..policy.enforced import check_mappings, learning
 from . import closed_form
 from .callbacks import Checkpoints, Report, Reporter
 from .checkpoint import load_checkpoint
-from .encode import Prompts, encode_prompts
+from .encode import Prompts, encode, encode_prompts
 from .encode_batch import in_batches
 from .eraser_fit import fit_eraser, training_record
 from .frozen import FrozenModel, check_copyable, differentiable, out_of_memory_errors
@@ -27,6 +28,7 @@ from .loop import TrainingError, new_state, train
 from .memory import memory_line, memory_of
 from .plan import Plan, Request, find_finished, make_plan
 from .preview import Previewer
+from .relatives import kept_example, near_relatives
 from .prompts import Phrase
 from .retention import Retention
 from .tasks import Task
@@ -68,7 +70,7 @@ def train_erasure(model: Any, clip: Any, request: Request, report: Report) -> Ou
     if finished is not None:
         return Outcome(finished, path, finished.record.training.losses, "already trained")
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), learning():
             return _run(model, clip, plan, path, report)
     except out_of_memory_errors() as error:
         lower = "Set 'preview_every' to 0, or lower 'width' and 'height'"
@@ -86,6 +88,8 @@ def _run(model: Any, clip: Any, plan: Plan, path: Path, report: Report) -> Outco
     if copied:
         check_copyable(model)
     prompts = _encode_all(clip, plan, report)
+    near = near_relatives(plan, prompts)
+    check_mappings(model, {phrase.mapping: prompts.encoded[phrase.mapping].conditioning for phrase in plan.phrases})
     frozen = FrozenModel(model, settings.checkpointing, copied, plan.layers)
     checkpoints = Checkpoints(plan.checkpoint, plan.recipe, plan.request.checkpoint_every)
     try:
@@ -105,10 +109,11 @@ def _run(model: Any, clip: Any, plan: Plan, path: Path, report: Report) -> Outco
             state = new_state(hypernet, settings, generator)
             if plan.request.resume and load_checkpoint(state, checkpoints.path, plan.recipe):
                 log.info("UnHype: going on from the checkpoint at step %d.", state.step)
-            reporter = Reporter(report, settings.steps, _previewer(plan, frozen, prompts), plan.request.preview_every)
+            previewer = _previewer(clip, plan, frozen, prompts, near)
+            reporter = Reporter(report, settings.steps, previewer, plan.request.preview_every)
             with checkpoints.kept(state):
                 reason = train(state, task, retention, settings, [checkpoints, reporter])
-        training = training_record(plan, prompts, state, retention, reason, time.monotonic() - started)
+        training = training_record(plan, prompts, state, retention, reason, time.monotonic() - started, near)
     finally:
         frozen.release()
     with checkpoints.kept(state):
@@ -123,7 +128,7 @@ def _encode_all(clip: Any, plan: Plan, report: Report) -> Prompts:
     """Every text of the run."""
     phrases = [*plan.phrases, *plan.sentences]
     wordings = [phrase.prompt for phrase in phrases]
-    drawn = ["", plan.retained_example, *wordings, *(phrase.mapping for phrase in phrases)]
+    drawn = ["", *wordings, *(phrase.mapping for phrase in phrases)]
     train = [*plan.retain.train, *plan.written.benign, *wordings]
     parts, on_progress = (drawn, train, plan.retain.held_out, plan.scored), partial(report, "encoding prompts")
     return encode_prompts(clip, *parts, plan.family, on_progress, in_batches, plan.request.encodings)
@@ -203,8 +208,11 @@ def _retention(plan: Plan, prompts: Prompts, device: torch.device) -> Retention:
     return Retention(*(prompts.candidates(part).flatten(0, 1).to(device) for part in texts))
 
 
-def _previewer(plan: Plan, frozen: FrozenModel, prompts: Prompts) -> Previewer | None:
+def _previewer(clip: Any, plan: Plan, frozen: FrozenModel, prompts: Prompts, near: list[str]) -> Previewer | None:
+    """Draws an erased prompt and a kept one. near: retained prompts near the concepts."""
     if plan.request.decode is None:
         return None
-    shown = [prompts.encoded[plan.phrases[1].prompt], prompts.encoded[plan.retained_example]]
+    with torch.no_grad():
+        kept = encode(clip, kept_example(plan, near), plan.family.embedding)
+    shown = [prompts.encoded[plan.phrases[1].prompt], kept]
     return Previewer(frozen, shown, prompts.encoded[""], plan.request.settings, plan.request.decode)

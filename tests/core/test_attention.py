@@ -140,7 +140,9 @@ def two_tokenizers(first):
 
 def test_of_two_tokenizers_the_one_of_the_states_counts():
     """Flux.1: the pooled embedding is CLIP-L's and the states are T5's."""
-    states = {text: normal(len(text.split()), 2, seed=n) for n, text in enumerate(("a cat in b", "a tree at home in b"))}
+    states = {
+        text: normal(len(text.split()), 2, seed=n) for n, text in enumerate(("a cat in b", "a tree at home in b"))
+    }
     pairs = token_pairs(two_tokenizers(7), [Phrase(0, *states)], states)
     assert torch.equal(pairs.mapping[0], states["a tree at home in b"][[0, 1, 4, 5]])
 
@@ -297,7 +299,9 @@ def learnt():
     modules = [network.get_submodule(layer.name) for layer in layers]
     wordings = [phrase.prompt for phrase in phrases]
     pairs = token_pairs(WordClip(), phrases, states)
-    attention = AttentionTask([PairedLayer(module, pairs) for module in modules], len(phrases), prompts.candidates(wordings), settings)
+    attention = AttentionTask(
+        [PairedLayer(module, pairs) for module in modules], len(phrases), prompts.candidates(wordings), settings
+    )
     retention = Retention(*(prompts.candidates(part).flatten(0, 1) for part in (train_on, held_out, wordings)))
     hypernet = Hypernet(HypernetConfig(WordClip.WIDTH, layers, hidden=32), seeded(0))
     state = new_state(hypernet, settings, seeded(1))
