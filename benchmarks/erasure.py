@@ -252,7 +252,12 @@ def main():
         if options.json:
             options.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
         if options.publish:
-            publish(f"erasure_{options.family}", results, markdown(report.HEADER, report.method_rows(results)), page=MEASURED)
+            publish(
+                f"erasure_{options.family}",
+                results,
+                markdown(report.HEADER, report.method_rows(results)),
+                page=MEASURED,
+            )
         return 0
     results = report.summary(found, plan)
     results["pictures"] = report.sheet(found["methods"], cache_folder() / "erasure-pictures" / "erasure.jpg")

@@ -28,8 +28,8 @@ from .loop import TrainingError, new_state, train
 from .memory import memory_line, memory_of
 from .plan import Plan, Request, find_finished, make_plan
 from .preview import Previewer
-from .relatives import kept_example, near_relatives
 from .prompts import Phrase
+from .relatives import kept_example, near_relatives
 from .retention import Retention
 from .settings import Settings
 from .tasks import Task
@@ -168,7 +168,9 @@ def _task(clip: Any, plan: Plan, frozen: FrozenModel, prompts: Prompts, report: 
     if settings.objective == "attention":
         phrases = [*plan.phrases, *plan.sentences]
         c = prompts.candidates(phrase.prompt for phrase in phrases).to(frozen.device)
-        return AttentionTask(_paired_layers(clip, frozen, phrases, [*plan.retain.train, *plan.written.benign], prompts), len(plan.phrases), c, settings)
+        retained = [*plan.retain.train, *plan.written.benign]
+        layers = _paired_layers(clip, frozen, phrases, retained, prompts)
+        return AttentionTask(layers, len(plan.phrases), c, settings)
     c = prompts.candidates(phrase.prompt for phrase in plan.phrases).to(frozen.device)
     samples = diffusion_samples(
         frozen,

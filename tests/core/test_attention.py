@@ -303,7 +303,10 @@ def learnt():
     wordings = [phrase.prompt for phrase in phrases]
     pairs = token_pairs(WordClip(), phrases, states)
     attention = AttentionTask(
-        [PairedLayer(module, pairs, pairs.erased[0]) for module in modules], len(phrases), prompts.candidates(wordings), settings
+        [PairedLayer(module, pairs, pairs.erased[0]) for module in modules],
+        len(phrases),
+        prompts.candidates(wordings),
+        settings,
     )
     retention = Retention(*(prompts.candidates(part).flatten(0, 1) for part in (train_on, held_out, wordings)))
     hypernet = Hypernet(HypernetConfig(WordClip.WIDTH, layers, hidden=32), seeded(0))
