@@ -27,11 +27,12 @@ STAGES = ("encoding prompts", "preparing", "training", "finishing")
 RUNS = (
     ("cat -> tree, first", "sd15", 1, False),
     ("cat -> tree, encodings known", "sd15", 1, True),
-    ("10 concepts, first", "sd15", 10, False),
-    ("100 concepts, first", "sd15", 100, False),
-    ("100 concepts, encodings known", "sd15", 100, True),
     ("Flux, cat -> tree, first", "flux", 1, False),
     ("Flux, cat -> tree, encodings known", "flux", 1, True),
+    ("10 concepts, first", "sd15", 10, False),
+    ("10 concepts, encodings known", "sd15", 10, True),
+    ("100 concepts, first", "sd15", 100, False),
+    ("100 concepts, encodings known", "sd15", 100, True),
 )
 # Seconds between two reports that are kept.
 _PAUSE = 0.5
@@ -85,14 +86,15 @@ def run(name, family, count, encodings):
     }
 
 
-def measure(say):
-    """All of RUNS."""
+def measure(say, keep):
+    """All of RUNS; keep(runs so far) is called after each."""
     found = []
     with tempfile.TemporaryDirectory(prefix="unhype-bench-") as folder:
         for number, (name, family, count, known) in enumerate(RUNS):
             path = Path(folder) / str(number - known)
             found.append(run(name, family, count, path))
             say("  ".join(table(found)[-1]))
+            keep(found)
     return found
 
 
