@@ -10,12 +10,11 @@ from tqdm import tqdm
 from ..evaluation.cards import card_blocks
 from ..evaluation.compare import Pair
 from ..evaluation.curves import with_curve
-from ..evaluation.page import duration, page
+from ..evaluation.page import page
 from ..training.callbacks import History
+from ..training.remaining import Remaining, duration
 
 _UNITS = 1000
-# Where on the bar each stage begins and how much of it is its own.
-_STAGES = {"encoding prompts": (0, 100), "preparing": (100, 50), "training": (150, 830), "finishing": (980, 20)}
 # Seconds between new texts and pictures: more would only be work for the browser.
 _PAUSE = 1.0
 
@@ -63,16 +62,18 @@ class NodeText:
 
 
 class Progress:
-    """Passed to training as its `report`; every call lets ComfyUI interrupt the run."""
+    """Passed to training as its `report`; every call lets ComfyUI interrupt the run.
 
-    def __init__(self, node_id: str | None = None) -> None:
+    remaining: how far the run is.
+    """
+
+    def __init__(self, node_id: str | None, remaining: Remaining) -> None:
         self.bar = comfy.utils.ProgressBar(_UNITS)
-        self.text, self.left = NodeText(node_id), TimeLeft()
-        self.note, self.stage_text, self.drawn = "", "", 0.0
+        self.text, self.remaining = NodeText(node_id), remaining
+        self.note, self.line, self.drawn = "", "", 0.0
         self.thumbnails: Image.Image | None = None
-        self.console = tqdm(
-            total=_UNITS, desc="UnHype", bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-        )
+        self.console = tqdm(total=_UNITS, bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}")
+        self._show("Getting ready", at_once=True)
 
     def __call__(
         self,
@@ -83,15 +84,18 @@ class Progress:
         history: History | None = None,
         note: str | None = None,
     ) -> None:
-        start, span = _STAGES[stage]
-        value = start + span * done // total
-        self.console.set_description(f"UnHype, {stage}", refresh=False)
-        self.console.update(value - self.console.n)
+        share, words = self.remaining(stage, done, total)
+        value = round(_UNITS * share)
         self.note = note or self.note
-        place = f", step {done} of {total}{self.left(done, total)}" if stage == "training" else f", {done / total:.0%}"
-        self.stage_text = f"{stage.capitalize()}{place}"
-        self.text(f"{self.stage_text}\n{self.note}".strip(), at_once=note is not None)
+        self._show(words, at_once=note is not None)
+        self.console.update(value - self.console.n)
         self.bar.update_absolute(value, _UNITS, self._preview(picture, history, total))
+
+    def _show(self, line: str, at_once: bool = False) -> None:
+        """The line on the console and, with the note below, on the node."""
+        self.line = line
+        self.console.set_description_str(f"UnHype: {line}", refresh=False)
+        self.text(f"{line}\n{self.note}".strip(), at_once)
 
     def _preview(
         self, picture: Image.Image | None, history: History | None, total: int
@@ -106,7 +110,7 @@ class Progress:
     def close(self) -> None:
         """End the console line, and leave no time on the node that nobody waits for."""
         self.console.close()
-        self.text(f"{self.stage_text.partition(', about')[0]}\n{self.note}".strip(), at_once=True)
+        self.text(f"{self.line.partition(', about')[0]}\n{self.note}".strip(), at_once=True)
 
 
 class DrawingProgress:

@@ -13,9 +13,10 @@ from ..hypernet.eraser import Eraser
 from ..training.plan import Request
 from ..training.presets import CUSTOM, with_preset
 from ..training.prompts import PromptError, parse_concepts
+from ..training.remaining import Remaining, keep_pace, read_pace
 from ..training.run import Outcome, train_erasure
 from ..training.settings import Settings
-from .folders import checkpoint_folder, encodings_folder, safe_name, training_folder
+from .folders import checkpoint_folder, encodings_folder, pace_note, safe_name, training_folder
 from .progress import DrawingProgress, Progress, show_page, there_is_a_new_file
 from .schema import CATEGORY, PURPOSES, Hypernet, node_id, only_choices, only_links, schema
 from .shown import shown
@@ -116,13 +117,16 @@ class TrainErasure(io.ComfyNode):
 
 
 def _trained(model: Any, clip: Any, request: Request, node: str | None) -> Outcome:
-    progress = Progress(node)
+    kind = f"{request.settings.objective}, {type(model.model).__name__}"
+    remaining = Remaining(request.settings.steps, read_pace(pace_note(), kind))
+    progress = Progress(node, remaining)
     try:
         return train_erasure(model, clip, request, progress)
     except PromptError as error:
         raise PromptError(f"Train Erasure: {error}") from error
     finally:
         progress.close()
+        keep_pace(pace_note(), kind, remaining.measured)
 
 
 def _workflow(hidden: Any) -> dict[str, str]:
