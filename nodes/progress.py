@@ -91,6 +91,12 @@ class Progress:
         self.console.update(value - self.console.n)
         self.bar.update_absolute(value, _UNITS, self._preview(picture, history, total))
 
+    def drawing(self, done: int, total: int, pair: Pair | None = None) -> None:
+        """Passed to `compare` as its `report`: the pictures of the result are the last stage of a run."""
+        self("drawing", done, total)
+        if pair is not None:
+            self.bar.update_absolute(self.console.n, _UNITS, _preview(page(card_blocks([pair]))))
+
     def _show(self, line: str, at_once: bool = False) -> None:
         """The line on the console and, with the note below, on the node."""
         self.line = line

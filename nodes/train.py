@@ -6,6 +6,7 @@ from typing import Any
 from comfy.cli_args import args
 from comfy_api.latest import io
 
+from ..evaluation.compare import Pair
 from ..evaluation.decoding import decoder
 from ..evaluation.page import to_tensor
 from ..evaluation.training_page import example_pairs, in_words, training_page
@@ -17,7 +18,7 @@ from ..training.remaining import Remaining, keep_pace, read_pace
 from ..training.run import Outcome, train_erasure
 from ..training.settings import Settings
 from .folders import checkpoint_folder, encodings_folder, pace_note, safe_name, training_folder
-from .progress import DrawingProgress, Progress, show_page, there_is_a_new_file
+from .progress import Progress, show_page, there_is_a_new_file
 from .schema import CATEGORY, PURPOSES, Hypernet, node_id, only_choices, only_links, schema
 from .shown import shown
 from .train_inputs import NAME, advanced_inputs, main_inputs, optional_inputs
@@ -105,10 +106,7 @@ class TrainErasure(io.ComfyNode):
             file_metadata=_workflow(cls.hidden),
             decode=decoder(model, vae),
         )
-        outcome = _trained(model, clip, request, node)
-        remember(outcome.path.name)
-        there_is_a_new_file(node)
-        pairs = example_pairs(model, clip, outcome.eraser, request, DrawingProgress(node))
+        outcome, pairs = _trained(model, clip, request, node)
         sheet = training_page(outcome, pairs)
         show_page(node, sheet, "Done.")
         _, display = shown(cls, sheet, in_words(outcome))
@@ -116,12 +114,17 @@ class TrainErasure(io.ComfyNode):
         return io.NodeOutput(outcome.eraser, {"loss": outcome.losses}, report, ui=display)
 
 
-def _trained(model: Any, clip: Any, request: Request, node: str | None) -> Outcome:
+def _trained(model: Any, clip: Any, request: Request, node: str | None) -> tuple[Outcome, list[Pair]]:
+    """The outcome of a run, and pictures of it."""
     kind = f"{request.settings.objective}, {type(model.model).__name__}"
-    remaining = Remaining(request.settings.steps, read_pace(pace_note(), kind))
+    drawn = bool(request.preview_every and request.decode)
+    remaining = Remaining(request.settings.steps, drawn, read_pace(pace_note(), kind))
     progress = Progress(node, remaining)
     try:
-        return train_erasure(model, clip, request, progress)
+        outcome = train_erasure(model, clip, request, progress)
+        remember(outcome.path.name)
+        there_is_a_new_file(node)  # before the pictures, which an interrupt may end
+        return outcome, example_pairs(model, clip, outcome.eraser, request, progress.drawing)
     except PromptError as error:
         raise PromptError(f"Train Erasure: {error}") from error
     finally:

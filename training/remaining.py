@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 # The stages of a run in their order, each with a usual pace: seconds a unit on the small model of this repository.
-STAGES = {"encoding prompts": 0.02, "preparing": 3.0, "training": 0.12, "finishing": 6.0}
+STAGES = {"encoding prompts": 0.02, "preparing": 3.0, "training": 0.12, "finishing": 6.0, "drawing": 4.0}
 # Stages of which each unit is one thing that people can count. Of the others a unit is the whole.
 _COUNTED = {"encoding prompts": "", "training": "step "}
 # Before so many units and seconds the pace of a stage isn't known yet.
@@ -28,12 +28,16 @@ class Status(NamedTuple):
 class Remaining:
     """The status at every report of a run, see `callbacks.Report`.
 
-    steps: of the training. pace: seconds a unit that earlier runs took, by stage. clock: seconds, ever rising.
+    steps: of the training. drawn: whether pictures of the result are. pace: seconds a unit that earlier runs took, by
+    stage. clock: seconds, ever rising.
     measured: the pace of this run, as far as it is known.
     """
 
-    def __init__(self, steps: int, pace: Mapping[str, float], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, steps: int, drawn: bool, pace: Mapping[str, float], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.units = dict.fromkeys(STAGES, 1.0) | {"training": float(steps), "encoding prompts": 0.0}
+        self.units["drawing"] = float(drawn)
         self.known, self.clock, self.begun = dict(pace), clock, clock()
         self.measured: dict[str, float] = {}
         self.stage, self.first, self.since, self.share, self.warm = "", 0.0, self.begun, 0.0, False
@@ -69,7 +73,7 @@ class Remaining:
         if stage in self.known and here < self.units[stage]:
             words += f", about {duration(self.known[stage] * (self.units[stage] - here))} left"
         if "training" in left:
-            known = all(name in self.known for name in left)
+            known = all(name in self.known for name in left if self.units[name])
             words += ", then training" + (f", about {duration(sum(left.values()))}" if known else "")
         return words
 

@@ -5,6 +5,7 @@ import pytest
 from unhype.training.remaining import STAGES, Remaining, duration, keep_pace, read_pace
 
 KNOWN = {"encoding prompts": 0.05, "preparing": 2.0, "training": 0.1, "finishing": 3.0}
+DRAWN = KNOWN | {"drawing": 10.0}
 
 
 class Clock:
@@ -27,15 +28,21 @@ def run(remaining, clock, seconds):
 
 
 def test_the_first_line_says_what_is_done_and_what_is_left():
-    remaining = Remaining(200, KNOWN, Clock())
+    remaining = Remaining(200, False, KNOWN, Clock())
     assert remaining("encoding prompts", 0, 1431).words == (
         "Encoding prompts, 0 of 1,431, about 72 s left, then training, about 25 s"
     )
 
 
+def test_pictures_of_the_result_count_as_well():
+    remaining = Remaining(200, True, DRAWN, Clock())
+    assert remaining("encoding prompts", 0, 100).words.endswith("about 5 s left, then training, about 35 s")
+    assert remaining("drawing", 1, 4).words == "Drawing, 25%, about 8 s left"
+
+
 def test_without_an_earlier_run_no_time_is_made_up():
     clock = Clock()
-    remaining = Remaining(200, {}, clock)
+    remaining = Remaining(200, False, {}, clock)
     assert remaining("encoding prompts", 0, 1431).words == "Encoding prompts, 0 of 1,431, then training"
     clock.now = 60  # the encoder is loaded: that is no pace
     assert remaining("encoding prompts", 8, 1431).words == "Encoding prompts, 8 of 1,431, then training"
@@ -56,7 +63,7 @@ def test_the_bar_never_goes_back_and_follows_the_time(pace, slower):
         "training": 20 * slower,
         "finishing": 3 * slower,
     }
-    shares = [(now, status.share) for _, _, now, status in run(Remaining(200, pace, clock), clock, seconds)]
+    shares = [(now, status.share) for _, _, now, status in run(Remaining(200, False, pace, clock), clock, seconds)]
     assert [share for _, share in shares] == sorted(share for _, share in shares)
     assert shares[0][1] == 0
     assert shares[-1][1] == 1
@@ -67,7 +74,7 @@ def test_the_bar_never_goes_back_and_follows_the_time(pace, slower):
 
 def test_encodings_that_are_kept_and_steps_before_a_resume_are_no_pace():
     clock = Clock()
-    remaining = Remaining(200, {}, clock)
+    remaining = Remaining(200, False, {}, clock)
     remaining("training", 150, 200)
     clock.now = 1
     remaining("training", 151, 200)
