@@ -12,8 +12,9 @@ from typing import NamedTuple
 from .environment import HOSTS
 
 FAMILIES = ("sd15", "flux")  # of the lab's models that the demo runs on
-BASES = ("sd15", "clip")  # the SD models by their text encoder: MiniLM, the lab's CLIP
-LABS = ("sd15", "flux", "clip")
+# The lab's models that a run goes on with: SD by its text encoder, MiniLM or the lab's CLIP; Flux with both.
+BASES = ("sd15", "clip", "flux")
+LABS = ("sd15", "flux", "clip", "flux_pair")
 JUDGES = ("judge", "second")
 # What the tests of a tier need: torch alone, ComfyUI's classes, a running ComfyUI, this repository's other files.
 TIERS = {
@@ -54,6 +55,7 @@ def _test(parser: ArgumentParser) -> None:
 
 def _serve(parser: ArgumentParser) -> None:
     _number(parser, "--port", 8188, "where ComfyUI listens")
+    parser.add_argument("--interface", help="another web interface than this ComfyUI's own: 1.58.1")
 
 
 def _speed(parser: ArgumentParser) -> None:
@@ -106,7 +108,7 @@ def _pictures(parser: ArgumentParser) -> None:
 
 
 def _lab_base(parser: ArgumentParser) -> None:
-    _family(parser, "which of the lab's SD models", BASES)
+    _family(parser, "which of the lab's models", BASES)
     _minutes(parser)
     _number(parser, "--batch", 64, "pictures a step")
     _number(parser, "--seed", 0, "training seed")

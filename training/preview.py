@@ -10,6 +10,7 @@ from ..hypernet.eraser import Eraser
 from ..hypernet.network import Hypernet
 from ..hypernet.patch import apply_erasure
 from ..hypernet.record import Record
+from ..policy.enforced import protected
 from .encode import EncodedPrompt
 from .frozen import FrozenModel
 from .sampling import Drawing, draw
@@ -52,11 +53,12 @@ class Previewer:
 
     def picture(self, hypernet: Hypernet) -> Image.Image:
         """A PIL image with a row a prompt, before on the left and after on the right."""
+        model = protected(self.frozen.patcher)
         if self.before is None:
-            self.before = self._draw(self.frozen.patcher)
+            self.before = self._draw(model)
         family = self.frozen.family
         eraser = Eraser(hypernet, Record(family.key, (), embedding=family.embedding), "preview")
-        after = self._draw(apply_erasure(self.frozen.patcher, eraser))
+        after = self._draw(apply_erasure(model, eraser))
         step = _TILE + _BORDER
         sheet = Image.new("RGB", (2 * step, len(self.prompts) * (step + _LABEL)), "white")
         pen, letters = ImageDraw.Draw(sheet), ImageFont.load_default(size=_LETTERS)
