@@ -86,7 +86,7 @@ class Progress:
     ) -> None:
         share, words = self.remaining(stage, done, total)
         value = round(_UNITS * share)
-        self.note = note or self.note
+        self.note = self.note if note is None else note.partition(" (")[0]  # the console has the parts
         self._show(words, at_once=note is not None)
         self.console.update(value - self.console.n)
         self.bar.update_absolute(value, _UNITS, self._preview(picture, history, total))

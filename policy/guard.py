@@ -25,7 +25,7 @@ _OPTIONS = 4  # the place of transformer_options behind x among apply_model's ar
 log = logging.getLogger("unhype")
 
 
-class _Seen(Exception):  # noqa: N818 - it isn't an error
+class _Seen(Exception):
     """A question of `Guard.hold` has come to ours."""
 
 

@@ -3,8 +3,9 @@
 import logging
 from typing import Any
 
-import nodes
 from server import PromptServer
+
+import nodes
 
 from .file import PolicyError
 from .guard import Guard

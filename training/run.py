@@ -27,8 +27,8 @@ from .loop import TrainingError, new_state, train
 from .memory import memory_line, memory_of
 from .plan import Plan, Request, find_finished, make_plan
 from .preview import Previewer
-from .relatives import kept_example, near_relatives
 from .prompts import Phrase
+from .relatives import kept_example, near_relatives
 from .retention import Retention
 from .tasks import Task
 from .tasks.attention import AttentionTask, PairedLayer, token_pairs, vector_pairs

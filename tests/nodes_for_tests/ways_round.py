@@ -9,10 +9,11 @@ import comfy.samplers
 import comfy.sd
 import comfy.utils
 import folder_paths
-import nodes
 from comfy_api.latest import io
 from comfy_execution.graph_utils import GraphBuilder
 from server import PromptServer
+
+import nodes
 
 _Pipe = io.Custom("UNHYPE_TEST_PIPE")
 _STEPS, _CFG, _SEED = 2, 1.0, 7
@@ -252,7 +253,7 @@ class Anything:
     CATEGORY, FUNCTION, RETURN_TYPES = "UnHype", "run", (_Anything("*"),)
 
     @classmethod
-    def INPUT_TYPES(cls):  # noqa: N802 - the host's name
+    def INPUT_TYPES(cls):
         return {"required": {"value": (_Anything("*"),)}}
 
     def run(self, value):
@@ -265,7 +266,7 @@ class AnyLoader:
     CATEGORY, FUNCTION, RETURN_TYPES = "UnHype", "run", (_Anything("*"), _Anything("*"))
 
     @classmethod
-    def INPUT_TYPES(cls):  # noqa: N802 - the host's name
+    def INPUT_TYPES(cls):
         return {"required": {"ckpt_name": ("STRING",)}}
 
     def run(self, ckpt_name):
@@ -278,7 +279,7 @@ class AnySampler:
     CATEGORY, FUNCTION, RETURN_TYPES = "UnHype", "run", ("LATENT",)
 
     @classmethod
-    def INPUT_TYPES(cls):  # noqa: N802 - the host's name
+    def INPUT_TYPES(cls):
         return {"required": {name: (_Anything("*"),) for name in ("model", "conditioning", "latent")}}
 
     def run(self, model, conditioning, latent):
