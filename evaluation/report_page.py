@@ -4,19 +4,19 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from ..hypernet.eraser import Eraser
+from ..hypernet.merged import AnyEraser
 from ..training.sampling import Drawing
 from .cards import card_blocks, pairs_in_words, tally
 from .compare import Pair
 from .page import ERASED, FAINT, SMALL, TITLE, page, text_block
 
 
-def report_text(eraser: Eraser, pairs: Sequence[Pair], warnings: Sequence[str]) -> str:
+def report_text(eraser: AnyEraser, pairs: Sequence[Pair], warnings: Sequence[str]) -> str:
     """The report in words."""
     return "\n".join([_title(eraser), f"Erases: {_erases(eraser)}", *warnings, pairs_in_words(pairs)])
 
 
-def report_page(eraser: Eraser, pairs: Sequence[Pair], drawing: Drawing, warnings: Sequence[str]) -> Image.Image:
+def report_page(eraser: AnyEraser, pairs: Sequence[Pair], drawing: Drawing, warnings: Sequence[str]) -> Image.Image:
     """The report as a page (PIL). warnings: lines about the model that the pictures were drawn with."""
     settings = (
         f"{drawing.steps} steps, CFG {drawing.cfg:g}, {drawing.sampler}, {drawing.scheduler}, seed {drawing.seed}, "
@@ -34,9 +34,9 @@ def report_page(eraser: Eraser, pairs: Sequence[Pair], drawing: Drawing, warning
     )
 
 
-def _title(eraser: Eraser) -> str:
+def _title(eraser: AnyEraser) -> str:
     return f"Erasure report: {eraser.name}"
 
 
-def _erases(eraser: Eraser) -> str:
+def _erases(eraser: AnyEraser) -> str:
     return ", ".join(eraser.record.changes())

@@ -5,7 +5,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..hypernet.deltas import POLICIES
-from ..hypernet.eraser import Eraser
+from ..hypernet.merged import AnyEraser
 from ..hypernet.patch import apply_erasure
 from .progress import NodeText
 from .schema import CATEGORY, Hypernet, advanced, only_choices, only_links, schema
@@ -60,7 +60,7 @@ class ApplyErasure(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, unhype: Eraser, strength: float, keep_others_exact: bool, unknown_prompts: str = POLICIES[0]
+        cls, model: Any, unhype: AnyEraser, strength: float, keep_others_exact: bool, unknown_prompts: str = POLICIES[0]
     ) -> io.NodeOutput:
         only_links("Apply Concept Erasure", model=model, unhype=unhype)
         only_choices(cls, unknown_prompts=unknown_prompts)

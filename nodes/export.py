@@ -4,8 +4,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..hypernet.eraser import Eraser
 from ..hypernet.lora import to_lora
+from ..hypernet.merged import AnyEraser
 from ..training.encode import encode
 from .schema import CATEGORY, Hypernet, only_links, schema
 
@@ -42,6 +42,6 @@ class HypernetToLora(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, unhype: Eraser, clip: Any, text: str, strength: float) -> io.NodeOutput:
+    def execute(cls, unhype: AnyEraser, clip: Any, text: str, strength: float) -> io.NodeOutput:
         only_links("Hypernet to LoRA", unhype=unhype, clip=clip)
         return io.NodeOutput(to_lora(unhype, encode(clip, text, unhype.record.embedding).c, text, strength))

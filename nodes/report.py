@@ -10,7 +10,7 @@ from ..evaluation.compare import compare, own_prompts, prompts_of
 from ..evaluation.decoding import vae_decoder
 from ..evaluation.report_page import report_page, report_text
 from ..evaluation.similarity import picture_encoder
-from ..hypernet.eraser import Eraser
+from ..hypernet.merged import AnyEraser
 from ..hypernet.patch import is_erased
 from ..training.prompts import PromptError
 from ..training.sampling import Drawing
@@ -45,7 +45,7 @@ class ErasureReport(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, vae: Any, unhype: Eraser, prompts: str, clip_vision: Any = None, **settings: Any
+        cls, model: Any, clip: Any, vae: Any, unhype: AnyEraser, prompts: str, clip_vision: Any = None, **settings: Any
     ) -> io.NodeOutput:
         only_links("Erasure Report", {"clip_vision": clip_vision}, model=model, clip=clip, vae=vae, unhype=unhype)
         drawing = Drawing(**settings)

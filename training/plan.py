@@ -149,7 +149,7 @@ def find_finished(plan: Plan) -> tuple[Path, Eraser | None]:
             eraser = load(path)
         except ValueError:
             eraser = None  # somebody else's file under that name: leave it alone
-        if eraser is not None:
+        if isinstance(eraser, Eraser):
             done = eraser.record.training
             if done.recipe == plan.recipe and done.settings.get("steps") == request.settings.steps:
                 return path, eraser
