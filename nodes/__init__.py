@@ -3,10 +3,12 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .apply import ApplyErasure
+from .erase import EraseConcept
 from .export import HypernetToLora
 from .import_weights import ImportWeights
 from .inspect import InspectPrompt
 from .load import LoadHypernet
+from .merge import MergeErasers
 from .report import ErasureReport
 from .train import TrainErasure
 
@@ -16,9 +18,11 @@ class UnHypeExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
+            EraseConcept,
             LoadHypernet,
             ApplyErasure,
             TrainErasure,
+            MergeErasers,
             HypernetToLora,
             InspectPrompt,
             ImportWeights,

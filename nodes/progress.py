@@ -63,9 +63,13 @@ class NodeText:
 
 
 class Progress:
-    """Passed to training as its `report`; every call lets ComfyUI interrupt the run."""
+    """Passed to training as its `report`; every call lets ComfyUI interrupt the run.
 
-    def __init__(self, node_id: str | None = None) -> None:
+    part: of several trainings in one node the number of this one, from 0, and how many there are. title: a first line.
+    """
+
+    def __init__(self, node_id: str | None = None, part: tuple[int, int] = (0, 1), title: str = "") -> None:
+        self.part, self.title = part, title
         self.bar = comfy.utils.ProgressBar(_UNITS)
         self.text, self.left = NodeText(node_id), TimeLeft()
         self.note, self.stage_text, self.drawn = "", "", 0.0
@@ -90,8 +94,12 @@ class Progress:
         self.note = note or self.note
         place = f", step {done} of {total}{self.left(done, total)}" if stage == "training" else f", {done / total:.0%}"
         self.stage_text = f"{stage.capitalize()}{place}"
-        self.text(f"{self.stage_text}\n{self.note}".strip(), at_once=note is not None)
-        self.bar.update_absolute(value, _UNITS, self._preview(picture, history, total))
+        self.text(self._lines(self.stage_text), at_once=note is not None)
+        number, count = self.part
+        self.bar.update_absolute((_UNITS * number + value) // count, _UNITS, self._preview(picture, history, total))
+
+    def _lines(self, stage: str) -> str:
+        return "\n".join(line for line in (self.title, stage, self.note) if line)
 
     def _preview(
         self, picture: Image.Image | None, history: History | None, total: int
@@ -106,7 +114,7 @@ class Progress:
     def close(self) -> None:
         """End the console line, and leave no time on the node that nobody waits for."""
         self.console.close()
-        self.text(f"{self.stage_text.partition(', about')[0]}\n{self.note}".strip(), at_once=True)
+        self.text(self._lines(self.stage_text.partition(", about")[0]), at_once=True)
 
 
 class DrawingProgress:

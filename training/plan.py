@@ -12,6 +12,7 @@ from ..hypernet.base_model import base_model_of
 from ..hypernet.eraser import Eraser
 from ..hypernet.families import Family
 from ..hypernet.files import SUFFIX, check_fits, load
+from ..hypernet.merged import AnyEraser, MergedEraser
 from ..hypernet.network import Hypernet
 from ..hypernet.record import BaseModel
 from ..hypernet.targets import TargetLayer, recognise, target_layers
@@ -44,7 +45,7 @@ class Request:
     checkpoints: Path
     settings: Settings = field(default_factory=Settings)
     encodings: Path | None = None
-    start_from: Eraser | None = None
+    start_from: AnyEraser | None = None
     resume: bool = True
     checkpoint_every: int = 50
     preview_every: int = 50
@@ -121,8 +122,13 @@ def make_plan(model: Any, request: Request) -> Plan:
     return Plan(request, concepts, phrases, with_others, retain, written, recipe, base, family, layers, start)
 
 
-def _network_of(eraser: Eraser, family: Family, layers: tuple[TargetLayer, ...]) -> Hypernet:
+def _network_of(eraser: AnyEraser, family: Family, layers: tuple[TargetLayer, ...]) -> Hypernet:
     """The network of an eraser to go on from, if it is one that can be trained further on this model."""
+    if isinstance(eraser, MergedEraser):
+        raise TrainingError(
+            f"Train Erasure: hypernet '{eraser.name}' is merged of several, so there is no single network to go on "
+            "from. Leave 'start_from' empty, and join the new one with Merge Erasers."
+        )
     check_fits(eraser, family, layers)
     if not isinstance(eraser.hypernet, Hypernet):
         raise TrainingError(
