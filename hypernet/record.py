@@ -7,7 +7,7 @@ strangers, so every value is checked before it is used.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -46,6 +46,12 @@ _COMMAS = frozenset(",;\uff0c\uff1b\u3001")
 
 class HypernetFileError(UserError, ValueError):
     """A file is no hypernet, is damaged, or does not fit the model."""
+
+
+def as_list(concepts: Sequence[tuple[str, str]]) -> str:
+    """Pairs (concept, mapping), one a line, as Train Erasure takes them."""
+    quoted = [f'"{concept}"' if _COMMAS.intersection(concept) else concept for concept, _ in concepts]
+    return "\n".join(f"{name} -> {mapping}" for name, (_, mapping) in zip(quoted, concepts, strict=True))
 
 
 @dataclass(frozen=True)
@@ -129,8 +135,7 @@ class Record:
 
     def summary(self) -> str:
         """The erased concepts with their mappings, one a line, as Train Erasure takes them."""
-        quoted = [f'"{concept}"' if _COMMAS.intersection(concept) else concept for concept, _ in self.concepts]
-        return "\n".join(f"{name} -> {mapping}" for name, (_, mapping) in zip(quoted, self.concepts, strict=True))
+        return as_list(self.concepts)
 
     def to_json(self) -> str:
         """The record as JSON, the value of `unhype.record`."""

@@ -5,18 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from ..hypernet.files import SUFFIX, load, open_checked
-from ..hypernet.record import HypernetFileError, describe
+from ..hypernet.record import HypernetFileError, as_list, describe
 from .callbacks import Report
 from .plan import Request, make_plan
-from .prompts import concept_lines, parse_concepts
+from .prompts import parse_concepts
 from .run import Outcome, train_erasure
 
 
 def in_parts(concepts: str, size: int) -> list[str]:
-    """The lines of a list in parts of `size` lines, each a list of its own; raises `PromptError` as a whole."""
-    parse_concepts(concepts)
-    lines = concept_lines(concepts)
-    return ["\n".join(lines[first : first + size]) for first in range(0, len(lines), size)]
+    """A list of concepts in parts of `size`, each a list of its own; raises `PromptError` as `parse_concepts`."""
+    pairs = parse_concepts(concepts)
+    return [as_list(pairs[first : first + size]) for first in range(0, len(pairs), size)]
 
 
 def trained(model: Any, clip: Any, request: Request, report: Report) -> Outcome:

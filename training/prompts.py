@@ -166,11 +166,6 @@ def _names(text: str) -> list[str]:
     return content_lines("\n".join(_CONTROL.sub(" ", line) for line in text.splitlines()))
 
 
-def concept_lines(text: str) -> list[str]:
-    """The lines of a list of concepts, one for each pair of `parse_concepts`."""
-    return _names(text)
-
-
 def parse_concepts(text: str) -> tuple[tuple[str, str], ...]:
     """Read lines of `concept -> mapping` (mapping optional, # starts a comment).
 
@@ -178,7 +173,7 @@ def parse_concepts(text: str) -> tuple[tuple[str, str], ...]:
     prompt. A name in quotes may hold commas. Raises `PromptError` for an empty or endless list, an empty or
     overlong name, several names in a line, a concept listed twice or mapped to itself.
     """
-    pairs, seen, lines = [], set(), concept_lines(text)
+    pairs, seen, lines = [], set(), _names(text)
     if len(lines) > _MAX_CONCEPTS:
         raise PromptError(
             f"{len(lines)} concepts are more than one hypernet can learn ({_MAX_CONCEPTS}). Train several, and put one "

@@ -243,7 +243,7 @@ def test_erasers_of_different_models_are_refused_by_name(parts, merge, folder, t
 def test_a_merged_eraser_cant_be_trained_further(parts, merge, tmp_path):
     model, cat, dog = parts
     eraser, _ = merge(cat, dog)
-    with pytest.raises(RuntimeError, match="'merged' is merged of several.*Merge Erasers"):
+    with pytest.raises(RuntimeError, match=r"'merged' is merged of several.*Merge Erasers"):
         trained(model, CLIP, request_in(tmp_path, start_from=eraser), lambda *_, **__: None)
 
 
