@@ -30,7 +30,9 @@ def run(options: argparse.Namespace, model: Any, clip: Any) -> int:
         merged, path = save_once(merge(erasers, safe_name(options.name)), training_folder())
         log.info("UnHype: %d concepts in %d parts: %s", len(merged.record.concepts), len(merged.parts), path)
     elif erasers:
-        log.info("UnHype: %d concepts: %s", len(erasers[0].record.concepts), training_folder() / f"{erasers[0].name}{SUFFIX}")
+        log.info(
+            "UnHype: %d concepts: %s", len(erasers[0].record.concepts), training_folder() / f"{erasers[0].name}{SUFFIX}"
+        )
     return 0
 
 
