@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 from .environment import ROOT
 
+# The cards of the template browser show the names of the files, and in this order. Here they have short names.
+_SHORT = {"1 Erase a concept (SD 1.5, SDXL)": "erase_sd15"}
 # The workflows that the pack ships, and the lab's own, which need its loader: name to file.
 WORKFLOWS = {
-    path.stem: path
+    _SHORT.get(path.stem, path.stem): path
     for folder in (ROOT / "workflows", ROOT / "benchmarks" / "lab" / "loader" / "workflows")
     for path in sorted(folder.glob("*.json"))
 }

@@ -13,7 +13,7 @@ from ..training.settings import Settings
 from .folders import checkpoint_folder, encodings_folder, safe_name, training_folder
 from .progress import NodeText, Progress, there_is_a_new_file
 from .running import running, workflow
-from .schema import CATEGORY, node_id, only_choices, only_links, schema
+from .schema import CATEGORY, advanced, node_id, only_choices, only_links, schema
 from .written import fingerprint, remember
 
 _NAME = "Erase Concept"
@@ -28,8 +28,8 @@ class EraseConcept(io.ComfyNode):
             node_id="UnHypeEraseConcept",
             display_name=_NAME,
             category=CATEGORY,
-            description="Makes a model unable to draw what you write here. Every other prompt gives the same picture "
-            "as before. The first run trains an eraser for each line, later runs find it in models/unhype.",
+            description="Makes a model unable to draw what you write here; other prompts stay the same. The first run "
+            "trains, later ones find it in models/unhype.",
             search_aliases=["erase", "unlearn", "remove concept", "safety", "concept erasure", "block", "censor"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to protect. The one you connect here stays as it is."),
@@ -39,7 +39,7 @@ class EraseConcept(io.ComfyNode):
                     multiline=True,
                     default="cat -> tree",
                     tooltip="What to erase, one a line: 'concept -> what to draw instead'. A new line trains that one "
-                    "alone. Lines that start with # are ignored.",
+                    "alone.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -47,16 +47,17 @@ class EraseConcept(io.ComfyNode):
                     min=0.0,
                     max=3.0,
                     step=0.05,
-                    tooltip="How far the erasure goes. 0 changes nothing and trains nothing, 1 is full erasure. Values "
-                    "above 1 may erase stubborn wordings and may also spoil pictures.",
+                    tooltip="How far the erasure goes. 0 changes and trains nothing, 1 erases fully, more may erase "
+                    "stubborn wordings and spoil pictures.",
                 ),
-                io.Combo.Input(
+                advanced(
+                    io.Combo.Input,
                     "kind",
                     options=list(TEMPLATES),
                     default=Settings().kind,
                     optional=True,
-                    tooltip="The sort of concepts. It selects the sentences in which they are trained. For several "
-                    "sorts, put one Erase Concept after the other.",
+                    tooltip="The sort of concepts, which selects their training sentences. For several sorts, put one "
+                    "Erase Concept after the other.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model with the erasure on it.")],

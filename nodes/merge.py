@@ -12,7 +12,7 @@ from .schema import CATEGORY, Hypernet, node_id, only_links, schema
 from .written import fingerprint, remember
 
 _NAME = "Merge Erasers"
-_MOST = 8
+_MOST = 4
 
 
 class MergeErasers(io.ComfyNode):
