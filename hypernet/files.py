@@ -237,13 +237,13 @@ def _size(layer: TargetLayer) -> str:
     return f"{layer.inputs} to {layer.outputs}{rows}"
 
 
-def check_fits(eraser: Eraser, family: Family, layers: tuple[TargetLayer, ...]) -> None:
+def check_fits(eraser: AnyEraser, family: Family, layers: tuple[TargetLayer, ...]) -> None:
     """Raise `HypernetFileError` in the user's words unless the hypernet fits a model of `family`.
 
     `layers` are the model's own `TargetLayer`s. A hypernet that was trained here must change all of them, since the
     text would go on entering by the others; the paper's authors chose some.
     """
-    record, config = eraser.record, eraser.hypernet.config
+    record, config = eraser.record, eraser.config
     if record.family != family.key:
         raise HypernetFileError(
             f"Hypernet '{eraser.name}' was trained for {family_by_key(record.family).title}, but the model is "

@@ -2,6 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..policy.enforced import enforced
 from .apply import ApplyErasure
 from .erase import EraseConcept
 from .export import HypernetToLora
@@ -10,6 +11,7 @@ from .inspect import InspectPrompt
 from .load import LoadHypernet
 from .merge import MergeErasers
 from .report import ErasureReport
+from .server_policy import ServerPolicy, ServerRefusal
 from .train import TrainErasure
 
 
@@ -27,6 +29,7 @@ class UnHypeExtension(ComfyExtension):
             InspectPrompt,
             ImportWeights,
             ErasureReport,
+            *([] if enforced() is None else [ServerPolicy, ServerRefusal]),
         ]
 
 

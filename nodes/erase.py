@@ -13,7 +13,7 @@ from ..training.settings import Settings
 from .folders import checkpoint_folder, encodings_folder, safe_name, training_folder
 from .progress import NodeText, Progress, there_is_a_new_file
 from .running import running, workflow
-from .schema import CATEGORY, advanced, node_id, only_choices, only_links, schema
+from .schema import CATEGORY, PURPOSES, advanced, node_id, only_choices, only_links, schema
 from .written import fingerprint, remember
 
 _NAME = "Erase Concept"
@@ -30,7 +30,7 @@ class EraseConcept(io.ComfyNode):
             category=CATEGORY,
             description="Makes a model unable to draw what you write here; other prompts stay the same. The first run "
             "trains, later ones find it in models/unhype.",
-            search_aliases=["erase", "unlearn", "remove concept", "safety", "concept erasure", "block", "censor"],
+            search_aliases=[*PURPOSES],
             inputs=[
                 io.Model.Input("model", tooltip="The model to protect. The one you connect here stays as it is."),
                 io.Clip.Input("clip", tooltip="The CLIP that belongs to the model."),
@@ -54,7 +54,7 @@ class EraseConcept(io.ComfyNode):
                     io.Combo.Input,
                     "kind",
                     options=list(TEMPLATES),
-                    default=Settings().kind,
+                    default=Settings.kind,
                     optional=True,
                     tooltip="The sort of concepts, which selects their training sentences. For several sorts, put one "
                     "Erase Concept after the other.",
@@ -65,7 +65,7 @@ class EraseConcept(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, concepts: str | None) -> bool | str:
+    def validate_inputs(cls, concepts: str | None = "") -> bool | str:
         if concepts is None:
             return True  # another node gives it; `execute` checks it
         try:
@@ -80,7 +80,7 @@ class EraseConcept(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, concepts: str, strength: float, kind: str = Settings().kind
+        cls, model: Any, clip: Any, concepts: str = "", strength: float = 1.0, kind: str = Settings.kind
     ) -> io.NodeOutput:
         only_links(_NAME, model=model, clip=clip)
         only_choices(cls, kind=kind)

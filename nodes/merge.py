@@ -8,10 +8,11 @@ from ..hypernet.merged import AnyEraser
 from ..hypernet.merging import merge, save_once
 from .folders import safe_name, training_folder
 from .progress import there_is_a_new_file
-from .schema import CATEGORY, Hypernet, node_id, only_links, schema
+from .schema import CATEGORY, PURPOSES, Hypernet, node_id, only_links, schema
 from .written import fingerprint, remember
 
 _NAME = "Merge Erasers"
+_FILE = "my_merged_erasure"
 _MOST = 4
 
 
@@ -30,12 +31,12 @@ class MergeErasers(io.ComfyNode):
             category=CATEGORY,
             description="Puts several erasers of one model into one file, without training: each concept keeps its own "
             "weights. A merged eraser can be merged again.",
-            search_aliases=["erase", "unlearn", "merge", "join", "combine", "concept erasure", "list"],
+            search_aliases=[*PURPOSES, "merge", "join", "combine", "list"],
             is_output_node=True,
             inputs=[
                 Hypernet.Input("unhype_1", tooltip="From Load UnHype Hypernet or Train Erasure."),
                 Hypernet.Input("unhype_2", tooltip="Another eraser that was trained on the same model."),
-                io.String.Input("name", default="my_merged_erasure", tooltip="Name of the file in models/unhype."),
+                io.String.Input("name", default=_FILE, tooltip="Name of the file in models/unhype."),
                 *more,
             ],
             outputs=[
@@ -50,7 +51,9 @@ class MergeErasers(io.ComfyNode):
         return fingerprint()
 
     @classmethod
-    def execute(cls, unhype_1: AnyEraser, unhype_2: AnyEraser, name: str, **more: AnyEraser | None) -> io.NodeOutput:
+    def execute(
+        cls, unhype_1: AnyEraser, unhype_2: AnyEraser, name: str = _FILE, **more: AnyEraser | None
+    ) -> io.NodeOutput:
         only_links(_NAME, more, unhype_1=unhype_1, unhype_2=unhype_2)
         others = [eraser for _, eraser in sorted(more.items()) if eraser is not None]
         eraser, path = save_once(merge([unhype_1, unhype_2, *others], safe_name(name)), training_folder())
