@@ -87,3 +87,11 @@ def to_picture(pixels: Tensor, side: int) -> Image.Image:
     scale = side / max(picture.size)
     size = [max(1, round(length * scale)) for length in picture.size]
     return picture.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
+
+
+def duration(seconds: float) -> str:
+    """'40 s', '3 min' or '2 h 5 min'."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -10,13 +10,12 @@ from ..hypernet.eraser import Eraser
 from ..hypernet.record import TrainingRun
 from ..training.frozen import out_of_memory_errors
 from ..training.plan import Request
-from ..training.remaining import duration
 from ..training.run import Outcome
 from ..training.sampling import Drawing
 from .cards import card_blocks
 from .compare import CONCEPTS, Pair, PairReport, compare, own_prompts, relatives
 from .curves import panels
-from .page import ERASED, FAINT, SMALL, TITLE, beside, page, text_block
+from .page import ERASED, FAINT, SMALL, TITLE, beside, duration, page, text_block
 from .sentences import erases, unchanged
 
 log = logging.getLogger("unhype")

@@ -85,11 +85,6 @@ def encodings_folder() -> Path:
     return Path(folder_paths.get_output_directory()) / FOLDER / "encodings"
 
 
-def pace_note() -> Path:
-    """The note of how long the stages of earlier trainings took."""
-    return Path(folder_paths.get_output_directory()) / FOLDER / "pace.json"
-
-
 def written_note() -> Path:
     """The note of what nodes have written, see `written`."""
     return Path(folder_paths.get_temp_directory()) / FOLDER / "written.json"

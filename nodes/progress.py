@@ -10,11 +10,13 @@ from tqdm import tqdm
 from ..evaluation.cards import card_blocks
 from ..evaluation.compare import Pair
 from ..evaluation.curves import with_curve
-from ..evaluation.page import page
+from ..evaluation.page import duration, page
 from ..training.callbacks import History
-from ..training.remaining import Remaining, duration
+from ..training.pace import TRAINING, Left, Pace
 
 _UNITS = 1000
+# The last stage of a training in a node: pictures of the result.
+DRAWING = "drawing"
 # Seconds between new texts and pictures: more would only be work for the browser.
 _PAUSE = 1.0
 
@@ -48,6 +50,12 @@ def _to_interfaces() -> Any:
     return PromptServer.instance
 
 
+def in_words(stage: str, done: int, total: int, left: Left) -> str:
+    """What a training does, how much of it is done and what is left of the whole."""
+    place = f"step {done:,} of {total:,}" if stage == TRAINING else f"{done / total:.0%}"
+    return f"{stage.capitalize()}, {place}, about {duration(left.seconds)} left"
+
+
 class NodeText:
     """The line of text that ComfyUI shows on a node that runs. node_id: None where there is no interface."""
 
@@ -64,12 +72,12 @@ class NodeText:
 class Progress:
     """Passed to training as its `report`; every call lets ComfyUI interrupt the run.
 
-    remaining: how far the run is.
+    part: of several trainings in one node the number of this one, from 0, and how many there are. title: a first line.
     """
 
-    def __init__(self, node_id: str | None, remaining: Remaining) -> None:
+    def __init__(self, node_id: str | None, pace: Pace, part: tuple[int, int] = (0, 1), title: str = "") -> None:
         self.bar = comfy.utils.ProgressBar(_UNITS)
-        self.text, self.remaining = NodeText(node_id), remaining
+        self.text, self.pace, self.part, self.title = NodeText(node_id), pace, part, title
         self.note, self.line, self.drawn = "", "", 0.0
         self.thumbnails: Image.Image | None = None
         self.console = tqdm(total=_UNITS, bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}")
@@ -84,16 +92,16 @@ class Progress:
         history: History | None = None,
         note: str | None = None,
     ) -> None:
-        share, words = self.remaining(stage, done, total)
-        value = round(_UNITS * share)
+        left, (number, count) = self.pace(stage, done, total), self.part
         self.note = self.note if note is None else note.partition(" (")[0]  # the console has the parts
-        self._show(words, at_once=note is not None)
-        self.console.update(value - self.console.n)
+        self._show(in_words(stage, done, total, left), at_once=note is not None)
+        value = round(_UNITS * (number + left.share) / count)
+        self.console.update(round(_UNITS * left.share) - self.console.n)
         self.bar.update_absolute(value, _UNITS, self._preview(picture, history, total))
 
     def drawing(self, done: int, total: int, pair: Pair | None = None) -> None:
         """Passed to `compare` as its `report`: the pictures of the result are the last stage of a run."""
-        self("drawing", done, total)
+        self(DRAWING, done, total)
         if pair is not None:
             self.bar.update_absolute(self.console.n, _UNITS, _preview(page(card_blocks([pair]))))
 
@@ -101,7 +109,7 @@ class Progress:
         """The line on the console and, with the note below, on the node."""
         self.line = line
         self.console.set_description_str(f"UnHype: {line}", refresh=False)
-        self.text(f"{line}\n{self.note}".strip(), at_once)
+        self.text("\n".join(filter(None, (self.title, line, self.note))), at_once)
 
     def _preview(
         self, picture: Image.Image | None, history: History | None, total: int
@@ -115,8 +123,8 @@ class Progress:
 
     def close(self) -> None:
         """End the console line, and leave no time on the node that nobody waits for."""
+        self._show(self.line.partition(", about")[0], at_once=True)
         self.console.close()
-        self.text(f"{self.line.partition(', about')[0]}\n{self.note}".strip(), at_once=True)
 
 
 class DrawingProgress:

@@ -10,10 +10,10 @@ from comfy.patcher_extension import WrappersMP
 
 from ..hypernet.deltas import PromptDeltas
 from ..hypernet.embedding import Conditioning
-from ..hypernet.eraser import Eraser
 from ..hypernet.errors import UserError
 from ..hypernet.families import Family
 from ..hypernet.files import check_fits, load, same_eraser
+from ..hypernet.merged import AnyEraser
 from ..hypernet.patch import KINDS, Erasure, apply_erasure, erasures_among
 from ..hypernet.targets import TargetLayer, configured_family, family_by_key, recognise, target_layers
 from .file import Policy, PolicyError
@@ -23,7 +23,7 @@ from .file import Policy, PolicyError
 class Rule:
     """An eraser that every model of its family must carry, at this strength or above. unknown: as `PromptDeltas`."""
 
-    eraser: Eraser
+    eraser: AnyEraser
     strength: float = 1.0
     unknown: str = "strict"
 
@@ -36,7 +36,7 @@ class Rule:
         """Whether an erasure is of the same eraser and at least as strict."""
         deltas = erasure.deltas
         strict = self.unknown != "strict" or deltas.fallback is not None
-        return strict and deltas.cache.strength >= self.strength and same_eraser(deltas.eraser, self.eraser)
+        return strict and deltas.strength >= self.strength and same_eraser(deltas.eraser, self.eraser)
 
 
 class Rules:
