@@ -49,6 +49,10 @@ class Settings:
     checkpointing: bool = True
     watch_every: int = 10
 
+    def basis_of(self, concepts: int) -> int:
+        """The basis that so many concepts need at once, as far as the file's size allows."""
+        return min(concepts * self.rank, max(8 * self.basis, self.rank))
+
     def recipe(self, *parts: Any) -> str:
         """A hash of `parts` (JSON values) and of all settings that shape a single step.
 
