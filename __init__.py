@@ -10,7 +10,9 @@ if (_policy := policy_file()) is not None:
         start(_policy)
     except Exception as error:
         # ComfyUI goes on without a pack that can't be loaded, and would draw everything.
-        raise SystemExit(f"UnHype: ComfyUI does not start, since it can't keep the policy {_policy}: {error}") from error
+        raise SystemExit(
+            f"UnHype: ComfyUI does not start, since it can't keep the policy {_policy}: {error}"
+        ) from error
 
 from .nodes import comfy_entrypoint
 from .nodes.folders import register_model_folder

@@ -131,5 +131,5 @@ def test_the_policys_node_hands_on_what_is_no_model(model, eraser):
 
 
 def test_the_refusal_is_the_reason():
-    with pytest.raises(PolicyError, match="^because$"):
+    with pytest.raises(PolicyError, match=r"^because$"):
         ServerRefusal.execute("because")

@@ -144,7 +144,9 @@ def _loaded(monkeypatch):
     """The pack's root module, run again."""
     import importlib.util
 
-    spec = importlib.util.spec_from_file_location("unhype", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    spec = importlib.util.spec_from_file_location(
+        "unhype", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
