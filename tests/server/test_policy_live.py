@@ -97,9 +97,9 @@ def answer(server, prompt, **request):
     except PromptError as error:
         return str(error)
     folder = server.base / "output"
-    saved = [latent for output in entry["outputs"].values() for latent in output.get("latents", ())]
-    paths = sorted(folder / latent["subfolder"] / latent["filename"] for latent in saved)
-    return [load_file(path)["latent_tensor"] for path in paths]
+    # By the node: which of two comes first, and with it the numbers of their files, is by chance.
+    saved = [latent for _, output in sorted(entry["outputs"].items()) for latent in output.get("latents", ())]
+    return [load_file(folder / latent["subfolder"] / latent["filename"])["latent_tensor"] for latent in saved]
 
 
 def graph_of(name, erased=False):
