@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from . import commandline
 from .environment import ROOT, WINDOWS, cache_folder, clean_environment, digest, say
+from .interface import interface_folder
 
 # Folder in custom_nodes -> where it lies in this repository.
 PACKS = {"unhype": ROOT, "unhype_lab": ROOT / "benchmarks" / "lab" / "loader"}
@@ -102,6 +104,11 @@ def server_command(tree: Path, base: Path, port: int) -> list[str]:
     command += ["--base-directory", str(base), "--database-url", f"sqlite:///{(base / 'comfyui.db').as_posix()}"]
     command += ["--disable-api-nodes", "--disable-auto-launch"]
     return command if has_cuda() else [*command, "--cpu"]
+
+
+def interface_arguments(version: str | None) -> list[str]:
+    """What makes ComfyUI show this web interface; nothing for its own."""
+    return ["--front-end-root", str(interface_folder(version))] if version else []
 
 
 def server_environment() -> dict[str, str]:
@@ -265,8 +272,12 @@ def serve_folder(host: str) -> Path:
 
 def main() -> int:
     options, others = commandline.parser("serve").parse_known_args()
+    others += interface_arguments(options.interface)
     base = prepare_base(serve_folder(os.environ.get("UNHYPE_HOST", "comfyui")))
     say(f"ComfyUI at http://127.0.0.1:{options.port}, its models and pictures in {base}; Ctrl+C ends it.")
+    # A shell starts what it runs in the background with interrupts ignored. Either signal ends ComfyUI as well.
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, signal.default_int_handler)
     process = subprocess.Popen(
         [*server_command(host_tree(), base, options.port), *others], cwd=host_tree(), env=server_environment()
     )

@@ -34,7 +34,7 @@ from .embedding import Entry
 from .eraser import Eraser
 from .files import check_fits, same_eraser
 from .guidance import negative_is_pushed_away
-from .targets import recognise, target_layers
+from .targets import layers_like, recognise, target_layers
 from .texts import SamplingTexts
 
 try:  # newer ComfyUI lays out memory for the network's blocks in advance
@@ -164,7 +164,7 @@ def apply_erasure(
     when the hypernet does not fit.
     """
     family = recognise(model.model)
-    layers = target_layers(model.model, family)
+    layers = layers_like(model.model, family, eraser.hypernet.config.layers)
     check_fits(eraser, family, layers)
     clone = model.clone()
     if strength <= 0:
@@ -186,7 +186,7 @@ def apply_erasure(
     key = next(key for n in count(1) if (key := KEY if n == 1 else f"{KEY}_{n}") not in taken)
     erasure = Erasure(
         PromptDeltas(eraser, strength, gate, unknown, family.joint),
-        Doors(family, eraser.hypernet.config.layers),
+        Doors(family, eraser.hypernet.config.layers, target_layers(model.model, family)),
         key,
         tell,
     )
