@@ -147,6 +147,18 @@ class Changed(io.ComfyNode):
         return io.NodeOutput({"model": changed}, changed)
 
 
+class HiddenSampler(io.ComfyNode):
+    """Samples with a patcher of its own over the model that it gets."""
+
+    @classmethod
+    def define_schema(cls):
+        return _schema("HiddenSampler", [io.Model.Input("model"), *_drawn()], [io.Latent.Output()])
+
+    @classmethod
+    def execute(cls, model, conditioning, latent):
+        return io.NodeOutput(_sampled(_remade(model), conditioning, latent))
+
+
 class _Forgetful(comfy.samplers.Sampler):
     """A sampler that drops the options that it gets."""
 
@@ -301,7 +313,7 @@ def _undone(request):
     return request
 
 
-NODES = [LoadPipe, ToPipe, FromPipe, PipeSampler, LoadAndSample, Changed, OwnWay, Expand, Models, LastModel]
+NODES = [LoadPipe, ToPipe, FromPipe, PipeSampler, LoadAndSample, HiddenSampler, Changed, OwnWay, Expand, Models, LastModel]
 
 
 def register():

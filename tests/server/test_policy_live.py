@@ -6,6 +6,8 @@ Three servers get the same graphs: one with a policy, one with the pack alone, o
 import contextlib
 import json
 import re
+import urllib.error
+import urllib.request
 
 import comfy.sd
 import pytest
@@ -244,6 +246,39 @@ def test_the_report_shows_erased_pictures_only(policed):
     (words,) = policed.wait(prompt_id)["outputs"]["report"]["text"]
     assert "identical" in words
     assert log(policed).count(f"graph {prompt_id}, node report: Stable Diffusion 1.x draws with school.") == 2
+
+
+# The file is out of reach
+
+_UPLOAD = (
+    b'--x\r\nContent-Disposition: form-data; name="image"; filename="policy.json"\r\n\r\n{}\r\n'
+    b'--x\r\nContent-Disposition: form-data; name="subfolder"\r\n\r\n../user/__unhype\r\n'
+    b'--x\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n--x--\r\n'
+)
+WRITES = {
+    "write": ("POST", "/userdata/..%2F__unhype%2Fpolicy.json?overwrite=true", b"{}", "application/json"),
+    "write below": ("POST", "/userdata/__unhype%2Fpolicy.json?overwrite=true", b"{}", "application/json"),
+    "delete": ("DELETE", "/userdata/..%2F__unhype%2Fpolicy.json", None, "application/json"),
+    "move": ("POST", "/userdata/mine.json/move/..%2F__unhype%2Fpolicy.json?overwrite=true", b"", "application/json"),
+    "upload": ("POST", "/upload/image", _UPLOAD, "multipart/form-data; boundary=x"),
+    "user": ("POST", "/users", b'{"username": "__unhype"}', "application/json"),
+}
+
+
+@pytest.mark.parametrize("user", [None, "__unhype", "../__unhype"])
+@pytest.mark.parametrize("way", WRITES)
+def test_no_visitor_writes_to_the_policy(policed, way, user):
+    method, path, body, kind = WRITES[way]
+    own = next(path for path in policed.base.rglob("policy.json") if (path.parent / NAMES.eraser).exists())
+    before = {path.name: path.read_bytes() for path in own.parent.iterdir()}
+    with contextlib.suppress(urllib.error.HTTPError):
+        policed.post("/userdata/mine.json?overwrite=true", {})
+    headers = {"Content-Type": kind} | ({} if user is None else {"Comfy-User": user})
+    request = urllib.request.Request(f"{policed.url}{path}", body, headers, method=method)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with contextlib.suppress(urllib.error.HTTPError):
+        opener.open(request, timeout=60).close()
+    assert {path.name: path.read_bytes() for path in own.parent.iterdir()} == before
 
 
 # Last, since it is for good
