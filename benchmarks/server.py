@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -119,12 +120,14 @@ class ComfyServer:
     """`with ComfyServer(base) as server: history = server.run(prompt)`.
 
     `base` is the folder for models, output and so on; `tree` the ComfyUI, by default the one dev.py chose.
+    `environment` is added to what the process gets from here.
     """
 
-    def __init__(self, base, tree=None, packs=PACKS, arguments=(), start_timeout: float = 300):
+    def __init__(self, base, tree=None, packs=PACKS, arguments=(), start_timeout: float = 300, environment=None):
         self.base = Path(base)
         self.tree = Path(tree) if tree else host_tree()
         self.packs, self.arguments, self.start_timeout = packs, list(arguments), start_timeout
+        self.environment = {**server_environment(), **(environment or {})}
         self.log = self.base / "server.log"
         self.process = None
 
@@ -138,7 +141,7 @@ class ComfyServer:
         command = [*server_command(self.tree, self.base, self.port), *self.arguments]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                command, cwd=self.tree, env=server_environment(), stdout=log, stderr=subprocess.STDOUT
+                command, cwd=self.tree, env=self.environment, stdout=log, stderr=subprocess.STDOUT
             )
         try:
             self._wait_until_up()
@@ -272,6 +275,9 @@ def main() -> int:
     others += interface_arguments(options.interface)
     base = prepare_base(serve_folder(os.environ.get("UNHYPE_HOST", "comfyui")))
     say(f"ComfyUI at http://127.0.0.1:{options.port}, its models and pictures in {base}; Ctrl+C ends it.")
+    # A shell starts what it runs in the background with interrupts ignored. Either signal ends ComfyUI as well.
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, signal.default_int_handler)
     process = subprocess.Popen(
         [*server_command(host_tree(), base, options.port), *others], cwd=host_tree(), env=server_environment()
     )
