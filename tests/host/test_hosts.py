@@ -3,8 +3,10 @@
 import ast
 import copy
 import importlib
+import re
 from functools import cache
 
+import comfyui_version
 import pytest
 from comfy.patcher_extension import WrappersMP
 from tiny import prompt, sample, tiny_model
@@ -118,6 +120,36 @@ def test_the_host_has(symbol):
         if symbol in OPTIONAL:
             pytest.skip(str(lacking))
         pytest.fail(f"{USED[symbol].relative_to(ROOT)}: {lacking}")
+
+
+def table():
+    """Symbol to version to whether it is there, as CONTRIBUTING.md says."""
+    section = (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition("## What the pack uses of ComfyUI")[2]
+    lines = [line for line in section.partition("\n## ")[0].splitlines() if line.startswith("|")]
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {
+        f"{owner.strip('`')}.{name}": dict(zip(header[2:], (mark == "yes" for mark in marks), strict=True))
+        for owner, names, *marks in rows
+        for name in re.findall("`(.+?)`", names)
+    }
+
+
+def test_the_table_lists_what_the_pack_uses():
+    wanted = {symbol for symbol in USED if not any(other.startswith(f"{symbol}.") for other in USED)}
+    assert wanted == table().keys()
+
+
+def test_the_table_is_right_about_this_comfyui():
+    version = comfyui_version.__version__
+    if version not in next(iter(table().values())):
+        pytest.skip(f"the table has no column for ComfyUI {version}")
+    for symbol, versions in table().items():
+        try:
+            look_up(symbol)
+        except LookupError:
+            assert not versions[version], symbol
+        else:
+            assert versions[version], symbol
 
 
 def test_the_list_is_of_what_the_pack_uses():
