@@ -104,6 +104,7 @@ def _prompts(parser: ArgumentParser) -> None:
 
 
 def _thousand(parser: ArgumentParser) -> None:
+    _number(parser, "--concepts", 1000, "how many at most")
     parser.add_argument("--processes", type=int, help="that share the training (default: the cores)")
     parser.add_argument("--fresh", action="store_true", help="train everything anew")
     _json(parser)
