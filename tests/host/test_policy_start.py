@@ -197,7 +197,9 @@ def test_the_log_holds_texts_only_if_its_owner_asks(host, policy, model, caplog,
         with pytest.raises(PolicyError):
             sample(model, prompt(1), prompt(2))
     lines = [record.getMessage() for record in caplog.records if "graph mine, node 2: Stable" in record.getMessage()]
-    assert [words in line for words, line in zip(("draws with school.", "is refused."), lines, strict=True)] == [True] * 2
+    assert [words in line for words, line in zip(("draws with school.", "is refused."), lines, strict=True)] == [
+        True
+    ] * 2
     assert [line.endswith(" Its texts: a cat") for line in lines] == [asked] * 2
 
 

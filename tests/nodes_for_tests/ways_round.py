@@ -313,7 +313,19 @@ def _undone(request):
     return request
 
 
-NODES = [LoadPipe, ToPipe, FromPipe, PipeSampler, LoadAndSample, HiddenSampler, Changed, OwnWay, Expand, Models, LastModel]
+NODES = [
+    LoadPipe,
+    ToPipe,
+    FromPipe,
+    PipeSampler,
+    LoadAndSample,
+    HiddenSampler,
+    Changed,
+    OwnWay,
+    Expand,
+    Models,
+    LastModel,
+]
 
 
 def register():
