@@ -17,7 +17,7 @@ def reference_bytes(eraser, hidden=100, time_features=32, rank=None):
     Two heads a layer, each Linear(width + 32, hidden), ReLU, Linear(hidden, features * rank); two constants of
     features * rank; two scalars and 16 frequencies.
     """
-    config = eraser.hypernet.config
+    config = eraser.config
     rank = rank or config.rank
     width = config.embedding_width + time_features
     numbers = 0

@@ -123,7 +123,7 @@ def _run(model: Any, clip: Any, plan: Plan, path: Path, report: Report) -> Outco
     with checkpoints.kept(state):
         eraser = fit_eraser(plan, prompts, state.hypernet.cpu(), training, path.stem, partial(report, "finishing"))
         save(eraser, path, plan.request.file_metadata)
-        eraser = load(path)  # in the file's precision, so that the first use is like every later one
+        (eraser,) = load(path).parts  # in the file's precision, so that the first use is like every later one
     checkpoints.path.unlink(missing_ok=True)
     return Outcome(eraser, path, state.losses, reason)
 

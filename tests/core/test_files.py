@@ -224,9 +224,9 @@ def test_a_file_without_metadata_is_refused_alike(tmp_path):
 
 
 def test_a_newer_format_asks_for_an_update(path):
-    rewrite(path, metadata=lambda words: words.update({"unhype.format": "5"}))
+    rewrite(path, metadata=lambda words: words.update({"unhype.format": "6"}))
     message = refusal(path)
-    assert "has UnHype format 5, this version reads 2 to 4" in message
+    assert "has UnHype format 6, this version reads 2 to 5" in message
     assert message.endswith("Update the UnHype node pack, or train the file again if it is an old one.")
 
 
