@@ -48,7 +48,9 @@ class Recorder:
     def __call__(self, stage, done, total, *_args, **_options):
         now = time.process_time() - self.cpu
         if not self.starts or self.starts[-1][0] != stage:
-            self.starts.append((stage, now, time.perf_counter() - self.begun))
+            # What comes before the first report belongs to its stage.
+            start = (now, time.perf_counter() - self.begun) if self.starts else (0.0, 0.0)
+            self.starts.append((stage, *start))
         elif now - self.reports[-1][0] < _PAUSE:
             return
         self.reports.append((round(now, 2), stage, done, total))
