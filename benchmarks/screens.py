@@ -51,6 +51,19 @@ _ADD_REPORT = """([trainer, values]) => {
   for (const widget of node.widgets) widget.value = values[widget.name] ?? widget.value
   node.setSize([560, node.size[1]])
 }"""
+_MERGE = """() => {
+  app.graph.clear()
+  const add = (kind, x, y) => {
+    const node = LiteGraph.createNode(kind)
+    node.pos = [x, y]
+    app.graph.add(node)
+    return node
+  }
+  const files = [0, 160].map((y) => add("UnHypeLoadHypernet", 0, y))
+  const merge = add("UnHypeMergeErasers", 400, 0)
+  files.forEach((file, slot) => file.connect(0, merge, slot))
+  merge.connect(0, add("UnHypeApplyErasure", 800, 0), "unhype")
+}"""
 _WATCH = """window.seenTexts = []
   app.api.addEventListener("progress_text", ({ detail }) => window.seenTexts.push(detail.text))"""
 _FINISHED = """(kind) => { const node = app.graph._nodes.find((one) => one.type === kind)
@@ -64,6 +77,7 @@ _BOX = """(kinds) => {
            height: (bottom - top) * scale }
 }"""
 _PARTS = {
+    "erase_sd15": ("UnHypeEraseConcept", ("CheckpointLoaderSimple", "UnHypeEraseConcept", "KSampler")),
     "train_sd15": ("UnHypeTrainErasure", ("CheckpointLoaderSimple", TRAINER)),
     "apply_sd15": (
         "UnHypeApplyErasure",
@@ -111,6 +125,13 @@ class Screens:
         with Image.open(shot) as part:
             size = (_HELP_WIDTH, part.height * _HELP_WIDTH // part.width)
             part.convert("RGB").resize(size, Image.Resampling.LANCZOS).quantize(64).save(HELP / f"{name}.png")
+
+    def merging(self) -> None:
+        """Merge Erasers between two files and Apply Concept Erasure, for its help page."""
+        self.web.page.evaluate(_MERGE)
+        self.web.show()
+        if not self.suffix:
+            self._part("UnHypeMergeErasers", ("UnHypeLoadHypernet", "UnHypeMergeErasers", "UnHypeApplyErasure"))
 
     def training(self) -> None:
         """The demo with another concept, at three moments and at its end."""
@@ -187,7 +208,10 @@ def main() -> int:
         make_named_files(Path(base))
         with ComfyServer(base, packs=PACKS) as server, web_page(chromium(), server.url, shots) as web:
             screens = Screens(web, server, "_nodes2" if options.nodes2 else "")
-            parts = {"templates": [screens.templates], "run": [screens.training, screens.reports, screens.error]}
+            parts = {
+                "templates": [screens.templates, screens.merging],
+                "run": [screens.training, screens.reports, screens.error],
+            }
             for part in options.only or parts:
                 for step in parts[part]:
                     step()

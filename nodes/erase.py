@@ -30,7 +30,7 @@ class EraseConcept(io.ComfyNode):
             category=CATEGORY,
             description="Makes a model unable to draw what you write here; other prompts stay the same. The first run "
             "trains, later ones find it in models/unhype.",
-            search_aliases=[*PURPOSES],
+            search_aliases=[*PURPOSES, "negative", "negative prompt"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to protect. The one you connect here stays as it is."),
                 io.Clip.Input("clip", tooltip="The CLIP that belongs to the model."),
@@ -38,8 +38,8 @@ class EraseConcept(io.ComfyNode):
                     "concepts",
                     multiline=True,
                     default="cat -> tree",
-                    tooltip="What to erase, one a line: 'concept -> what to draw instead'. A new line trains that one "
-                    "alone.",
+                    tooltip="What to erase, one a line: 'cat, kitten -> tree'. After the arrow: what is drawn instead. "
+                    "Put a name with a comma in quotes.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -47,6 +47,7 @@ class EraseConcept(io.ComfyNode):
                     min=0.0,
                     max=3.0,
                     step=0.05,
+                    optional=True,
                     tooltip="How far the erasure goes. 0 changes and trains nothing, 1 erases fully, more may erase "
                     "stubborn wordings and spoil pictures.",
                 ),

@@ -157,7 +157,12 @@ def _task(clip: Any, plan: Plan, frozen: FrozenModel, prompts: Prompts, report: 
     if settings.objective == "attention":
         phrases = [*plan.phrases, *plan.sentences]
         c = prompts.candidates(phrase.prompt for phrase in phrases).to(frozen.device)
-        return AttentionTask(_paired_layers(clip, frozen, phrases, [*plan.retain.train, *plan.written.benign], prompts), len(plan.phrases), c, settings)
+        return AttentionTask(
+            _paired_layers(clip, frozen, phrases, [*plan.retain.train, *plan.written.benign], prompts),
+            len(plan.phrases),
+            c,
+            settings,
+        )
     c = prompts.candidates(phrase.prompt for phrase in plan.phrases).to(frozen.device)
     samples = diffusion_samples(
         frozen,
