@@ -60,12 +60,14 @@ def _serve(parser: ArgumentParser) -> None:
 
 def _speed(parser: ArgumentParser) -> None:
     parser.add_argument("--gpu", action="store_true", help="real picture sizes of SD 1.5 and SDXL in fp16")
+    parser.add_argument("--stages", action="store_true", help="whole trainings by stage, and nothing else")
     _number(parser, "--rounds", 5, "how often each is measured; the median counts")
     _json(parser)
     parser.add_argument("--publish", action="store_true", help="put the figures into README and results")
 
 
 def _erasure(parser: ArgumentParser) -> None:
+    _family(parser, "which of the lab's models; flux: ours by both objectives, the classes alone", FAMILIES)
     parser.add_argument("--quick", action="store_true", help="few pictures; rivals that train by pictures on one class")
     parser.add_argument("--rivals", action="store_true", help="those on all classes, too")
     parser.add_argument(
@@ -104,6 +106,7 @@ def _prompts(parser: ArgumentParser) -> None:
 
 
 def _thousand(parser: ArgumentParser) -> None:
+    _number(parser, "--concepts", 1000, "how many at most")
     parser.add_argument("--processes", type=int, help="that share the training (default: the cores)")
     parser.add_argument("--fresh", action="store_true", help="train everything anew")
     _json(parser)

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,11 +67,14 @@ def parts() -> list[Part]:
     return found
 
 
-def train(folder: Path, processes: int) -> dict[str, float]:
-    """Train all parts in so many processes: seconds from the first to the last, and the sum of their peaks in bytes."""
+def train(folder: Path, processes: int, count: int) -> dict[str, float]:
+    """Train the first `count` parts in so many processes: seconds in all, and the sum of the processes' peaks in bytes.
+
+    Parts that are there from before are not trained again, and the seconds are then those of the rest.
+    """
     started = time.perf_counter()
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
-    words = [sys.executable, *torchrun, "-m", "benchmarks.thousand_parts", str(folder)]
+    words = [sys.executable, *torchrun, "-m", "benchmarks.thousand_parts", str(folder), str(count)]
     subprocess.run(words, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
     peaks = [int(path.read_text("ascii")) for path in folder.glob("*.peak")]
     return {"seconds": time.perf_counter() - started, "peak": sum(peaks), "processes": processes}
@@ -109,10 +113,12 @@ def measured(bench: Bench, folder: Path, own: list[Part]) -> dict[str, float]:
     }
 
 
-def run(folder: Path, processes: int) -> dict[str, object]:
-    """Everything, from parts that were trained before and those that are missing."""
+def run(folder: Path, processes: int, concepts: int) -> dict[str, object]:
+    """Everything of at most `concepts`, from parts that were trained before and those that are missing."""
     every = parts()
-    training = train(folder, processes)
+    sums = accumulate(len(part.names) for part in every)
+    every = every[: sum(count <= concepts for count in sums)]
+    training = train(folder, processes, len(every))
     say(f"{sum(len(part.names) for part in every)} concepts trained in {training['seconds']:.0f} s")
     bench, rows, count = Bench(QUICK, folder / "bench"), [], 0
     for number, part in enumerate(every, start=1):
@@ -165,7 +171,7 @@ def main() -> int:
     if options.fresh:
         shutil.rmtree(folder, ignore_errors=True)
     with torch.inference_mode():
-        found = run(folder, options.processes or os.cpu_count() or 1)
+        found = run(folder, options.processes or os.cpu_count() or 1, options.concepts)
     say(table(found))
     picture = folder / "thousand.png"
     curve(found["rows"]).save(picture)

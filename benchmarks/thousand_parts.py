@@ -20,14 +20,14 @@ from .lab.measure import Lab  # noqa: E402
 from .thousand import parts  # noqa: E402
 
 
-def main(folder: Path) -> int:
-    """Train, and write the peak of this process in bytes."""
+def main(folder: Path, count: int) -> int:
+    """Train the first `count` parts, and write the peak of this process in bytes."""
     join_processes()
     lab = Lab()
     whole = Request("", "", folder, "", folder / "checkpoints", Settings(), folder / "encodings", preview_every=0)
     requests = [
         replace(whole, concepts=part.lines, name=f"{number:03}", settings=replace(whole.settings, kind=part.kind))
-        for number, part in enumerate(parts())
+        for number, part in enumerate(parts()[:count])
     ]
 
     def report_of(number):
@@ -42,4 +42,4 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))

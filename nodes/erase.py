@@ -17,6 +17,7 @@ from .schema import CATEGORY, PURPOSES, advanced, node_id, only_choices, only_li
 from .written import fingerprint, remember
 
 _NAME = "Erase Concept"
+_KIND = Settings.kind
 
 
 class EraseConcept(io.ComfyNode):
@@ -55,7 +56,7 @@ class EraseConcept(io.ComfyNode):
                     io.Combo.Input,
                     "kind",
                     options=list(TEMPLATES),
-                    default=Settings.kind,
+                    default=_KIND,
                     optional=True,
                     tooltip="The sort of concepts, which selects their training sentences. For several sorts, put one "
                     "Erase Concept after the other.",
@@ -81,7 +82,7 @@ class EraseConcept(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, concepts: str = "", strength: float = 1.0, kind: str = Settings.kind
+        cls, model: Any, clip: Any, concepts: str = "", strength: float = 1.0, kind: str = _KIND
     ) -> io.NodeOutput:
         only_links(_NAME, model=model, clip=clip)
         only_choices(cls, kind=kind)

@@ -48,7 +48,7 @@ class Guard:
                 "could be checked"
             )
         comfy.sampler_helpers.prepare_sampling = self._prepare_sampling(prepare)
-        BaseModel.apply_model = self._apply_model(apply)  # ty: ignore[invalid-assignment]
+        BaseModel.apply_model = self._apply_model(apply)
         if not self.hold():
             raise PolicyError("the functions that check models were set, and ComfyUI doesn't call them")
 

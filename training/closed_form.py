@@ -217,7 +217,7 @@ def start(
             changed = output_of(layer.module, out) - output_of(layer.module, torch.zeros_like(out[:1]))
             hypernet.up[number].copy_(changed[:, config.layers[number].rows].T)
             hypernet.down[number].copy_(entry.full(bases.down))
-        hypernet.P_const.copy_(torch.stack(P_const))
+        hypernet.get_buffer("P_const").copy_(torch.stack(P_const))
         hypernet.left.weight.copy_(torch.stack(left).flatten(0, 2))
         hypernet.right.weight.copy_(torch.stack(right).flatten(0, 2))
         hypernet.trunk.weight.zero_()

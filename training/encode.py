@@ -156,9 +156,9 @@ def encode_prompts(
 
     drawn: texts whose token states the tasks need; train, held_out: those that the regressor is fitted and
     measured on; scored: those whose token states the token detector needs, with the name whose last token is
-    wanted, or "" for all tokens. on_progress(done, total) counts characters, about as the time goes, and may raise to interrupt. Families whose c comes from the
-    tokens need no regressor. encoding: `one_by_one`, or `encode_batch.in_batches`. folder: where encodings are kept
-    from run to run.
+    wanted, or "" for all tokens. on_progress(done, total) counts characters, as the time goes, and may raise to
+    interrupt. Families whose c comes from the tokens need no regressor. encoding: `one_by_one`, or
+    `encode_batch.in_batches`. folder: where encodings are kept from run to run.
     """
     texts = list(dict.fromkeys([*drawn, *train, *held_out, *scored]))
     source, whole = family.embedding, set(drawn)

@@ -4,7 +4,7 @@ import copy
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from .preview import Previewer
 from .prompts import Phrase
 from .relatives import kept_example, near_relatives
 from .retention import Retention
+from .settings import Settings
 from .tasks import Task
 from .tasks.attention import AttentionTask, PairedLayer, retained_states, token_pairs, vector_pairs
 from .tasks.direct import DirectTask
@@ -38,6 +39,9 @@ from .tasks.matching import PaperTask, ReleasedTask
 from .tasks.samples import diffusion_samples
 
 _DIFFUSION_TASKS = {"direct": DirectTask, "paper": PaperTask, "released": ReleasedTask}
+
+# The learning rate of steps that go on from the closed form, as a share.
+_POLISH = 0.025
 
 log = logging.getLogger("unhype")
 
@@ -112,7 +116,7 @@ def _run(model: Any, clip: Any, plan: Plan, path: Path, report: Report) -> Outco
             previewer = _previewer(clip, plan, frozen, prompts, near)
             reporter = Reporter(report, settings.steps, previewer, plan.request.preview_every)
             with checkpoints.kept(state):
-                reason = train(state, task, retention, settings, [checkpoints, reporter])
+                reason = train(state, task, retention, _steps(settings), [checkpoints, reporter])
         training = training_record(plan, prompts, state, retention, reason, time.monotonic() - started, near)
     finally:
         frozen.release()
@@ -122,6 +126,13 @@ def _run(model: Any, clip: Any, plan: Plan, path: Path, report: Report) -> Outco
         (eraser,) = load(path).parts  # in the file's precision, so that the first use is like every later one
     checkpoints.path.unlink(missing_ok=True)
     return Outcome(eraser, path, state.losses, reason)
+
+
+def _steps(settings: Settings) -> Settings:
+    """The settings of the steps: from the closed form on they are small ones."""
+    if settings.objective != "attention":
+        return settings
+    return replace(settings, learning_rate=_POLISH * settings.learning_rate)
 
 
 def _encode_all(clip: Any, plan: Plan, report: Report) -> Prompts:
@@ -157,12 +168,9 @@ def _task(clip: Any, plan: Plan, frozen: FrozenModel, prompts: Prompts, report: 
     if settings.objective == "attention":
         phrases = [*plan.phrases, *plan.sentences]
         c = prompts.candidates(phrase.prompt for phrase in phrases).to(frozen.device)
-        return AttentionTask(
-            _paired_layers(clip, frozen, phrases, [*plan.retain.train, *plan.written.benign], prompts),
-            len(plan.phrases),
-            c,
-            settings,
-        )
+        retained = [*plan.retain.train, *plan.written.benign]
+        layers = _paired_layers(clip, frozen, phrases, retained, prompts)
+        return AttentionTask(layers, len(plan.phrases), c, settings)
     c = prompts.candidates(phrase.prompt for phrase in plan.phrases).to(frozen.device)
     samples = diffusion_samples(
         frozen,

@@ -1,6 +1,7 @@
 """Nodes that bring a model to a sampler where no link shows it, as node packs do, for tests of a policy."""
 
 import copy
+import itertools
 
 import comfy.model_patcher
 import comfy.sample
@@ -146,12 +147,24 @@ class Changed(io.ComfyNode):
         return io.NodeOutput({"model": changed}, changed)
 
 
+class HiddenSampler(io.ComfyNode):
+    """Samples with a patcher of its own over the model that it gets."""
+
+    @classmethod
+    def define_schema(cls):
+        return _schema("HiddenSampler", [io.Model.Input("model"), *_drawn()], [io.Latent.Output()])
+
+    @classmethod
+    def execute(cls, model, conditioning, latent):
+        return io.NodeOutput(_sampled(_remade(model), conditioning, latent))
+
+
 class _Forgetful(comfy.samplers.Sampler):
     """A sampler that drops the options that it gets."""
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, *_, **__):
         x = noise
-        for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+        for sigma, following in itertools.pairwise(sigmas):
             denoised = model_wrap(x, sigma.expand(len(x)), model_options={"transformer_options": {}}, seed=0)
             x = denoised + (x - denoised) * following / sigma
         return x
@@ -300,7 +313,19 @@ def _undone(request):
     return request
 
 
-NODES = [LoadPipe, ToPipe, FromPipe, PipeSampler, LoadAndSample, Changed, OwnWay, Expand, Models, LastModel]
+NODES = [
+    LoadPipe,
+    ToPipe,
+    FromPipe,
+    PipeSampler,
+    LoadAndSample,
+    HiddenSampler,
+    Changed,
+    OwnWay,
+    Expand,
+    Models,
+    LastModel,
+]
 
 
 def register():

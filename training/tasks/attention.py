@@ -193,7 +193,7 @@ class AttentionTask:
     def inputs(self, layer: PairedLayer, index: Tensor) -> list[Tensor]:
         """The inputs of a layer for the pairs `index`, erased and mapping, (n, tokens, in) each."""
         sides = [side[index].to(self.c.device).float() for side in (layer.pairs.erased, layer.pairs.mapping)]
-        used = sum(side.abs().amax((0, 2)) for side in sides).nonzero()  # some encoders pad with zeros
+        used = torch.stack([side.abs().amax((0, 2)) for side in sides]).sum(0).nonzero()  # some encoders pad with zeros
         sides = [side[:, : int(used.max()) + 1] for side in sides]
         return [self.passed(layer, side) for side in sides]
 
