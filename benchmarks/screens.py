@@ -66,6 +66,8 @@ _MERGE = """() => {
 }"""
 _WATCH = """window.seenTexts = []
   app.api.addEventListener("progress_text", ({ detail }) => window.seenTexts.push(detail.text))"""
+# Whether a line has said so far that this share of a stage is done.
+_LATER = "window.seenTexts.some((text) => parseInt(text.match(/, (\\d+)%/)?.[1]) >= 100 * {})"
 _FINISHED = """(kind) => { const node = app.graph._nodes.find((one) => one.type === kind)
   return node.imgs?.length && node.widgets.some((one) => one.name === "result" && one.value) }"""
 # The part of the window that nodes of these types take.
@@ -138,15 +140,15 @@ class Screens:
         web = self.web
         web.drop(WORKFLOWS["demo"])
         web.page.wait_for_function("(kind) => app.graph._nodes.some((node) => node.type === kind)", arg=TRAINER)
-        values = {"concepts": f"{CONCEPT} -> {MAPPING}", "name": CONCEPT, "preview_every": 60}
+        values = {"concepts": f"{CONCEPT} -> {MAPPING}", "name": CONCEPT, "preview_every": 10}
         for name, value in values.items():
             web.widget(TRAINER, name, value)
         web.page.evaluate(_WATCH)
         web.press_run()
         for moment, ready in (
             ("begin", "window.seenTexts.length > 0"),
-            ("preview", "window.seenTexts.some((text) => /step ([89]\\d|1\\d\\d) of/.test(text))"),
-            ("late", "window.seenTexts.some((text) => /step 1[6-9]\\d of/.test(text))"),
+            ("encoding", _LATER.format(0.1)),
+            ("late", _LATER.format(0.6)),
         ):
             web.page.wait_for_function(ready, timeout=_MINUTES)
             web.show(TRAINER)

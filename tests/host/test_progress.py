@@ -82,7 +82,7 @@ def test_the_console_has_one_colon_and_no_time_of_its_own(sent, monkeypatch):
     progress("training", 5, 20)
     progress.console.refresh()
     progress.close()
-    line = [part for part in stream.getvalue().split("\r") if "step 5 of 20" in part][0]
+    line = next(part for part in stream.getvalue().split("\r") if "step 5 of 20" in part)
     assert line.startswith("UnHype: Training, step 5 of 20, about ")
     assert line.count(": ") == 1
     assert "?" not in line
