@@ -161,6 +161,7 @@ def _lab_measure(parser: ArgumentParser) -> None:
 
 def _screens(parser: ArgumentParser) -> None:
     parser.add_argument("--nodes2", action="store_true", help="in the newer renderer, Nodes 2.0")
+    parser.add_argument("--interface", help="another web interface than this ComfyUI's own: 1.58.1")
     parser.add_argument("--only", nargs="*", choices=("templates", "run"), default=(), help="a part of them")
 
 

@@ -17,7 +17,7 @@ from .chromium import chromium
 from .environment import ROOT, say
 from .graph import WORKFLOWS
 from .publish import RESULTS
-from .server import PACKS, ComfyServer
+from .server import PACKS, ComfyServer, interface_arguments
 
 sys.path.insert(0, str(ROOT / "tests"))  # for the driver of the browser, which the tests have
 
@@ -208,7 +208,8 @@ def main() -> int:
         chosen = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}
         settings.write_text(json.dumps(chosen | {"Comfy.VueNodes.Enabled": options.nodes2}), "utf-8")
         make_named_files(Path(base))
-        with ComfyServer(base, packs=PACKS) as server, web_page(chromium(), server.url, shots) as web:
+        running = ComfyServer(base, packs=PACKS, arguments=interface_arguments(options.interface))
+        with running as server, web_page(chromium(), server.url, shots) as web:
             screens = Screens(web, server, "_nodes2" if options.nodes2 else "")
             parts = {
                 "templates": [screens.templates, screens.merging],
