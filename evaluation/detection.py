@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import cosine_similarity
 
-from ..hypernet.embedding import Chunk, Conditioning, entries_of
+from ..hypernet.embedding import Chunk, Conditioning, Entry, entries_of
 from ..hypernet.eraser import Eraser
 
 # Scores go below zero far from every concept; smaller numbers than this are shown as this.
@@ -38,9 +38,14 @@ def detect(eraser: Eraser, conditioning: Conditioning) -> list[Detection]:
 
     Of a chunk's candidate embeddings the one with the highest score is shown.
     """
+    entries = entries_of(conditioning)
+    return [detection for entry, values in enumerate(entries) for detection in detect_entry(eraser, values, entry)]
+
+
+def detect_entry(eraser: Eraser, values: Entry, entry: int = 0) -> list[Detection]:
+    """The `Detection` of every chunk of one entry, whose number is `entry`."""
     return [
         _detection(eraser, chunk, (entry, row, number))
-        for entry, values in enumerate(entries_of(conditioning))
         for row, chunks in enumerate(eraser.chunks(values))
         for number, chunk in enumerate(chunks)
     ]
