@@ -65,6 +65,7 @@ _BOX = """(kinds) => {
            height: (bottom - top) * scale }
 }"""
 _PARTS = {
+    "erase_sd15": ("UnHypeEraseConcept", ("CheckpointLoaderSimple", "UnHypeEraseConcept", "KSampler")),
     "train_sd15": ("UnHypeTrainErasure", ("CheckpointLoaderSimple", TRAINER)),
     "apply_sd15": (
         "UnHypeApplyErasure",
