@@ -60,12 +60,14 @@ def _serve(parser: ArgumentParser) -> None:
 
 def _speed(parser: ArgumentParser) -> None:
     parser.add_argument("--gpu", action="store_true", help="real picture sizes of SD 1.5 and SDXL in fp16")
+    parser.add_argument("--stages", action="store_true", help="whole trainings by stage, and nothing else")
     _number(parser, "--rounds", 5, "how often each is measured; the median counts")
     _json(parser)
     parser.add_argument("--publish", action="store_true", help="put the figures into README and results")
 
 
 def _erasure(parser: ArgumentParser) -> None:
+    _family(parser, "which of the lab's models; flux: ours by both objectives, the classes alone", FAMILIES)
     parser.add_argument("--quick", action="store_true", help="few pictures; rivals that train by pictures on one class")
     parser.add_argument("--rivals", action="store_true", help="those on all classes, too")
     parser.add_argument(

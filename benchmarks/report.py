@@ -127,6 +127,16 @@ def summary(found, plan):
     }
 
 
+def family_summary(found, plan):
+    """The figures of a run of another family: the methods on the classes."""
+    by_method = {}
+    for job in found["methods"]:
+        by_method.setdefault(job["method"], []).append(job)
+    drawable = _drawable(by_method["base"])
+    rows = {name: _method(jobs, drawable) for name, jobs in by_method.items()}
+    return {"device": device(), "pictures_a_prompt": plan.pictures, "seeds": len(plan.seeds), "methods": rows}
+
+
 def _budget():
     within = f"token states within {attacks.RADII[0]:.0%} of their norm"
     return f"{attacks.ITERATIONS} Adam steps through everything, {within}"

@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from ..hypernet.files import SUFFIX
 from ..hypernet.merging import merge, save_once
 from ..nodes.folders import checkpoint_folder, encodings_folder, safe_name, training_folder
 from ..nodes.progress import Progress
+from ..nodes.running import pace_of
 from ..training.callbacks import Report
 from ..training.parts import in_parts
 from ..training.plan import Request
@@ -25,7 +26,7 @@ def run(options: argparse.Namespace, model: Any, clip: Any) -> int:
     """Train what the options of ``train`` ask for and say where the file lies."""
     requests = _requests(options)
     with torch.inference_mode():
-        erasers = train_in_parts(model, clip, requests, _progress(len(requests)))
+        erasers = train_in_parts(model, clip, requests, _progress(requests))
     if len(erasers) > 1:
         merged, path = save_once(merge(erasers, safe_name(options.name)), training_folder())
         log.info("UnHype: %d concepts in %d parts: %s", len(merged.record.concepts), len(merged.parts), path)
@@ -59,5 +60,5 @@ def _requests(options: argparse.Namespace) -> list[Request]:
     return [replace(whole, concepts=part, folder=folder, name=name) for part, name in zip(lists, names, strict=True)]
 
 
-def _progress(count: int) -> Callable[[int], Report]:
-    return lambda number: Progress(None, (number, count))
+def _progress(requests: Sequence[Request]) -> Callable[[int], Report]:
+    return lambda number: Progress(None, pace_of(requests[number]), (number, len(requests)))

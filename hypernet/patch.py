@@ -19,7 +19,7 @@ from itertools import count
 from typing import Any
 
 import torch
-from comfy.conds import CONDRegular
+from comfy.conds import CONDCrossAttn, CONDRegular
 from comfy.model_management import cast_to_device
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
@@ -28,6 +28,8 @@ from torch import Tensor
 
 from .base_model import same_base, weight_std
 from .boxes import without_erased_boxes
+from .controlnets import TEXT as CONTROL_TEXT
+from .controlnets import with_control_texts
 from .deltas import PromptDeltas
 from .doors import Doors, NetworkCall, lapsed
 from .embedding import Entry
@@ -91,11 +93,21 @@ class Erasure:
         guider.model_options["transformer_options"][self.key] = texts
         plain = type(guider) is CFGGuider
         pushed_away = plain and negative_is_pushed_away(guider.cfg, guider.model_options)
-        guider.conds = {
+        conds = {
             name: self._tagged(conditionings, texts, exempt=pushed_away and name == "negative")
             for name, conditionings in guider.conds.items()
         }
+        guider.conds = self._with_control_texts(conds, texts)
         return executor(*args, **kwargs)
+
+    def _with_control_texts(self, conds: dict[str, list[Entry]], texts: SamplingTexts) -> dict[str, list[Entry]]:
+        """See `controlnets.with_control_texts`."""
+        entries = [entry for conditionings in conds.values() for entry in conditionings]
+        parts = [texts.parts_of(entry["model_conds"][self.key].cond.flatten().tolist()) for entry in entries]
+        readable = iter(with_control_texts(entries, parts, texts))
+        return {
+            name: [_encoded(entry, next(readable)) for entry in conditionings] for name, conditionings in conds.items()
+        }
 
     def calc_cond_batch(
         self,
@@ -111,7 +123,11 @@ class Erasure:
         if self.key not in options:
             options = {**options, self.key: self._texts()}
             model_options = {**model_options, "transformer_options": options}
-        conds = [None if cond is None else self._tagged(cond, options[self.key]) for cond in conds]
+        former = {str(number): cond for number, cond in enumerate(conds) if cond is not None}
+        tagged = {number: self._tagged(cond, options[self.key]) for number, cond in former.items()}
+        if any(self.key not in entry["model_conds"] for cond in former.values() for entry in cond):
+            tagged = self._with_control_texts(tagged, options[self.key])
+        conds = [tagged.get(str(number)) for number in range(len(conds))]
         return executor(model, conds, x_in, timestep, model_options)
 
     def apply_model(
@@ -144,6 +160,14 @@ class Erasure:
     def cleanup(self, *_: Any) -> None:
         """ON_CLEANUP: drop the factors when a sampling ends, also after an error."""
         self.deltas.clear()
+
+
+def _encoded(entry: Entry, readable: Entry) -> Entry:
+    """The entry `readable` that took the place of `entry`, with its ControlNet's text as the network gets it."""
+    if readable is entry:
+        return entry
+    text = CONDCrossAttn(readable[CONTROL_TEXT])
+    return {**readable, "model_conds": {**readable["model_conds"], "crossattn_controlnet": text}}
 
 
 def is_erased(model: ModelPatcher) -> bool:

@@ -12,7 +12,7 @@ from ..training.prompts import TEMPLATES, PromptError, parse_concepts
 from ..training.settings import Settings
 from .folders import checkpoint_folder, encodings_folder, safe_name, training_folder
 from .progress import NodeText, Progress, there_is_a_new_file
-from .running import running, workflow
+from .running import pace_of, running, workflow
 from .schema import CATEGORY, PURPOSES, advanced, node_id, only_choices, only_links, schema
 from .written import fingerprint, remember
 
@@ -106,7 +106,7 @@ class EraseConcept(io.ComfyNode):
                 file_metadata=workflow(cls.hidden),
             )
             title = f"{number + 1} of {len(lines)}: {line}" if len(lines) > 1 else ""
-            with running(_NAME, Progress(node, (number, len(lines)), title)) as progress:
+            with running(_NAME, Progress(node, pace_of(request), (number, len(lines)), title)) as progress:
                 outcome = trained(model, clip, request, progress)
             erasers.append(outcome.eraser)
             remember(outcome.path.name)

@@ -9,10 +9,19 @@ from comfy.cli_args import args
 
 from ..hypernet.errors import UserError
 from ..training.frozen import out_of_memory_errors
-from ..training.prompts import PromptError
-from .progress import Progress
+from ..training.pace import Pace, expected_seconds
+from ..training.plan import Request
+from ..training.prompts import PromptError, content_lines
+from .progress import DRAWING, Progress
 
 _TRAIN = "Train Erasure"
+_DRAWING = 5.0  # seconds for two small pictures, each before and after
+
+
+def pace_of(request: Request) -> Pace:
+    """The pace of a training, as it is expected before it begins, with the pictures of its result."""
+    drawn = _DRAWING if request.preview_every and request.decode else 0.0
+    return Pace(expected_seconds(len(content_lines(request.concepts)), request.settings.steps) | {DRAWING: drawn})
 
 
 @contextmanager

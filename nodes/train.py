@@ -14,8 +14,8 @@ from ..training.prompts import PromptError, parse_concepts
 from ..training.run import train_erasure
 from ..training.settings import Settings
 from .folders import checkpoint_folder, encodings_folder, safe_name, training_folder
-from .progress import DrawingProgress, Progress, show_page, there_is_a_new_file
-from .running import running, workflow
+from .progress import Progress, show_page, there_is_a_new_file
+from .running import pace_of, running, workflow
 from .schema import CATEGORY, PURPOSES, Hypernet, node_id, only_choices, only_links, schema
 from .shown import shown
 from .train_inputs import NAME, advanced_inputs, main_inputs, optional_inputs
@@ -103,11 +103,11 @@ class TrainErasure(io.ComfyNode):
             file_metadata=workflow(cls.hidden),
             decode=decoder(model, vae),
         )
-        with running("Train Erasure", Progress(node)) as progress:
+        with running("Train Erasure", Progress(node, pace_of(request))) as progress:
             outcome = train_erasure(model, clip, request, progress)
-        remember(outcome.path.name)
-        there_is_a_new_file(node)
-        pairs = example_pairs(model, clip, outcome.eraser, request, DrawingProgress(node))
+            remember(outcome.path.name)
+            there_is_a_new_file(node)  # before the pictures, which an interrupt may end
+            pairs = example_pairs(model, clip, outcome.eraser, request, progress.drawing)
         sheet = training_page(outcome, pairs)
         show_page(node, sheet, "Done.")
         _, display = shown(cls, sheet, in_words(outcome))

@@ -82,7 +82,7 @@ class Rules:
         except UserError as error:
             reason = str(error)
         own = [rule for rule in self.rules if rule.family == family]
-        if not own:
+        if family is None or not own:
             if self.other_models == "allow":
                 return ()
             families = ", ".join(dict.fromkeys(rule.family.title for rule in self.rules))
