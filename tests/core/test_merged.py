@@ -125,6 +125,13 @@ def test_a_part_without_a_token_detector_answers_whatever_it_detects():
     assert same(parts, [*found(CAT, "cat"), *found(blind, "cat")])
 
 
+def test_a_part_whose_token_detector_lacks_a_name_answers_whatever_it_detects():
+    blind = part("dog", {"cat": 1.5}, seed=1)
+    nameless = TokenDetector((CONTEXT,), torch.zeros(1, CONTEXT), torch.full((1, 1), -1.0))
+    blind = replace(blind, token_detector=nameless)
+    assert same(found(merge([CAT, blind], "all"), "cat"), [*found(CAT, "cat"), *found(blind, "cat")])
+
+
 def test_parts_of_different_ranks_stand_in_one_batch():
     wide = part("dog", seed=1, rank=3)
     parts = found(merge([CAT, wide], "all"), "cat", "dog")
