@@ -20,6 +20,7 @@ from torch import Tensor
 from .detector import Detector
 from .eraser import Eraser
 from .families import Family
+from .neighbours import Neighbours
 from .network import Hypernet, HypernetConfig
 from .published import PublishedConfig, PublishedHypernet
 from .record import FORMAT, HypernetFileError, Record, describe, short, tensor_names
@@ -30,6 +31,7 @@ from .token_detector import TokenDetector
 SUFFIX = ".safetensors"
 _REGRESSOR = {part: f"regressor.{part}" for part in ("up", "down", "bias", "key")}
 _DETECTOR, _CONCEPTS = ("detector.weight", "detector.bias"), "concept_embeddings"
+_NEIGHBOURS = "detector.neighbours.embeddings"
 _TOKEN_DETECTOR = ("token_detector.weight", "token_detector.bias")
 
 
@@ -172,7 +174,8 @@ def load(path: Path) -> Eraser:
     regressor = None
     if widths := record.text_encoder.widths:
         regressor = PooledRegressor(tuple(widths), **{part: tensors[name] for part, name in _REGRESSOR.items()})
-    detector = Detector(*(tensors[name] for name in _DETECTOR)) if has_detector else None
+    neighbours = Neighbours(tensors[_NEIGHBOURS], tensors[_CONCEPTS]) if record.text_encoder.neighbours else None
+    detector = Detector(*(tensors[name] for name in _DETECTOR), neighbours) if has_detector else None
     token_detector = None
     if widths := record.text_encoder.token_widths:
         token_detector = TokenDetector(tuple(widths), *(tensors[name] for name in _TOKEN_DETECTOR))
@@ -197,6 +200,8 @@ def _shapes_beside(record: Record, width: int, has_detector: bool) -> dict[str, 
         shapes |= dict(zip(_TOKEN_DETECTOR, ((concepts, sum(widths)), (len(widths), concepts)), strict=True))
     if has_detector:
         shapes |= {_DETECTOR[0]: (concepts, width), _DETECTOR[1]: (concepts,)}
+    if encoder.neighbours:
+        shapes[_NEIGHBOURS] = (encoder.neighbours, width)
     return shapes
 
 
