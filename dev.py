@@ -10,8 +10,10 @@
     python3 dev.py bench detector         candidates for the detector, on texts alone
     python3 dev.py lab ...                train the small model that demo and tests use
     python3 dev.py lint                   ruff and the type checker, as pinned
+    python3 dev.py readability            how easily README and help pages read
     python3 dev.py check                  the checks of the registry and of others, on what the registry gets
     python3 dev.py locales                write the English words of locales/ anew, from the nodes
+    python3 dev.py screens                screenshots of the interface, in results/screens
     python3 dev.py thumbnails             draw the workflows' cards anew, from benchmarks/results
 
   --host 0.30.0 | 0.3.75 | 0.3.52 | FOLDER  which ComfyUI; or the variable COMFYUI_PATH; `test` also takes `all`
@@ -36,8 +38,8 @@ CORE = ("torch", "numpy", "safetensors", "einops", "pytest")  # safetensors save
 if sys.version_info < (3, 10):  # noqa: UP036 - older ones should be told, not shown a traceback
     sys.exit(f"dev.py needs Python 3.10 or newer; this is {sys.version.split()[0]}.")
 
-from benchmarks import checks, environment  # noqa: E402
-from benchmarks.commandline import COMMANDS, FIRST_WORDS, GROUPS, TIERS, overview, parser  # noqa: E402
+from benchmarks import checks, environment, readability  # noqa: E402
+from benchmarks.commandline import COMMANDS, FIRST_WORDS, GROUPS, TIERS, WITHOUT_HOST, overview, parser  # noqa: E402
 from benchmarks.environment import Host, SetupError, say  # noqa: E402
 from benchmarks.lint import lint  # noqa: E402
 
@@ -169,10 +171,10 @@ def main(words: list[str]) -> int:
     options, others = parser(name).parse_known_args(arguments)
     if others and not command.others:
         parser(name).error(f"unrecognized arguments: {' '.join(others)}")
-    if name == "lint":
+    if name in WITHOUT_HOST:
         if host_choice:
-            raise SetupError("lint runs without a ComfyUI: leave --host out.")
-        return lint(options.fix)
+            raise SetupError(f"{name} runs without a ComfyUI: leave --host out.")
+        return lint(options.fix) if name == "lint" else readability.main()
     choice = host_choice or os.environ.get("COMFYUI_PATH") or "0.30.0"
     if choice == "all" and name != "test":
         raise SetupError("--host all is for test only; name one ComfyUI.")

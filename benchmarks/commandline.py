@@ -12,8 +12,9 @@ from typing import NamedTuple
 from .environment import HOSTS
 
 FAMILIES = ("sd15", "flux")  # of the lab's models that the demo runs on
-BASES = ("sd15", "clip")  # the SD models by their text encoder: MiniLM, the lab's CLIP
-LABS = ("sd15", "flux", "clip")
+# The lab's models that a run goes on with: SD by its text encoder, MiniLM or the lab's CLIP; Flux with both.
+BASES = ("sd15", "clip", "flux")
+LABS = ("sd15", "flux", "clip", "flux_pair")
 JUDGES = ("judge", "second")
 # What the tests of a tier need: torch alone, ComfyUI's classes, a running ComfyUI, this repository's other files.
 TIERS = {
@@ -54,6 +55,7 @@ def _test(parser: ArgumentParser) -> None:
 
 def _serve(parser: ArgumentParser) -> None:
     _number(parser, "--port", 8188, "where ComfyUI listens")
+    parser.add_argument("--interface", help="another web interface than this ComfyUI's own: 1.58.1")
 
 
 def _speed(parser: ArgumentParser) -> None:
@@ -106,7 +108,7 @@ def _pictures(parser: ArgumentParser) -> None:
 
 
 def _lab_base(parser: ArgumentParser) -> None:
-    _family(parser, "which of the lab's SD models", BASES)
+    _family(parser, "which of the lab's models", BASES)
     _minutes(parser)
     _number(parser, "--batch", 64, "pictures a step")
     _number(parser, "--seed", 0, "training seed")
@@ -147,6 +149,11 @@ def _lab_measure(parser: ArgumentParser) -> None:
     parser.add_argument("--folder", type=Path, help="of emoji packages, for family clip; the cache folder by default")
 
 
+def _screens(parser: ArgumentParser) -> None:
+    parser.add_argument("--nodes2", action="store_true", help="in the newer renderer, Nodes 2.0")
+    parser.add_argument("--only", nargs="*", choices=("templates", "run"), default=(), help="a part of them")
+
+
 def _lint(parser: ArgumentParser) -> None:
     parser.add_argument("--fix", action="store_true", help="let ruff mend what it can")
 
@@ -184,10 +191,14 @@ COMMANDS = {
     "lab clip-measure": Command("Measure it.", _lab_clip_measure, ("benchmarks.lab", "clip-measure")),
     "lab measure": Command("Draw with a lab model and judge it.", _lab_measure, ("benchmarks.lab", "measure")),
     "lint": Command("ruff and ty, as pinned.", _lint),
+    "readability": Command("How easily README and help pages read."),
     "check": Command("The checks of the registry and of others, on what the registry gets."),
     "locales": Command("Write the English words of locales/ anew, from the nodes.", runs=("benchmarks.locales",)),
+    "screens": Command("Screenshots of the interface on the lab's model.", _screens, ("benchmarks.screens",)),
     "thumbnails": Command("Draw the workflows' cards anew, from results.", runs=("benchmarks.thumbnails",)),
 }
+# These look at files alone.
+WITHOUT_HOST = ("lint", "readability")
 FIRST_WORDS = tuple(dict.fromkeys(name.partition(" ")[0] for name in COMMANDS))
 GROUPS = {
     first: [name.partition(" ")[2] for name in COMMANDS if name.startswith(f"{first} ")]
@@ -200,7 +211,7 @@ def parser(name: str) -> ArgumentParser:
     """The parser of a command, by its name in COMMANDS."""
     command = COMMANDS[name]
     notes = [f"All else goes to {command.others}."] if command.others else []
-    if name != "lint":
+    if name not in WITHOUT_HOST:
         notes.append(f"--host {' | '.join(HOSTS)} | FOLDER{' | all' if name == 'test' else ''}  which ComfyUI")
     made = ArgumentParser(
         prog=f"dev.py {name}",

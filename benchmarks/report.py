@@ -5,7 +5,7 @@ from PIL import Image, ImageDraw
 
 from . import attacks, scores
 from .lab.vocabulary import CLASSES
-from .publish import MEASURED, README, device, fill_section, markdown, publish
+from .publish import MEASURED, device, fill_section, markdown, publish
 
 # Groups of benign prompts that have nothing to do with the erased class, not even its sound.
 _UNRELATED = ("unseen concepts", "two unseen concepts", "everyday", "long", "empty")
@@ -213,8 +213,8 @@ def sheet(jobs, path):
 
 
 def publish_results(results):
-    """Into results/erasure.json and the READMEs."""
+    """Into results/erasure.json and the page of measurements."""
     picture = results.pop("pictures")
-    publish("erasure", results, markdown(HEADER, method_rows(results)), picture)
-    fill_section(README, "erasure_hard", markdown(HARD_HEADER, hard_rows(results)))
+    publish("erasure", results, markdown(HEADER, method_rows(results)), picture, MEASURED)
+    fill_section(MEASURED, "erasure_hard", markdown(HARD_HEADER, hard_rows(results)))
     fill_section(MEASURED, "erasure_own", markdown(("", ""), own_rows(results)))

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from . import commandline
 from .environment import ROOT, WINDOWS, cache_folder, clean_environment, digest, say
+from .interface import interface_folder
 
 # Folder in custom_nodes -> where it lies in this repository.
 PACKS = {"unhype": ROOT, "unhype_lab": ROOT / "benchmarks" / "lab" / "loader"}
@@ -104,6 +106,11 @@ def server_command(tree: Path, base: Path, port: int) -> list[str]:
     return command if has_cuda() else [*command, "--cpu"]
 
 
+def interface_arguments(version: str | None) -> list[str]:
+    """What makes ComfyUI show this web interface; nothing for its own."""
+    return ["--front-end-root", str(interface_folder(version))] if version else []
+
+
 def server_environment() -> dict[str, str]:
     # No line of a log is held back, and no node asks a model hub for anything.
     return {**clean_environment(), "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", "HF_HUB_OFFLINE": "1"}
@@ -113,12 +120,14 @@ class ComfyServer:
     """`with ComfyServer(base) as server: history = server.run(prompt)`.
 
     `base` is the folder for models, output and so on; `tree` the ComfyUI, by default the one dev.py chose.
+    `environment` is added to what the process gets from here.
     """
 
-    def __init__(self, base, tree=None, packs=PACKS, arguments=(), start_timeout: float = 300):
+    def __init__(self, base, tree=None, packs=PACKS, arguments=(), start_timeout: float = 300, environment=None):
         self.base = Path(base)
         self.tree = Path(tree) if tree else host_tree()
         self.packs, self.arguments, self.start_timeout = packs, list(arguments), start_timeout
+        self.environment = {**server_environment(), **(environment or {})}
         self.log = self.base / "server.log"
         self.process = None
 
@@ -132,7 +141,7 @@ class ComfyServer:
         command = [*server_command(self.tree, self.base, self.port), *self.arguments]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                command, cwd=self.tree, env=server_environment(), stdout=log, stderr=subprocess.STDOUT
+                command, cwd=self.tree, env=self.environment, stdout=log, stderr=subprocess.STDOUT
             )
         try:
             self._wait_until_up()
@@ -263,8 +272,12 @@ def serve_folder(host: str) -> Path:
 
 def main() -> int:
     options, others = commandline.parser("serve").parse_known_args()
+    others += interface_arguments(options.interface)
     base = prepare_base(serve_folder(os.environ.get("UNHYPE_HOST", "comfyui")))
     say(f"ComfyUI at http://127.0.0.1:{options.port}, its models and pictures in {base}; Ctrl+C ends it.")
+    # A shell starts what it runs in the background with interrupts ignored. Either signal ends ComfyUI as well.
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, signal.default_int_handler)
     process = subprocess.Popen(
         [*server_command(host_tree(), base, options.port), *others], cwd=host_tree(), env=server_environment()
     )

@@ -14,7 +14,7 @@ import torch
 
 from . import commandline, pack
 from .environment import say
-from .publish import device, markdown, publish
+from .publish import MEASURED, device, markdown, publish
 
 pack.load_pack()
 
@@ -254,9 +254,8 @@ def main():
     if options.json:
         options.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
     if options.publish:
-        publish(
-            "speed_gpu" if options.gpu else "speed", results, markdown(("on " + results["device"], ""), table(results))
-        )
+        figures = markdown(("on " + results["device"], ""), table(results))
+        publish("speed_gpu" if options.gpu else "speed", results, figures, page=MEASURED)
 
 
 if __name__ == "__main__":

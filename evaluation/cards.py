@@ -1,6 +1,6 @@
 """Prompts before and after an eraser as cards on a page, and the same in words."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw
 
@@ -15,7 +15,6 @@ from .page import (
     SMALL,
     TEXT,
     WIDTH,
-    Color,
     beside,
     font,
     text_block,
@@ -23,7 +22,7 @@ from .page import (
     wrapped,
 )
 
-Group = tuple[str, Color, list[Pair]]
+Group = tuple[str, list[Pair]]
 
 _GAP = 4
 _CARD = (WIDTH - 3 * MARGIN) // 2
@@ -33,7 +32,7 @@ _SIDE = (_CARD - _GAP) // 2
 def change_in_words(pair: Pair) -> str:
     """How far a `compare.Pair`'s pictures differ."""
     if pair.identical:
-        return "identical to the last bit"
+        return "unchanged to the last bit"
     # Latents may differ by less than a picture of 8 bits shows.
     return f"changed by {pair.change:.1%}" if pair.change >= 0.0005 else "changed by less than 0.1%"
 
@@ -47,54 +46,71 @@ def similarity_in_words(pair: Pair) -> str:
     return f"similarity: {similarity.to_before:.2f} to before, {similarity.to_mapping:.2f} to {mapping}"
 
 
-def in_groups(pairs: Sequence[Pair]) -> list[Group]:
-    """(heading, color, pairs) of the erased prompts and of the kept ones, without empty groups."""
-    erased, kept = ([pair for pair in pairs if pair.erased == wanted] for wanted in (True, False))
-    return [group for group in (("Erased", ERASED, erased), ("Kept", KEPT, kept)) if group[2]]
+def outcome_in_words(pair: Pair) -> str:
+    """What became of a `compare.Pair`, without numbers of the detector."""
+    if pair.erased:
+        return "erased, but the picture is the same" if pair.identical else "erased"
+    return change_in_words(pair)
+
+
+def resemblance_in_words(pair: Pair) -> str:
+    """What a `compare.Pair`'s erased picture looks like, without figures, or ""."""
+    if pair.similarity is None:
+        return ""
+    mapping = f"'{pair.similarity.mapping}'" if pair.similarity.mapping else "an empty prompt"
+    return f"looks like {mapping}" if pair.similarity.gone else "still looks like before"
+
+
+def in_groups(pairs: Sequence[Pair], headings: Mapping[str, str] | None = None) -> list[Group]:
+    """(heading, pairs) without empty groups: by `headings`, text to heading, else the erased and the kept ones."""
+    named = [((headings or {}).get(pair.text, "Erased" if pair.erased else "Kept"), pair) for pair in pairs]
+    order = dict.fromkeys((headings or {"": "Erased", " ": "Kept"}).values())
+    groups = [(wanted, [pair for heading, pair in named if heading == wanted]) for wanted in order]
+    return [group for group in groups if group[1]]
 
 
 def tally(pairs: Sequence[Pair]) -> str:
-    """A line that sums up: erased prompts that changed, kept ones that are the same, and the similarities."""
+    """A line that sums up: erased prompts that changed, others that are the same, and what erased ones look like."""
+    erased, kept = ([pair for pair in pairs if pair.erased == wanted] for wanted in (True, False))
     parts = []
-    for heading, _, members in in_groups(pairs):
-        same = sum(pair.identical for pair in members)
-        count = f"{same} of {len(members)} identical to the last bit"
-        if heading == "Erased":
-            count = f"{len(members) - same} of {len(members)} changed"
-        parts.append(f"{heading}: {count}.")
+    if erased:
+        parts.append(f"{sum(not pair.identical for pair in erased)} of {len(erased)} erased prompts changed.")
+    if kept:
+        same = sum(pair.identical for pair in kept)
+        parts.append(f"{same} of {len(kept)} other prompts unchanged to the last bit.")
     similarities = [pair.similarity for pair in pairs if pair.similarity]
     if similarities:
         gone = sum(similarity.gone for similarity in similarities)
-        parts.append(f"Similarity: {gone} of {len(similarities)} more like their mapping than like before.")
+        parts.append(f"{gone} of {len(similarities)} erased pictures look more like the replacement than like before.")
     return " ".join(parts)
 
 
-def pairs_in_words(pairs: Sequence[Pair]) -> str:
-    """A line a prompt, in groups."""
-    lines = [tally(pairs)]
-    for heading, _, members in in_groups(pairs):
+def pairs_in_words(pairs: Sequence[Pair], headings: Mapping[str, str] | None = None) -> str:
+    """A line a prompt, in groups, with the figures."""
+    lines = []
+    for heading, members in in_groups(pairs, headings):
         lines += ["", f"{heading}:", *(f"{pair.text}: {_sentence(pair)}" for pair in members)]
-    return "\n".join(lines)
+    return "\n".join(lines[1:])
 
 
 def _sentence(pair: Pair) -> str:
-    return f"{change_in_words(pair)} ({'; '.join(part for part in (pair.reason, similarity_in_words(pair)) if part)})"
+    figures = "; ".join(part for part in (pair.reason, similarity_in_words(pair)) if part)
+    return f"{'erased, ' if pair.erased else ''}{change_in_words(pair)} ({figures})"
 
 
-def _card(pair: Pair, color: Color, heading: str = "") -> Image.Image:
+def _card(pair: Pair) -> Image.Image:
     pictures = [to_picture(pixels, _SIDE) for pixels in (pair.before, pair.after)]
-    above = TEXT * 4 // 3 + 6 if heading else 0
-    top = above + max(picture.height for picture in pictures)
+    top = max(picture.height for picture in pictures)
     prompt = wrapped(pair.text, TEXT, _CARD, 2)
     step, small = TEXT * 4 // 3, SMALL * 4 // 3
-    notes = [(change_in_words(pair), color), (pair.reason, FAINT)]
+    failed = pair.identical if pair.erased else not pair.identical
+    notes = [(outcome_in_words(pair), ERASED if pair.erased or failed else KEPT)]
     if pair.similarity:
-        notes.append((similarity_in_words(pair), FAINT if pair.similarity.gone else ERASED))
+        notes.append((resemblance_in_words(pair), FAINT if pair.similarity.gone else ERASED))
     card = Image.new("RGB", (_CARD, top + step * len(prompt) + len(notes) * small + 16), PAPER)
     pen = ImageDraw.Draw(card)
-    pen.text((0, 2), heading, color, font(TEXT))
     for number, picture in enumerate(pictures):
-        card.paste(picture, (number * (_SIDE + _GAP) + (_SIDE - picture.width) // 2, above))
+        card.paste(picture, (number * (_SIDE + _GAP) + (_SIDE - picture.width) // 2, 0))
     for number, line in enumerate(prompt):
         pen.text((0, top + 4 + number * step), line, INK, font(TEXT))
     below = top + 4 + step * len(prompt)
@@ -103,18 +119,11 @@ def _card(pair: Pair, color: Color, heading: str = "") -> Image.Image:
     return card
 
 
-def _heading(name: str) -> str:
-    return f"{name}: before | after"
-
-
-def card_blocks(pairs: Sequence[Pair]) -> list[Image.Image]:
+def card_blocks(pairs: Sequence[Pair], headings: Mapping[str, str] | None = None) -> list[Image.Image]:
     """Blocks of a page: each group's heading and its cards, two a row, before on the left and after on the right."""
-    groups = in_groups(pairs)
     blocks: list[Image.Image] = []
-    if [len(members) for _, _, members in groups] == [1, 1]:
-        return [beside([_card(members[0], color, _heading(name)) for name, color, members in groups])]
-    for name, color, members in groups:
-        blocks.append(text_block(_heading(name), TEXT, color))
-        cards = [_card(pair, color) for pair in members]
+    for heading, members in in_groups(pairs, headings):
+        blocks.append(text_block(f"{heading}: before | after", TEXT, FAINT))
+        cards = [_card(pair) for pair in members]
         blocks += [beside(cards[first : first + 2]) for first in range(0, len(cards), 2)]
     return blocks

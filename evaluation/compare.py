@@ -10,14 +10,21 @@ from ..hypernet.embedding import Conditioning
 from ..hypernet.eraser import Eraser
 from ..hypernet.patch import apply_erasure
 from ..hypernet.record import Record
-from ..training.prompts import PromptError, content_lines, retain_split
+from ..training.prompts import PromptError, content_lines, fill, retain_split
 from ..training.sampling import Drawing, draw
 from .decoding import Decode
 from .detection import detect, prompt_result, strongest
 from .similarity import PictureEncoder, Similarity, mapping_prompt, shown, similarity
 
-_PRESERVED = 2
+# How many prompts of each kind a report chooses itself, and the wordings that no training uses.
+_CONCEPTS, _RELATIVES, _EVERYDAY = 4, 3, 2
+_WORDINGS = {
+    "object": ("watercolor sketch of {a}, soft light", "{a} in a kitchen, 35mm photograph"),
+    "person": ("film poster with {}", "{} at a press conference, 35mm photograph"),
+    "style": ("harbour at night in the manner of {}", "{}, masterpiece, museum quality"),
+}
 _MAX_PROMPTS = 64
+CONCEPTS = "The concept"
 
 
 class Pair(NamedTuple):
@@ -55,18 +62,36 @@ def prompts_of(text: str) -> list[str]:
     return lines
 
 
-def own_prompts(record: Record, erased: int = 4, kept: int = 4) -> list[str]:
-    """Example prompts for a hypernet: of its concepts, of its preserve list, and everyday ones.
+def own_prompts(record: Record) -> dict[str, list[str]]:
+    """Example prompts for a hypernet: heading of a group to its prompts, without empty groups.
 
-    Returns at most `erased` + `kept` texts. Everyday prompts are those that are never trained on.
+    Of its concepts, of other wordings of the first ones, of close relatives, and everyday ones. Relatives are the lines
+    of the file's preserve list, else those that training has found; everyday prompts were never trained on.
     """
-    training, kind = record.training, record.training.kind
-    concepts = [shown(concept, kind) for concept, _ in record.concepts[:erased]]
-    near = [str(line) for line in training.preserve[: min(_PRESERVED, kept)]]
-    preserved = [shown(line, kind) if len(line.split()) <= 3 else line for line in near]
+    kind, concepts = record.training.kind, [concept for concept, _ in record.concepts]
     everyday = retain_split("", record.concepts, kind).held_out
-    count = kept - len(near)
-    return [*concepts, *preserved, *everyday[:: max(1, len(everyday) // max(1, count))][:count]]
+    groups = {
+        CONCEPTS: [shown(concept, kind) for concept in concepts[:_CONCEPTS]],
+        "Other wordings": [
+            fill(wording, name)
+            for name, wording in zip(concepts * 2, _WORDINGS.get(kind, _WORDINGS["object"]), strict=False)
+        ],
+        "Close relatives": relatives(record)[:_RELATIVES],
+        "Everyday": list(everyday[:: max(1, len(everyday) // _EVERYDAY)][:_EVERYDAY]),
+    }
+    used: set[str] = set()
+    for heading, prompts in groups.items():
+        groups[heading] = [text for text in dict.fromkeys(prompts) if text not in used]
+        used.update(prompts)
+    return {heading: prompts for heading, prompts in groups.items() if prompts}
+
+
+def relatives(record: Record) -> list[str]:
+    """Prompts about near things that must stay: of the file's preserve list, then those that training has found."""
+    training = record.training
+    lines = [str(line) for line in training.preserve]
+    preserved = [shown(line, training.kind) if len(line.split()) <= 3 else line for line in lines]
+    return list(dict.fromkeys([*preserved, *map(str, training.relatives)]))
 
 
 class _Prompt(NamedTuple):

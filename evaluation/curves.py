@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from PIL import Image, ImageDraw
 
-from .page import FAINT, INK, MARGIN, PAPER, SMALL, WIDTH, Color, beside, font
+from .page import FAINT, INK, MARGIN, PAPER, SMALL, WIDTH, Color, beside, font, page
 
 PANEL = ((WIDTH - 3 * MARGIN) // 2, 180)
 _LEFT, _TOP, _BOTTOM = 46, 26, 22
@@ -74,16 +74,6 @@ def panels(losses: Sequence[float], retention: Sequence[tuple[int, float]], step
     return shown
 
 
-def with_curves(
-    picture: Image.Image | None, losses: Sequence[float], retention: Sequence[tuple[int, float]], steps: int
-) -> Image.Image:
-    """The preview of a run: its picture, if there is one, and the graphs at its right or alone."""
-    shown = panels(losses, retention, steps)
-    if picture is None:
-        return beside(shown)
-    width = picture.width + MARGIN + PANEL[0]
-    sheet = Image.new("RGB", (width, max(picture.height, len(shown) * PANEL[1])), PAPER)
-    sheet.paste(picture, (0, 0))
-    for number, panel in enumerate(shown):
-        sheet.paste(panel, (picture.width + MARGIN, number * PANEL[1]))
-    return sheet
+def with_curve(picture: Image.Image | None, losses: Sequence[float], steps: int) -> Image.Image:
+    """The preview of a run: its picture, if there is one, and the graph of the losses below."""
+    return page([*([] if picture is None else [picture]), beside(panels(losses, [], steps))])

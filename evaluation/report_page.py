@@ -1,6 +1,6 @@
 """An erasure report, on one page and in words."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
@@ -8,35 +8,34 @@ from ..hypernet.eraser import Eraser
 from ..training.sampling import Drawing
 from .cards import card_blocks, pairs_in_words, tally
 from .compare import Pair
-from .page import ERASED, FAINT, SMALL, TITLE, page, text_block
+from .page import ERASED, TEXT, TITLE, page, text_block
+from .sentences import erases
 
 
-def report_text(eraser: Eraser, pairs: Sequence[Pair], warnings: Sequence[str]) -> str:
-    """The report in words."""
-    return "\n".join([_title(eraser), f"Erases: {_erases(eraser)}", *warnings, pairs_in_words(pairs)])
+def report_page(
+    eraser: Eraser, pairs: Sequence[Pair], warnings: Sequence[str], headings: Mapping[str, str]
+) -> Image.Image:
+    """The report as a page (PIL): what it found in a sentence, and the pictures.
 
-
-def report_page(eraser: Eraser, pairs: Sequence[Pair], drawing: Drawing, warnings: Sequence[str]) -> Image.Image:
-    """The report as a page (PIL). warnings: lines about the model that the pictures were drawn with."""
-    settings = (
-        f"{drawing.steps} steps, CFG {drawing.cfg:g}, {drawing.sampler}, {drawing.scheduler}, seed {drawing.seed}, "
-        f"{drawing.width} x {drawing.height}"
-    )
+    warnings: lines about the model that the pictures were drawn with. headings: see `cards.in_groups`.
+    """
     return page(
         [
-            text_block(_title(eraser), TITLE, lines=2),
-            text_block(f"Erases {_erases(eraser)}", lines=3),
-            text_block(tally(pairs)),
+            text_block(eraser.name, TITLE, lines=2),
+            text_block(f"{erases(eraser.record)} {tally(pairs)}", TEXT, lines=6),
             *(text_block(line, color=ERASED) for line in warnings),
-            text_block(settings, SMALL, FAINT),
-            *card_blocks(pairs),
+            *card_blocks(pairs, headings),
         ]
     )
 
 
-def _title(eraser: Eraser) -> str:
-    return f"Erasure report: {eraser.name}"
-
-
-def _erases(eraser: Eraser) -> str:
-    return ", ".join(eraser.record.changes())
+def report_text(
+    eraser: Eraser, pairs: Sequence[Pair], drawing: Drawing, warnings: Sequence[str], headings: Mapping[str, str]
+) -> str:
+    """The report in words, with all that the page leaves out: figures and settings."""
+    settings = (
+        f"Drawn with {drawing.steps} steps, CFG {drawing.cfg:g}, {drawing.sampler}, {drawing.scheduler}, seed "
+        f"{drawing.seed}, {drawing.width} x {drawing.height}."
+    )
+    lines = [f"Erasure report: {eraser.name}", f"Erases: {', '.join(eraser.record.changes())}", tally(pairs)]
+    return "\n".join([*lines, *warnings, "", pairs_in_words(pairs, headings), "", settings])

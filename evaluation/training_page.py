@@ -1,7 +1,6 @@
 """The result of a training run, on one page and in words."""
 
 import logging
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,13 +13,13 @@ from ..training.plan import Request
 from ..training.run import Outcome
 from ..training.sampling import Drawing
 from .cards import card_blocks
-from .compare import Pair, PairReport, compare, own_prompts
+from .compare import CONCEPTS, Pair, PairReport, compare, own_prompts, relatives
 from .curves import panels
-from .page import ERASED, FAINT, KEPT, SMALL, TITLE, beside, duration, page, text_block
+from .page import ERASED, FAINT, SMALL, TITLE, beside, duration, page, text_block
+from .sentences import erases, unchanged
 
 log = logging.getLogger("unhype")
 
-_LISTED = 8
 _ENDED = {
     "finished": "Finished",
     "early": "Stopped early, before other prompts would have changed,",
@@ -30,12 +29,14 @@ _ENDED = {
 
 def ended(outcome: Outcome) -> str:
     """How a run ended, as a sentence."""
-    return f"{_ENDED[outcome.reason]} after {outcome.eraser.record.training.steps} steps."
+    training = outcome.eraser.record.training
+    return f"{_ENDED[outcome.reason]} after {training.steps} steps. It took {duration(training.seconds)}."
 
 
-def _unchanged(training: TrainingRun) -> str:
-    share = math.floor(round(100 * training.held_out_unchanged, 6))  # 99.6% is not all
-    return f"{share}% of {training.retain_prompts[1]} unseen everyday prompts stay exactly as they were."
+def sentence(outcome: Outcome) -> str:
+    """The result in a line: what is erased, what stays, and the file."""
+    record = outcome.eraser.record
+    return f"{erases(record)} {unchanged(record.training)} Saved as {outcome.path.name}."
 
 
 def _not_preserved(training: TrainingRun) -> list[str]:
@@ -45,23 +46,22 @@ def _not_preserved(training: TrainingRun) -> list[str]:
 
 
 def in_words(outcome: Outcome) -> str:
-    """An `Outcome` in words."""
-    record = outcome.eraser.record
-    lines = [ended(outcome), "Erases:", record.summary(), _unchanged(record.training), *_not_preserved(record.training)]
-    return "\n".join([*lines, f"Saved as {outcome.path}"])
+    """An `Outcome` in words, with all that the page leaves out."""
+    record, training = outcome.eraser.record, outcome.eraser.record.training
+    error = f"Retention error at the end, without the detector: {training.retention_error:.0%}."
+    lines = [ended(outcome), "Erases:", record.summary(), *_not_preserved(training), _retained(training), error]
+    return "\n".join([*lines, _settings(training), f"Saved as {outcome.path}"])
 
 
 def _retained(training: TrainingRun) -> str:
     everyday = f"{training.retain_prompts[0]} prompts in all"
-    named = ", ".join(training.preserve)
-    return f"Kept in training: {named}; {everyday}." if named else f"Kept in training: {everyday}."
+    return f"Kept in training: {'; '.join(filter(None, [', '.join(training.preserve), everyday]))}."
 
 
 def _settings(training: TrainingRun) -> str:
     settings = training.settings
     names = ("kind", "objective", "seed", "rank", "learning_rate", "retain_weight", "guidance", "width", "height")
-    took = f"Took {duration(training.seconds)}. "
-    return took + ", ".join(f"{name} {settings[name]}" for name in names if name in settings)
+    return f"Settings: {', '.join(f'{name} {settings[name]}' for name in names if name in settings)}."
 
 
 def example_pairs(model: Any, clip: Any, eraser: Eraser, request: Request, report: PairReport) -> list[Pair]:
@@ -71,34 +71,32 @@ def example_pairs(model: Any, clip: Any, eraser: Eraser, request: Request, repor
     settings = request.settings
     drawing = Drawing(settings.sampler_steps, settings.guidance, width=settings.width, height=settings.height)
     try:
-        return compare(model, clip, eraser, own_prompts(eraser.record, 1, 1), drawing, request.decode, report)
+        return compare(model, clip, eraser, _examples(eraser), drawing, request.decode, report)
     except out_of_memory_errors():
         log.warning("UnHype: no memory for the pictures of the report. Lower 'width' and 'height', or connect no VAE.")
         return []
 
 
-def training_page(outcome: Outcome, pairs: Sequence[Pair]) -> Image.Image:
-    """A page of a run: concepts, retained prompts, pictures before and after, curves, settings and file name.
+def _examples(eraser: Eraser) -> list[str]:
+    """An erased prompt and a kept one, that of the nearest thing that is not erased."""
+    own = own_prompts(eraser.record)
+    everyday = list(own.values())[-1]
+    return [own[CONCEPTS][0], [*relatives(eraser.record), *everyday][0]]
 
-    pairs: may be empty.
+
+def training_page(outcome: Outcome, pairs: Sequence[Pair], details: bool = False) -> Image.Image:
+    """A page of a run: the result in a sentence, and pictures before and after.
+
+    pairs: may be empty. details: with the curves and the settings.
     """
-    record = outcome.eraser.record
-    training, changes = record.training, record.changes()
-    lines = changes[:_LISTED]
-    if len(changes) > _LISTED:
-        lines.append(f"and {len(changes) - _LISTED} more")
-    retention = [(int(step), value) for step, value in training.retention_curve]
-    curves = panels(outcome.losses, retention, max(1, training.steps))
-    return page(
-        [
-            text_block(outcome.path.name, TITLE, lines=2),
-            text_block(ended(outcome)),
-            text_block("\n".join(lines)),
-            text_block(_unchanged(training), color=KEPT),
-            *(text_block(line, color=ERASED, lines=3) for line in _not_preserved(training)),
-            text_block(_retained(training), SMALL, FAINT, lines=3),
-            *card_blocks(pairs),
-            *([beside(curves)] if curves else []),
-            text_block(_settings(training), SMALL, FAINT),
-        ]
-    )
+    training = outcome.eraser.record.training
+    blocks = [
+        text_block(sentence(outcome), TITLE, lines=6),
+        *(text_block(line, color=ERASED, lines=3) for line in _not_preserved(training)),
+        *card_blocks(pairs),
+    ]
+    if details:
+        retention = [(int(step), value) for step, value in training.retention_curve]
+        curves = panels(outcome.losses, retention, max(1, training.steps))
+        blocks += [*([beside(curves)] if curves else []), text_block(in_words(outcome), SMALL, FAINT, lines=40)]
+    return page(blocks)

@@ -106,7 +106,12 @@ class NetworkCall:
         """Take a note of what the text embedding makes of text tokens: states (n, length, width)."""
         with self._outside():
             numbers = self.numbers if tokens is self.context else self._numbers_of(tokens)
-            self.embedded.append(_Known(ref(states), numbers, self._stacked(numbers, tokens.shape[1])))
+            self.embedded.append(_Known(ref(states), numbers, self._stacked(numbers, states.shape[1])))
+
+    def has_embedded(self, states: Tensor) -> bool:
+        """Whether states (n, length, width) came out of the text embedding."""
+        tensors = [own for known in self.embedded if (own := known.tokens()) is not None]
+        return any(own is states for own in tensors) or any(same_tensor(own, states) for own in tensors)
 
     # Joint attention
 
@@ -138,22 +143,33 @@ class NetworkCall:
 
 
 class Doors:
-    """The overrides of a family's network with an eraser on it. targets: the layers that H changes."""
+    """The overrides of a family's network with an eraser on it. targets: the layers that H changes.
 
-    def __init__(self, family: Family, targets: Sequence[TargetLayer]) -> None:
+    readers: the layers in which the text meets the picture. H changes them (the paper's authors some of them), or the
+    text projections before them; then they are watched for text that passed no projection.
+    """
+
+    def __init__(self, family: Family, targets: Sequence[TargetLayer], readers: Sequence[TargetLayer]) -> None:
         self.family, self.targets = family, targets
-        blocks = [_block_of(target.name, family.blocks) for target in targets]
+        names = {target.name for target in targets}
+        self.projects = names.isdisjoint(reader.name for reader in readers)
+        self.watched = [reader.name for reader in readers if self.projects and self._takes_text_alone(reader.name)]
+        blocks = [_block_of(layer.name, family.blocks) for layer in (readers if self.projects else targets)]
         self.blocks = list(dict.fromkeys(blocks))
         self._block = [self.blocks.index(block) for block in blocks]
         # Faster than get_submodule, and asked for every module in every call.
-        self._module_of = {name: attrgetter(name) for name in (*self.blocks, *(target.name for target in targets))}
+        self._module_of = {name: attrgetter(name) for name in (*self.blocks, *self.watched, *names)}
         self._fits: WeakKeyDictionary[Module, bool] = WeakKeyDictionary()
+
+    def _takes_text_alone(self, name: str) -> bool:
+        """Whether a layer's input is the prompt's tokens and nothing else."""
+        return bool(re.fullmatch(self.family.text_stream, name)) if self.family.joint else not name.endswith("_img")
 
     def fit(self, network: Module) -> bool:
         """Whether a network has the target layers: a guider may run another model with the wrappers of this one."""
         if network not in self._fits:
             modules = {name.replace("_orig_mod.", ""): module for name, module in network.named_modules()}
-            self._fits[network] = all(
+            self._fits[network] = modules.keys() >= {*self.blocks, *self.watched} and all(
                 getattr(modules.get(target.name), "in_features", 0) == target.inputs
                 and getattr(modules.get(target.name), "out_features", 0) == target.features
                 for target in self.targets
@@ -178,22 +194,32 @@ class Doors:
                 yield module, _noting(module.forward, call.ran, number)
         for number, target in enumerate(self.targets):
             module = self._module_of[target.name](network)
-            if self.family.joint:
+            if self.projects:
+                rest = module.forward, call, number, target.start
+                yield module, _mixing(*rest, False) if self.family.joint else _reading(*rest, False, False)
+            elif self.family.joint:
                 alone = bool(re.fullmatch(self.family.text_stream, target.name))
                 yield module, _mixing(module.forward, call, number, target.start, alone)
             else:
                 embedded, pictures = not self.family.text_inputs, target.name.endswith("_img")
                 yield module, _reading(module.forward, call, number, target.start, embedded, pictures)
+        for name in self.watched:
+            module = self._module_of[name](network)
+            yield module, _watching(module.forward, call, self.family.joint)
 
     def check(self, call: NetworkCall) -> None:
         """Complain when a block ran without the forward of a target layer in it, and so without its deltas.
 
         Fused kernels compute with a layer's weight and skip its forward. Raises `ErasureLapsedError` under strict.
         """
+        if self.projects:
+            ran = [any(call.ran)] * len(self.targets)
+        else:
+            ran = [call.ran[block] for block in self._block]
         skipped = [
             target.name
-            for target, block, called in zip(self.targets, self._block, call.called, strict=True)
-            if call.ran[block] and not called
+            for target, expected, called in zip(self.targets, ran, call.called, strict=True)
+            if expected and not called
         ]
         if skipped and call.batch is not None:
             self._skipped(call.texts, skipped)
@@ -290,3 +316,14 @@ def _mixing(forward: Forward, call: NetworkCall, number: int, start: int, text_a
         return y if found is None else add_to_rows(y, x, found.rows, found.layers[number], start=start)
 
     return mixed
+
+
+def _watching(forward: Forward, call: NetworkCall, joint: bool) -> Forward:
+    """A layer that reads the text behind the projections."""
+
+    def watched(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not (x.shape[1] == call.entered if joint else call.has_embedded(x)):
+            lapsed(call.texts, "text joins the model behind its text projection, where it gets no delta")
+        return forward(x, *args, **kwargs)
+
+    return watched

@@ -29,6 +29,19 @@ def value_before_mlp(inputs: int, features: int) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
+class Projection:
+    """A linear layer that takes the text encoder's output into a network of joint attention.
+
+    name: of the layer. source: its input, the encoder's TOKENS or its POOLED output; before: modules that this input
+    passes first, as far as the network has them.
+    """
+
+    name: str
+    source: str = TOKENS
+    before: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Family:
     """A model family: how to recognise it and where its text enters.
 
@@ -42,7 +55,8 @@ class Family:
     its target layers process the tokens of prompt and picture together; text_inputs: whether the text
     encoder's tokens are the input of the target layers and of no other layer. entry: elsewhere, the module that
     takes the tokens in; of several names the first that the network has. text_stream: target layers of joint
-    families that process the tokens of the prompt alone, a regular expression.
+    families that process the tokens of the prompt alone, a regular expression. projections: where the targets don't
+    take the text encoder's tokens themselves, the layers that do; whatever the text gives the picture passes them.
     """
 
     key: str
@@ -60,6 +74,7 @@ class Family:
     text_inputs: bool = False
     entry: tuple[str, ...] = ()
     text_stream: str = ""
+    projections: tuple[Projection, ...] = ()
 
 
 _UNET: dict[str, Any] = {
@@ -80,6 +95,7 @@ _FLUX: dict[str, Any] = {
     "joint": True,
     "entry": ("txt_norm", "txt_in"),
     "text_stream": r"double_blocks\.\d+\.txt_attn\.qkv",
+    "projections": (Projection("txt_in", TOKENS, ("txt_norm",)), Projection("vector_in.in_layer", POOLED)),
 }
 _SD3 = (
     (r"joint_blocks\.\d+\.(x|context)_block\.attn\.qkv", value_of_qkv),
@@ -108,6 +124,10 @@ FAMILIES = (
         "stable-diffusion-v3-medium",
         joint=True,
         entry=("context_processor", "context_embedder"),
+        projections=(
+            Projection("context_embedder", TOKENS, ("context_processor",)),
+            Projection("y_embedder.mlp.0", POOLED),
+        ),
     ),
     Family("flux2", "Flux.2", "Flux2", "Flux", architecture="flux-2-dev", embedding=TOKENS, distilled=True, **_FLUX),
     Family("flux", "Flux.1", "Flux", "Flux", architecture="flux-1-dev", distilled=True, **_FLUX),
@@ -124,6 +144,7 @@ FAMILIES = (
         joint=True,
         entry=("txt_norm",),
         text_stream=r"transformer_blocks\.\d+\.attn\.add_v_proj",
+        projections=(Projection("txt_in", TOKENS, ("txt_norm",)),),
     ),
     Family(
         "lumina2",
@@ -136,6 +157,7 @@ FAMILIES = (
         TOKENS,
         joint=True,
         entry=("cap_embedder",),
+        projections=(Projection("cap_embedder.1", TOKENS, ("cap_embedder.0",)),),
     ),
     Family(
         "wan",
@@ -147,5 +169,6 @@ FAMILIES = (
         "wan-2.1",
         TOKENS,
         entry=("text_embedding",),
+        projections=(Projection("text_embedding.0"),),
     ),
 )

@@ -13,7 +13,7 @@ it copies conditionings for regional prompts, splits, tiles or reorders the batc
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import count
 from typing import Any
@@ -34,7 +34,7 @@ from .embedding import Entry
 from .eraser import Eraser
 from .files import check_fits, same_eraser
 from .guidance import negative_is_pushed_away
-from .targets import recognise, target_layers
+from .targets import layers_like, recognise, target_layers
 from .texts import SamplingTexts
 
 try:  # newer ComfyUI lays out memory for the network's blocks in advance
@@ -43,6 +43,7 @@ except ImportError:
     pause_malloc_graph = nullcontext
 
 KEY = "unhype"
+KINDS = (WrappersMP.OUTER_SAMPLE, WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL)
 
 log = logging.getLogger("unhype")
 
@@ -163,7 +164,7 @@ def apply_erasure(
     when the hypernet does not fit.
     """
     family = recognise(model.model)
-    layers = target_layers(model.model, family)
+    layers = layers_like(model.model, family, eraser.hypernet.config.layers)
     check_fits(eraser, family, layers)
     clone = model.clone()
     if strength <= 0:
@@ -175,37 +176,37 @@ def apply_erasure(
             eraser.name,
             family.title,
         )
-    for former in _erasures(clone):
+    for former in erasures_among(clone.wrappers):
         if same_eraser(former.deltas.eraser, eraser):
             strength = max(strength, former.deltas.cache.strength)
             gate = gate and former.deltas.cache.gate
             unknown = "strict" if former.deltas.fallback is not None else unknown
             _remove(clone, former.key)
-    taken = {erasure.key for erasure in _erasures(clone)}
+    taken = {erasure.key for erasure in erasures_among(clone.wrappers)}
     key = next(key for n in count(1) if (key := KEY if n == 1 else f"{KEY}_{n}") not in taken)
     erasure = Erasure(
         PromptDeltas(eraser, strength, gate, unknown, family.joint),
-        Doors(family, eraser.hypernet.config.layers),
+        Doors(family, eraser.hypernet.config.layers, target_layers(model.model, family)),
         key,
         tell,
     )
-    for kind, wrapper in (
-        (WrappersMP.OUTER_SAMPLE, erasure.outer_sample),
-        (WrappersMP.CALC_COND_BATCH, erasure.calc_cond_batch),
-        (WrappersMP.APPLY_MODEL, erasure.apply_model),
-    ):
+    for kind, wrapper in zip(KINDS, (erasure.outer_sample, erasure.calc_cond_batch, erasure.apply_model), strict=True):
         clone.add_wrapper_with_key(kind, key, wrapper)
     clone.add_callback_with_key(CallbacksMP.ON_CLEANUP, key, erasure.cleanup)
     return clone
 
 
-def _erasures(model: ModelPatcher) -> list[Erasure]:
-    """The erasures on a model, the first applied first."""
-    keyed = model.wrappers.get(WrappersMP.OUTER_SAMPLE, {})
-    return [wrapper.__self__ for key, each in keyed.items() if str(key).startswith(KEY) for wrapper in each]
+def erasures_among(wrappers: Mapping[str, Any], kinds: Sequence[str] = KINDS) -> list[Erasure]:
+    """The erasures among the wrappers of these kinds, the first applied first, each once.
+
+    wrappers: of a MODEL, or of the transformer_options of a call. Another node may have dropped those of one kind.
+    """
+    of_kinds = (each for kind in kinds for each in wrappers.get(kind, {}).values())
+    owners = (getattr(wrapper, "__self__", None) for each in of_kinds for wrapper in each)
+    return list(dict.fromkeys(owner for owner in owners if isinstance(owner, Erasure)))
 
 
 def _remove(model: ModelPatcher, key: str) -> None:
-    for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL):
+    for kind in KINDS:
         model.remove_wrappers_with_key(kind, key)
     model.remove_callbacks_with_key(CallbacksMP.ON_CLEANUP, key)

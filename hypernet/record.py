@@ -81,7 +81,8 @@ class TrainingRun:
     retention_error: as the loop measures it; retention_curve: pairs (step, retention error). erased_norms: of
     the delta, least, median and largest over the wordings. retain_prompts: how many were trained on and held
     out. regressor_r2: explained variance on held-out prompts. preserve: the lines of the user's list;
-    preserve_detected: those that the detector can't tell from what is erased. held_out_unchanged: share of
+    preserve_detected: those that the detector can't tell from what is erased. relatives: retained prompts that are near
+    the erased concepts. held_out_unchanged: share of
     held-out prompts below the threshold. imported_from: name, size and time of the authors' file.
     """
 
@@ -98,6 +99,7 @@ class TrainingRun:
     regressor_r2: float = 0.0
     preserve: list[str] = field(default_factory=list)
     preserve_detected: list[str] = field(default_factory=list)
+    relatives: list[str] = field(default_factory=list)
     held_out_unchanged: float = 0.0
     imported_from: list[Any] = field(default_factory=list)
 

@@ -1,11 +1,15 @@
-"""The layers of a model that H changes: the entry of ``families`` that fits, and the layers it names."""
+"""The layers of a model that H changes: the entry of ``families`` that fits, and the layers it names.
+
+Either its `target_layers` or, for models of joint attention, the few `projection_layers` by which text enters.
+"""
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .errors import UserError
-from .families import FAMILIES, Family
+from .families import FAMILIES, Family, whole
 
 PREFIX = "diffusion_model."
 
@@ -66,17 +70,22 @@ def recognise(base_model: Any) -> Family:
     for family in FAMILIES:
         if family.config in config and family.network in network:
             return family
-    for family in FAMILIES:
-        if family.config in config:
-            raise UnsupportedModelError(
-                f"This model is {family.title}, but not as ComfyUI builds it: the node that loaded it uses a network "
-                f"of its own, {type(base_model.diffusion_model).__name__}, in which UnHype can't find the layers to "
-                "change. Load the model with a loader of ComfyUI's own; if it is too large, in fp8."
-            )
+    if (family := configured_family(base_model)) is not None:
+        raise UnsupportedModelError(
+            f"This model is {family.title}, but not as ComfyUI builds it: the node that loaded it uses a network "
+            f"of its own, {type(base_model.diffusion_model).__name__}, in which UnHype can't find the layers to "
+            "change. Load the model with a loader of ComfyUI's own; if it is too large, in fp8."
+        )
     raise UnsupportedModelError(
         f"This model is a {type(base_model).__name__}, and UnHype cannot erase concepts from that kind yet. "
         f"Supported: {supported()}."
     )
+
+
+def configured_family(base_model: Any) -> Family | None:
+    """The `Family` of a base model's configuration, whatever its network, or None."""
+    config = _ancestors(getattr(base_model, "model_config", None))
+    return next((family for family in FAMILIES if family.config in config), None)
 
 
 def takes_guidance(base_model: Any, family: Family) -> bool:
@@ -95,10 +104,37 @@ def target_layers(base_model: Any, family: Family) -> tuple[TargetLayer, ...]:
     torch Linear and may have no weight to look at. Raises `UnsupportedModelError` when there are none, and for one
     that has no sizes: another node has put something else in its place.
     """
+    layers = _layers(base_model, family, family.targets)
+    if not layers:
+        raise UnsupportedModelError(
+            f"This {family.title} model has none of the layers that UnHype steers (its attention). "
+            "It was probably rebuilt by another node; connect the model before that node."
+        )
+    return layers
+
+
+def projection_layers(base_model: Any, family: Family) -> tuple[TargetLayer, ...]:
+    """The text projections that a base model has, in the order of its modules; as `target_layers`, without the error
+    where there are none."""
+    return _layers(base_model, family, tuple((re.escape(own.name), whole) for own in family.projections))
+
+
+def layers_like(base_model: Any, family: Family, others: Sequence[TargetLayer]) -> tuple[TargetLayer, ...]:
+    """The layers of a base model that a hypernet for the layers `others` has to fit: its text projections if they are
+    some, else its `target_layers`."""
+    names = {own.name for own in family.projections}
+    layers_of = projection_layers if names.intersection(layer.name for layer in others) else target_layers
+    return layers_of(base_model, family)
+
+
+def _layers(
+    base_model: Any, family: Family, targets: tuple[tuple[str, Callable[[int, int], tuple[int, int]]], ...]
+) -> tuple[TargetLayer, ...]:
+    """The layers of a base model that `targets` names, see `Family.targets`."""
     layers = []
     for name, module in base_model.diffusion_model.named_modules():
         name = name.replace("_orig_mod.", "")  # blocks wrapped by torch.compile nodes
-        rule = next((rows for pattern, rows in family.targets if re.fullmatch(pattern, name)), None)
+        rule = next((rows for pattern, rows in targets if re.fullmatch(pattern, name)), None)
         if rule:
             if not (hasattr(module, "in_features") and hasattr(module, "out_features")):
                 raise UnsupportedModelError(
@@ -108,9 +144,4 @@ def target_layers(base_model: Any, family: Family) -> tuple[TargetLayer, ...]:
             inputs, features = module.in_features, module.out_features
             start, outputs = rule(inputs, features)
             layers.append(TargetLayer(name, inputs, outputs, start, features))
-    if not layers:
-        raise UnsupportedModelError(
-            f"This {family.title} model has none of the layers that UnHype steers (its attention). "
-            "It was probably rebuilt by another node; connect the model before that node."
-        )
     return tuple(layers)

@@ -2,12 +2,14 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..policy.enforced import enforced
 from .apply import ApplyErasure
 from .export import HypernetToLora
 from .import_weights import ImportWeights
 from .inspect import InspectPrompt
 from .load import LoadHypernet
 from .report import ErasureReport
+from .server_policy import ServerPolicy, ServerRefusal
 from .train import TrainErasure
 
 
@@ -23,6 +25,7 @@ class UnHypeExtension(ComfyExtension):
             InspectPrompt,
             ImportWeights,
             ErasureReport,
+            *([] if enforced() is None else [ServerPolicy, ServerRefusal]),
         ]
 
 

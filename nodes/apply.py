@@ -8,7 +8,7 @@ from ..hypernet.deltas import POLICIES
 from ..hypernet.eraser import Eraser
 from ..hypernet.patch import apply_erasure
 from .progress import NodeText
-from .schema import CATEGORY, Hypernet, advanced, only_choices, only_links, schema
+from .schema import CATEGORY, PURPOSES, Hypernet, advanced, only_choices, only_links, schema
 
 
 class ApplyErasure(io.ComfyNode):
@@ -20,9 +20,9 @@ class ApplyErasure(io.ComfyNode):
             node_id="UnHypeApplyErasure",
             display_name="Apply Concept Erasure",
             category=CATEGORY,
-            description="Makes a model unable to draw the erased concepts. Every other prompt gives the same picture "
-            "as before. Put it last, after LoRAs, right before the sampler.",
-            search_aliases=["erase", "unlearn", "remove concept", "safety", "concept erasure"],
+            description="Makes a model unable to draw the erased concepts. Other prompts give the same picture as "
+            "before. Put it after LoRAs, before the sampler.",
+            search_aliases=[*PURPOSES, "negative", "negative prompt"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to protect. The one you connect here stays as it is."),
                 Hypernet.Input("unhype", tooltip="From Load UnHype Hypernet or Train Erasure."),
@@ -32,26 +32,24 @@ class ApplyErasure(io.ComfyNode):
                     min=0.0,
                     max=3.0,
                     step=0.05,
-                    tooltip="How far the erasure goes. 0 changes nothing at all, values up to 1 move along the path "
-                    "that was trained, from the untouched model to full erasure. Above 1 the full change is "
-                    "multiplied, which may erase stubborn wordings and may also spoil pictures.",
+                    optional=True,
+                    tooltip="How far the erasure goes: 0 changes nothing, 1 is as trained. Above 1 stubborn wordings "
+                    "go too, and pictures may break.",
                 ),
                 io.Boolean.Input(
                     "keep_others_exact",
                     default=True,
-                    tooltip="On: a prompt without an erased concept runs the original model, identical to the last "
-                    "bit. Off: the hypernet acts on every prompt, even if only a little, which can catch distant "
-                    "wordings.",
+                    optional=True,
+                    tooltip="On: other prompts give the same picture, identical to the last bit. Off: every prompt "
+                    "changes a little, and more distant wordings are caught.",
                 ),
                 advanced(
                     io.Combo.Input,
                     "unknown_prompts",
                     options=list(POLICIES),
                     default=POLICIES[0],
-                    optional=True,
-                    tooltip="What to do with text that the eraser can't read, such as a prompt from the text encoder "
-                    "of another model, or tokens that another node adds inside the model. base: leave it alone and "
-                    "show a warning. strict: treat it as erased, and stop where that isn't possible.",
+                    tooltip="For text that the eraser can't read. base: leave it alone, show a warning. strict: treat "
+                    "it as erased, or stop with an error.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model with the erasure on it.")],
@@ -60,7 +58,12 @@ class ApplyErasure(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, unhype: Eraser, strength: float, keep_others_exact: bool, unknown_prompts: str = POLICIES[0]
+        cls,
+        model: Any,
+        unhype: Eraser,
+        strength: float = 1.0,
+        keep_others_exact: bool = True,
+        unknown_prompts: str = POLICIES[0],
     ) -> io.NodeOutput:
         only_links("Apply Concept Erasure", model=model, unhype=unhype)
         only_choices(cls, unknown_prompts=unknown_prompts)

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..hypernet.eraser import Eraser
 from ..hypernet.lora import to_lora
+from ..policy.enforced import check_export
 from ..training.encode import encode
 from .schema import CATEGORY, Hypernet, only_links, schema
 
@@ -19,9 +20,8 @@ class HypernetToLora(io.ComfyNode):
             node_id="UnHypeHypernetToLora",
             display_name="Hypernet to LoRA",
             category=CATEGORY,
-            description="Freezes the weights that the hypernet generates for one prompt into a plain LoRA, for "
-            "programs without this node pack. Connect it to Save LoRA Weights. The LoRA acts on every prompt: it has "
-            "no detector.",
+            description="Freezes the weights for one prompt into a plain LoRA, for other programs. It acts on every "
+            "prompt: it has no detector.",
             search_aliases=["export lora", "erase", "unlearn", "remove concept"],
             inputs=[
                 Hypernet.Input("unhype", tooltip="From Load UnHype Hypernet or Train Erasure."),
@@ -33,6 +33,7 @@ class HypernetToLora(io.ComfyNode):
                     min=0.05,
                     max=3.0,
                     step=0.05,
+                    optional=True,
                     tooltip="As in Apply Concept Erasure.",
                 ),
             ],
@@ -42,6 +43,7 @@ class HypernetToLora(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, unhype: Eraser, clip: Any, text: str, strength: float) -> io.NodeOutput:
+    def execute(cls, unhype: Eraser, clip: Any, text: str, strength: float = 1.0) -> io.NodeOutput:
         only_links("Hypernet to LoRA", unhype=unhype, clip=clip)
+        check_export()
         return io.NodeOutput(to_lora(unhype, encode(clip, text, unhype.record.embedding).c, text, strength))

@@ -22,8 +22,8 @@ class ImportWeights(io.ComfyNode):
             node_id="UnHypeImportWeights",
             display_name="Import UnHype Weights",
             category=CATEGORY,
-            description="Opens weights that the authors of the UnHype paper published, for Stable Diffusion 1.x or "
-            "Flux.1, and saves them beside the original as a file that Load UnHype Hypernet takes. Needed once a file.",
+            description="Opens .pth files that the authors of the UnHype paper published, for Stable Diffusion 1.x or "
+            "Flux.1, and saves them for Load UnHype Hypernet.",
             search_aliases=["erase", "unlearn", "remove concept", "convert", "pth"],
             is_output_node=True,
             inputs=[
@@ -36,8 +36,9 @@ class ImportWeights(io.ComfyNode):
                     "erases",
                     multiline=True,
                     default="",
-                    tooltip="The concepts that the file erases, one a line, such as 'airplane -> sky'. The authors' "
-                    "files don't record them. Only for display; left empty, the file's name is shown instead.",
+                    optional=True,
+                    tooltip="The concepts that the file erases, such as 'airplane -> sky'. For display only. Left "
+                    "empty, the file's name is shown.",
                 ),
             ],
             outputs=[
@@ -47,12 +48,12 @@ class ImportWeights(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, weights: str, erases: str) -> str:
+    def fingerprint_inputs(cls, weights: str, erases: str = "") -> str:
         state = published_path(weights).stat()
         return f"{state.st_mtime_ns} {state.st_size} {erases} {fingerprint()}"
 
     @classmethod
-    def execute(cls, weights: str, erases: str) -> io.NodeOutput:
+    def execute(cls, weights: str, erases: str = "") -> io.NodeOutput:
         try:
             concepts = parse_concepts(erases) if erases.strip() else ()
         except PromptError as error:

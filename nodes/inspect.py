@@ -19,8 +19,8 @@ class InspectPrompt(io.ComfyNode):
             node_id="UnHypeInspectPrompt",
             display_name="Inspect Prompt",
             category=CATEGORY,
-            description="Shows whether an eraser detects an erased concept in a prompt: for each part the nearest "
-            "concept, the detector's score, and whether the part is erased or stays as it is.",
+            description="Shows for each part of a prompt the nearest concept, the detector's score, and whether it is "
+            "erased or stays as it is.",
             search_aliases=["erase", "unlearn", "remove concept", "concept erasure", "debug", "why", "detector"],
             is_output_node=True,  # so that a prompt can be looked at without drawing anything
             inputs=[

@@ -4,7 +4,7 @@ from comfy_api.latest import io, ui
 
 from ..hypernet.files import load
 from .folders import hypernet_names, hypernet_path
-from .schema import CATEGORY, Hypernet, schema
+from .schema import CATEGORY, PURPOSES, Hypernet, schema
 
 
 class LoadHypernet(io.ComfyNode):
@@ -17,7 +17,7 @@ class LoadHypernet(io.ComfyNode):
             display_name="Load UnHype Hypernet",
             category=CATEGORY,
             description="Loads a trained concept eraser from models/unhype and shows the concepts that it erases.",
-            search_aliases=["erase", "unlearn", "remove concept", "safety", "concept erasure"],
+            search_aliases=[*PURPOSES],
             is_output_node=True,  # so that what the file erases can be read without drawing anything
             inputs=[
                 io.Combo.Input(

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from ..evaluation.cards import card_blocks
 from ..evaluation.compare import Pair
-from ..evaluation.curves import with_curves
+from ..evaluation.curves import with_curve
 from ..evaluation.page import duration, page
 from ..training.callbacks import History
 
@@ -101,7 +101,7 @@ class Progress:
         if history is None or not (picture or time.monotonic() - self.drawn >= _PAUSE):
             return None
         self.drawn = time.monotonic()
-        return _preview(with_curves(self.thumbnails, *history, total))
+        return _preview(with_curve(self.thumbnails, history[0], total))
 
     def close(self) -> None:
         """End the console line, and leave no time on the node that nobody waits for."""

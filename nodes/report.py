@@ -5,7 +5,6 @@ from typing import Any
 import comfy.samplers
 from comfy_api.latest import io
 
-from ..evaluation.cards import tally
 from ..evaluation.compare import compare, own_prompts, prompts_of
 from ..evaluation.decoding import vae_decoder
 from ..evaluation.report_page import report_page, report_text
@@ -31,8 +30,8 @@ class ErasureReport(io.ComfyNode):
             node_id="UnHypeErasureReport",
             display_name="Erasure Report",
             category=CATEGORY,
-            description="Checks an eraser: draws prompts with and without it from the same noise and measures what "
-            "changed. Use it on files that others trained, before you rely on them.",
+            description="Checks an eraser: draws prompts with and without it and shows what changed. Use it before "
+            "you rely on somebody's file.",
             search_aliases=["erase", "unlearn", "remove concept", "safety", "concept erasure", "compare", "check"],
             is_output_node=True,
             inputs=_inputs(),
@@ -45,27 +44,38 @@ class ErasureReport(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, vae: Any, unhype: Eraser, prompts: str, clip_vision: Any = None, **settings: Any
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        unhype: Eraser,
+        prompts: str = "",
+        sampler_name: str = _DEFAULT.sampler,
+        clip_vision: Any = None,
+        **settings: Any,
     ) -> io.NodeOutput:
         only_links("Erasure Report", {"clip_vision": clip_vision}, model=model, clip=clip, vae=vae, unhype=unhype)
-        drawing = Drawing(**settings)
-        only_choices(cls, sampler=drawing.sampler, scheduler=drawing.scheduler)
+        drawing = Drawing(sampler=sampler_name, **settings)
+        only_choices(cls, sampler_name=sampler_name, scheduler=drawing.scheduler)
         try:
-            texts = prompts_of(prompts) or own_prompts(unhype.record)
+            texts = prompts_of(prompts)
         except PromptError as error:
             raise PromptError(f"Erasure Report, 'prompts': {error}") from error
-        node = node_id(cls)
+        own = {} if texts else own_prompts(unhype.record)
+        headings = {text: heading for heading, group in own.items() for text in group}
+        texts, node = texts or list(headings), node_id(cls)
         progress = DrawingProgress(node)
         pairs = compare(model, clip, unhype, texts, drawing, vae_decoder(vae), progress, picture_encoder(clip_vision))
         warnings = [_ERASED_BEFORE] if is_erased(model) else []
-        sheet = report_page(unhype, pairs, drawing, warnings)
-        show_page(node, sheet, tally(pairs))
-        text = report_text(unhype, pairs, warnings)
+        sheet = report_page(unhype, pairs, warnings, headings)
+        show_page(node, sheet, "Done.")
+        text = report_text(unhype, pairs, drawing, warnings, headings)
         image, display = shown(cls, sheet, text)
         return io.NodeOutput(image, text, ui=display)
 
 
 def _inputs() -> list[Any]:
+    size: dict[str, Any] = {"min": 64, "max": 2048, "step": 8, "optional": True}
     return [
         io.Model.Input("model", tooltip="The model without the eraser; don't put Apply Concept Erasure in front."),
         io.Clip.Input("clip", tooltip="The CLIP that belongs to the model."),
@@ -75,29 +85,34 @@ def _inputs() -> list[Any]:
             "prompts",
             multiline=True,
             default="",
-            tooltip="The prompts to draw, one a line. Left empty, the report takes some of the erased concepts, some "
-            "lines of the file's preserve list and a few everyday prompts.",
+            optional=True,
+            tooltip="The prompts to draw, one a line. Left empty: the concepts, other wordings, close relatives and "
+            "two everyday prompts.",
         ),
-        io.Int.Input("steps", default=_DEFAULT.steps, min=1, max=200, tooltip="Sampler steps of each picture."),
+        io.Int.Input(
+            "steps", default=_DEFAULT.steps, min=1, max=200, optional=True, tooltip="Sampler steps of each picture."
+        ),
         io.Float.Input(
             "cfg",
             default=_DEFAULT.cfg,
             min=1.0,
             max=30.0,
             step=0.5,
-            tooltip="The CFG scale. For Flux.1 dev and Flux.2 dev it is the model's own guidance, 3.5 as a rule. "
-            "Models for a few steps, such as schnell, need 1.",
+            optional=True,
+            tooltip="The CFG scale: 3.5 as a rule for Flux dev, where it is the model's own guidance, 1 for schnell.",
         ),
         io.Combo.Input(
-            "sampler",
+            "sampler_name",
             options=list(comfy.samplers.KSampler.SAMPLERS),
             default=_DEFAULT.sampler,
+            optional=True,
             tooltip="As in KSampler. With the same settings it draws the same pictures.",
         ),
         io.Combo.Input(
             "scheduler",
             options=list(comfy.samplers.KSampler.SCHEDULERS),
             default=_DEFAULT.scheduler,
+            optional=True,
             tooltip="As in KSampler.",
         ),
         io.Int.Input(
@@ -106,18 +121,15 @@ def _inputs() -> list[Any]:
             min=0,
             max=2**63 - 1,
             control_after_generate=False,
+            optional=True,
             tooltip="The noise that every picture starts from.",
         ),
-        io.Int.Input(
-            "width", default=_DEFAULT.width, min=64, max=2048, step=8, tooltip="Use the size the model was made for."
-        ),
-        io.Int.Input(
-            "height", default=_DEFAULT.height, min=64, max=2048, step=8, tooltip="Use the size the model was made for."
-        ),
+        io.Int.Input("width", default=_DEFAULT.width, tooltip="Use the size the model was made for.", **size),
+        io.Int.Input("height", default=_DEFAULT.height, tooltip="Use the size the model was made for.", **size),
         io.ClipVision.Input(
             "clip_vision",
             optional=True,
-            tooltip="From Load CLIP Vision: measures the similarity of each erased picture to the replacement and to "
-            "the picture before. The report works without it. Draws one more picture for each erased prompt.",
+            tooltip="From Load CLIP Vision. Compares each erased picture with the replacement and with the picture "
+            "before. Draws one more picture for each.",
         ),
     ]

@@ -10,6 +10,21 @@ from ..hypernet.record import short
 
 Hypernet = io.Custom("UNHYPE")
 CATEGORY = "UnHype"
+# What people type into the search of nodes when they need an eraser.
+PURPOSES = (
+    "erase",
+    "unlearn",
+    "remove concept",
+    "remove style",
+    "remove person",
+    "forget",
+    "block",
+    "ban",
+    "censor",
+    "nsfw",
+    "safety",
+    "concept erasure",
+)
 
 
 def schema(**fields: Any) -> io.Schema:
@@ -19,7 +34,8 @@ def schema(**fields: Any) -> io.Schema:
 
 
 def advanced(input_type: Any, *args: Any, **options: Any) -> Any:
-    """An input that newer hosts fold away under 'advanced' and older ones show like any other."""
+    """An optional input that newer hosts fold away under 'advanced' and older ones show like any other."""
+    options["optional"] = True
     if "advanced" in inspect.signature(input_type.__init__).parameters:
         options["advanced"] = True
     return input_type(*args, **options)

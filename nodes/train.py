@@ -6,9 +6,9 @@ from typing import Any
 from comfy.cli_args import args
 from comfy_api.latest import io
 
-from ..evaluation.cards import tally
 from ..evaluation.decoding import decoder
-from ..evaluation.training_page import ended, example_pairs, in_words, training_page
+from ..evaluation.page import to_tensor
+from ..evaluation.training_page import example_pairs, in_words, training_page
 from ..hypernet.eraser import Eraser
 from ..training.plan import Request
 from ..training.presets import CUSTOM, with_preset
@@ -17,9 +17,9 @@ from ..training.run import Outcome, train_erasure
 from ..training.settings import Settings
 from .folders import checkpoint_folder, encodings_folder, safe_name, training_folder
 from .progress import DrawingProgress, Progress, show_page, there_is_a_new_file
-from .schema import CATEGORY, Hypernet, node_id, only_choices, only_links, schema
+from .schema import CATEGORY, PURPOSES, Hypernet, node_id, only_choices, only_links, schema
 from .shown import shown
-from .train_inputs import advanced_inputs, main_inputs, optional_inputs
+from .train_inputs import NAME, advanced_inputs, main_inputs, optional_inputs
 from .written import fingerprint, remember
 
 
@@ -32,21 +32,25 @@ class TrainErasure(io.ComfyNode):
             node_id="UnHypeTrainErasure",
             display_name="Train Erasure",
             category=CATEGORY,
-            description="Trains a concept eraser for this model and saves it in models/unhype. Stop it whenever you "
-            "like: queue the same settings again and it goes on from its last checkpoint.",
-            search_aliases=["erase", "unlearn", "remove concept", "safety", "train hypernet", "concept erasure"],
+            description="Trains an eraser for this model and saves it in models/unhype. Stop it whenever you like; "
+            "the same settings go on from there.",
+            search_aliases=[*PURPOSES, "train hypernet", "train lora"],
             is_output_node=True,
             inputs=[*main_inputs(), *advanced_inputs(), *optional_inputs()],
             outputs=[
                 Hypernet.Output("unhype", display_name="UNHYPE", tooltip="The eraser, for Apply Concept Erasure."),
                 io.Custom("LOSS_MAP").Output("loss_map", display_name="LOSS_MAP", tooltip="For Plot Loss Graph."),
-                io.Image.Output("report", display_name="report", tooltip="The run on one page, for Save Image."),
+                io.Image.Output(
+                    "report",
+                    display_name="report",
+                    tooltip="The run on one page with curves and settings, for Save Image.",
+                ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
         )
 
     @classmethod
-    def validate_inputs(cls, concepts: str | None, preset: str | None = CUSTOM) -> bool | str:
+    def validate_inputs(cls, concepts: str | None = "", preset: str | None = CUSTOM) -> bool | str:
         if concepts is None or preset is None:
             return True  # another node gives it; `execute` checks it
         try:
@@ -66,10 +70,10 @@ class TrainErasure(io.ComfyNode):
     def execute(
         cls,
         model: Any,
-        concepts: str,
-        preserve: str,
-        name: str,
-        kind: str,
+        concepts: str = "",
+        preserve: str = "",
+        name: str = NAME,
+        kind: str = Settings.kind,
         clip: Any = None,
         start_from: Eraser | None = None,
         vae: Any = None,
@@ -105,9 +109,10 @@ class TrainErasure(io.ComfyNode):
         there_is_a_new_file(node)
         pairs = example_pairs(model, clip, outcome.eraser, request, DrawingProgress(node))
         sheet = training_page(outcome, pairs)
-        show_page(node, sheet, f"{ended(outcome)}\n{tally(pairs)}".strip())
-        image, display = shown(cls, sheet, in_words(outcome))
-        return io.NodeOutput(outcome.eraser, {"loss": outcome.losses}, image, ui=display)
+        show_page(node, sheet, "Done.")
+        _, display = shown(cls, sheet, in_words(outcome))
+        report = to_tensor(training_page(outcome, pairs, details=True))
+        return io.NodeOutput(outcome.eraser, {"loss": outcome.losses}, report, ui=display)
 
 
 def _trained(model: Any, clip: Any, request: Request, node: str | None) -> Outcome:

@@ -9,33 +9,51 @@ from ..training.prompts import TEMPLATES
 from ..training.settings import OBJECTIVES, Settings
 from .schema import Hypernet, advanced
 
+NAME = "my_erasure"
 _DEFAULT = Settings()
 
 
 def main_inputs() -> list[Any]:
-    """Model, lists, file name and the settings that everybody sees."""
+    """Model, preset, lists, file name and the settings that everybody sees.
+
+    All with a widget are optional, so that a program sends only what differs from the defaults. The interface saves
+    values in the order of the widgets: web/js/older_workflows.js puts those of older workflows in their places.
+    """
+    preset = io.Combo.Input(
+        "preset",
+        options=[CUSTOM, *PRESETS],
+        default=CUSTOM,
+        optional=True,
+        tooltip="A list to start from. It fills the fields below, for you to change. 'custom' brings back your own "
+        "text.",
+    )
+    preset.extra_dict = {"presets": {name: chosen._asdict() for name, chosen in PRESETS.items()}}  # for web/js
     return [
         io.Model.Input("model", tooltip="The model to train on. It stays as it is."),
         io.Clip.Input("clip", optional=True, tooltip="The CLIP that belongs to the model."),
+        preset,
         io.String.Input(
             "concepts",
             multiline=True,
             default="cat -> tree",
-            tooltip="The concepts to erase, one a line: 'concept -> what to draw instead'. Without the arrow a concept "
-            "turns into whatever the model draws for an empty prompt. Lines that start with # are ignored.",
+            optional=True,
+            tooltip="What to erase, one a line: 'cat, kitten -> tree'. After the arrow: what is drawn instead. Put a "
+            "name with a comma in quotes.",
         ),
         io.String.Input(
             "preserve",
             multiline=True,
             default="",
-            tooltip="Things that must stay as they are, one a line. Several hundred everyday prompts are retained "
-            "anyway. Name close relatives of the erased concept here, such as 'tiger' when you erase 'cat'.",
+            optional=True,
+            tooltip="What must stay, one a line. Everyday prompts are retained anyway. Name close relatives, such as "
+            "'tiger' when you erase 'cat'.",
         ),
-        io.String.Input("name", default="my_erasure", tooltip="Name of the file in models/unhype."),
+        io.String.Input("name", default=NAME, optional=True, tooltip="Name of the file in models/unhype."),
         io.Combo.Input(
             "kind",
             options=list(TEMPLATES),
             default=_DEFAULT.kind,
+            optional=True,
             tooltip="The sort of concepts. It selects the sentences in which they are trained.",
         ),
         io.Int.Input(
@@ -43,6 +61,7 @@ def main_inputs() -> list[Any]:
             default=_DEFAULT.steps,
             min=1,
             max=100_000,
+            optional=True,
             tooltip="Training steps. More for many concepts. Training stops by itself when it begins to change prompts "
             "that it should leave alone.",
         ),
@@ -52,6 +71,7 @@ def main_inputs() -> list[Any]:
             min=0,
             max=2**63 - 1,
             control_after_generate=False,
+            optional=True,
             tooltip="The same inputs and seed train the same file on the same kind of machine.",
         ),
     ]
@@ -94,9 +114,8 @@ def advanced_inputs() -> list[Any]:
             min=1.0,
             max=30.0,
             step=0.5,
-            tooltip="The CFG scale of previews and training pictures. Use the one you generate with. For Flux.1 "
-            "dev and Flux.2 dev it is the model's own guidance, 3.5 as a rule. Models for a few steps, such as "
-            "schnell, need 1.",
+            tooltip="The CFG scale of previews and training pictures. Use that of your pictures: 3.5 as a rule for "
+            "Flux dev, 1 for schnell.",
         ),
         advanced(
             io.Int.Input,
@@ -140,11 +159,8 @@ def advanced_inputs() -> list[Any]:
             "objective",
             options=list(OBJECTIVES),
             default=_DEFAULT.objective,
-            tooltip="The training method. attention: gives the words of the concept the effect of the replacement in "
-            "the model's attention layers; by far the fastest, and it draws no pictures at all. direct: trains on "
-            "noisy pictures to draw the replacement; chosen automatically for models that attention doesn't cover. "
-            "paper: as the UnHype paper describes it. released: as the program of its authors runs. The last two are "
-            "there to compare.",
+            tooltip="The training method. attention: by far the fastest, draws no pictures. direct: trains on noisy "
+            "pictures. paper, released: to compare with the UnHype paper.",
         ),
         advanced(
             io.Boolean.Input,
@@ -180,17 +196,7 @@ def advanced_inputs() -> list[Any]:
 
 
 def optional_inputs() -> list[Any]:
-    """Sockets, and what came later: values are saved in the order of the widgets, so a new one goes last."""
-    preset = io.Combo.Input(
-        "preset",
-        options=[CUSTOM, *PRESETS],
-        default=CUSTOM,
-        optional=True,
-        tooltip="A list to start from. Choosing one here fills 'concepts', 'preserve' and 'kind', for you to change; "
-        "'custom' brings back your own text. Training uses the text in 'concepts'. Only if that is empty, as a program "
-        "may leave it, training uses the preset's lists and kind.",
-    )
-    preset.extra_dict = {"presets": {name: chosen._asdict() for name, chosen in PRESETS.items()}}  # for web/js
+    """Sockets that few connect."""
     return [
         Hypernet.Input(
             "start_from",
@@ -202,5 +208,4 @@ def optional_inputs() -> list[Any]:
             optional=True,
             tooltip="The VAE of the model, for previews and pictures in full quality. Without it they are rough.",
         ),
-        preset,
     ]

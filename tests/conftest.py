@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.environment import ROOT
 from benchmarks.pack import load_core, load_pack
-from benchmarks.server import PACKS, ComfyServer
+from benchmarks.server import PACKS, ComfyServer, interface_arguments
 
 
 def pytest_configure(config):
@@ -28,6 +28,7 @@ def pytest_addoption(parser):
     parser.addoption("--patches", type=int, default=200, help="random attention patches in test_random_patches.py")
     parser.addoption("--files", type=int, default=30, help="damaged files in test_fuzz.py")
     parser.addoption("--shots", help="folder for the screenshots of test_browser.py; a temporary one without it")
+    parser.addoption("--interface", help="version of another web interface than this ComfyUI's own")
     parser.addoption("--seed", type=int, default=0, help="where random graphs and files start from")
 
 
@@ -38,10 +39,11 @@ def pack():
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory):
+def server(tmp_path_factory, pytestconfig):
     """A running ComfyUI with the pack and the tests' own node; its folders lie under `server.base`."""
     packs = {**PACKS, "unhype_tests": ROOT / "tests" / "nodes_for_tests"}
-    with ComfyServer(tmp_path_factory.mktemp("comfyui"), packs=packs) as running:
+    arguments = interface_arguments(pytestconfig.getoption("--interface"))
+    with ComfyServer(tmp_path_factory.mktemp("comfyui"), packs=packs, arguments=arguments) as running:
         yield running
 
 

@@ -67,14 +67,7 @@ def small_demo():
     loader |= {"type": "CheckpointLoaderSimple", "widgets_values": [checkpoint_name()]}
     loader["inputs"] = [{"name": "ckpt_name", "type": "COMBO", "widget": {"name": "ckpt_name"}, "link": None}]
     loader["properties"] = {}
-    (slot,) = (number for number, output in enumerate(loader["outputs"]) if output["type"] == "CLIP")
-    clip = {"id": workflow["last_node_id"] + 1, "type": "UnHypeTestCLIP", "pos": [0, -200], "size": [300, 60]}
-    clip |= {"flags": {}, "order": 0, "mode": 0, "inputs": [], "widgets_values": [], "properties": {}}
-    clip["outputs"] = [{"name": "CLIP", "type": "CLIP", "links": loader["outputs"][slot]["links"]}]
-    loader["outputs"][slot]["links"] = []
-    for link in workflow["links"]:
-        if link[1:3] == [loader["id"], slot]:
-            link[1:3] = [clip["id"], 0]
+    with_own_clip(workflow, loader)
     for node in workflow["nodes"]:  # as `reduced` does with prompts
         if node["type"] == "UnHypeTrainErasure":
             node["widgets_values"] = [SIDE if value == 128 else value for value in node["widgets_values"]]
@@ -82,6 +75,19 @@ def small_demo():
             node["widgets_values"][2] = 2
         elif node["type"] == "EmptyLatentImage":
             node["widgets_values"][:2] = [SIDE, SIDE]
+    return workflow
+
+
+def with_own_clip(workflow, loader):
+    """Let the tests' own text encoder stand in for that of a loader node of a workflow."""
+    (slot,) = (number for number, output in enumerate(loader["outputs"]) if output["type"] == "CLIP")
+    left, top = loader["pos"]
+    clip = {"id": workflow["last_node_id"] + 1, "type": "UnHypeTestCLIP", "pos": [left, top - 160], "size": [300, 60]}
+    clip |= {"flags": {}, "order": 0, "mode": 0, "inputs": [], "widgets_values": [], "properties": {}}
+    clip["outputs"] = [{"name": "CLIP", "type": "CLIP", "links": loader["outputs"][slot]["links"]}]
+    loader["outputs"][slot]["links"] = []
+    for link in workflow["links"]:
+        if link[1:3] == [loader["id"], slot]:
+            link[1:3] = [clip["id"], 0]
     workflow["nodes"].append(clip)
     workflow["last_node_id"] = clip["id"]
-    return workflow

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from playwright.sync_api import expect, sync_playwright
 
+from benchmarks.graph import WORKFLOWS
+
 FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -135,7 +137,7 @@ class WebPage:
         """Open one of our workflows from Browse Templates."""
         self.command("Comfy.BrowseTemplates")
         self.page.get_by_text("unhype", exact=True).first.click()
-        self.page.get_by_test_id(f"template-workflow-{name}").click()
+        self.page.get_by_test_id(f"template-workflow-{WORKFLOWS[name].stem}").click()
 
     def command(self, name):
         """Run one of the interface's own commands, as its keys and menus do."""

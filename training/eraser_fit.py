@@ -27,9 +27,15 @@ log = logging.getLogger("unhype")
 
 
 def training_record(
-    plan: Plan, prompts: Prompts, state: TrainingState, retention: Retention, reason: str, seconds: float
+    plan: Plan,
+    prompts: Prompts,
+    state: TrainingState,
+    retention: Retention,
+    reason: str,
+    seconds: float,
+    relatives: list[str],
 ) -> TrainingRun:
-    """The record of a run, as far as it is known when the loop ends."""
+    """The record of a run, as far as it is known when the loop ends. relatives: retained prompts near the concepts."""
     norms = torch.quantile(delta_norms(state.hypernet, retention.erased), torch.tensor([0.0, 0.5, 1.0]))
     return TrainingRun(
         recipe=plan.recipe,
@@ -44,6 +50,7 @@ def training_record(
         retain_prompts=[len(plan.retain.train), len(plan.retain.held_out)],
         regressor_r2=round(prompts.r2, 4),
         preserve=preserved_lines(plan.request.preserve),
+        relatives=relatives,
     )
 
 
@@ -98,6 +105,7 @@ def fit_eraser(
     training = replace(
         training,
         held_out_unchanged=round(1 - detected(retain.held_out).float().mean().item(), 4),
+        relatives=[text for text in training.relatives if not bool(detected((text,)).any())],
         preserve_detected=[line for line, texts in retain.preserved.items() if bool(detected(texts).any())],
     )
     encoder = prompts.text_encoder

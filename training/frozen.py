@@ -24,7 +24,7 @@ from torch.nn import Module
 
 from ..hypernet.factors import Factors, select
 from ..hypernet.rows import patched_layers
-from ..hypernet.targets import recognise, takes_guidance, target_layers
+from ..hypernet.targets import TargetLayer, recognise, takes_guidance, target_layers
 from .blocks import running
 from .encode import EncodedPrompt
 from .loop import TrainingError
@@ -155,15 +155,21 @@ class FrozenModel:
     """A diffusion model that predicts, with or without factors, and never changes.
 
     model: the user's MODEL. checkpointing: whether training through it keeps only the inputs of its blocks.
-    copied: whether the weights are a copy, which gradients can go through, or the user's own. Raises
-    `targets.UnsupportedModelError` for other families and `TrainingError` as `check_copyable`, before anything
-    is copied.
+    copied: whether the weights are a copy, which gradients can go through, or the user's own. layers: those that
+    factors are for, by default all target layers. Raises `targets.UnsupportedModelError` for other families and
+    `TrainingError` as `check_copyable`, before anything is copied.
     """
 
-    def __init__(self, model: ModelPatcher, checkpointing: bool = False, copied: bool = True) -> None:
+    def __init__(
+        self,
+        model: ModelPatcher,
+        checkpointing: bool = False,
+        copied: bool = True,
+        layers: tuple[TargetLayer, ...] | None = None,
+    ) -> None:
         self.checkpointing, self.copied = checkpointing, copied
         self.family = recognise(model.model)
-        self.layers = target_layers(model.model, self.family)
+        self.layers = target_layers(model.model, self.family) if layers is None else layers
         self.patcher = _private_copy(model) if copied else _users_own(model)
         self.device = model.load_device
 
@@ -185,6 +191,11 @@ class FrozenModel:
     def target_modules(self) -> list[Module]:
         """The target layers themselves, in the order of `layers`."""
         return [self.network.get_submodule(layer.name) for layer in self.layers]
+
+    def modules(self, names: Sequence[str]) -> tuple[Module, ...]:
+        """Those of the network's modules `names` that it has: some are there in some networks of a family only."""
+        present = dict(self.network.named_modules())
+        return tuple(present[name] for name in names if name in present)
 
     def load(self) -> None:
         """Bring the model onto the compute device, a copy as a whole.

@@ -40,6 +40,16 @@ def distinct_tokens(clip: Any, text: str, length: int) -> list[int]:
     ]
 
 
+def ids_of_states(clip: Any, text: str, length: int) -> list[list[Any]]:
+    """The token ids behind `length` token states of a text, a list for each tokenizer whose states follow each other;
+    none where they can't be found. A textual inversion counts as one id, its content."""
+    rows = _rows(clip, text)
+    ids: dict[int, list[Any]] = {}
+    for n, index in _places_of_states(rows, length):
+        ids.setdefault(n, []).append(rows[n][index])
+    return list(ids.values())
+
+
 def _places_of_states(rows: list[list[Any]], length: int) -> list[tuple[int, int]]:
     """For each of `length` token states the number of its row of tokens and the index there; none if unknown."""
     for n, ids in enumerate(rows):

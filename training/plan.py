@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..hypernet.base_model import base_model_of
 from ..hypernet.eraser import Eraser
-from ..hypernet.families import Family
+from ..hypernet.families import TOKENS, Family
 from ..hypernet.files import SUFFIX, check_fits, load
 from ..hypernet.network import Hypernet
 from ..hypernet.record import BaseModel
-from ..hypernet.targets import TargetLayer, recognise, target_layers
+from ..hypernet.targets import TargetLayer, layers_like, projection_layers, recognise, target_layers
 from .loop import TrainingError
 from .prompts import Phrase, RetainSplit, parse_concepts, phrasings, retain_split, sentences
 from .settings import Settings
@@ -72,11 +72,6 @@ class Plan:
     start: Hypernet | None
 
     @property
-    def retained_example(self) -> str:
-        """The retained prompt that previews show beside an erased one."""
-        return self.retain.held_out[0]
-
-    @property
     def scored(self) -> dict[str, str]:
         """The texts that the token detector is fitted on, each with the concept that it names, "" for none."""
         benign = [*self.retain.train, *self.retain.held_out]
@@ -97,7 +92,7 @@ def make_plan(model: Any, request: Request) -> Plan:
     `TrainingError`.
     """
     family = recognise(model.model)
-    layers = target_layers(model.model, family)
+    layers = _trained_layers(model.model, family, request)
     concepts = parse_concepts(request.concepts)
     start, origin = None, None
     if request.start_from is not None:
@@ -105,13 +100,10 @@ def make_plan(model: Any, request: Request) -> Plan:
         origin = [asdict(request.start_from.record.training), round(float(start.right.weight.sum()), 5)]
         concepts = _joined(request.start_from.record.concepts, concepts)
     settings = request.settings
-    if settings.objective == "attention" and not family.text_inputs:
+    if settings.objective == "attention" and not (family.text_inputs or _take_text(family, layers)):
         settings = replace(settings, objective="direct")
         request = replace(request, settings=settings)
-        log.info(
-            "UnHype: in %s text enters by other layers than the attention objective covers; training direct.",
-            family.title,
-        )
+        log.info("UnHype: the attention objective doesn't cover the layers of this %s; training direct.", family.title)
     retain = retain_split(request.preserve, concepts, settings.kind)
     with_others = sentences(concepts, settings.kind, retain.distractors, settings.sentences)
     base = base_model_of(model, layers)
@@ -119,6 +111,23 @@ def make_plan(model: Any, request: Request) -> Plan:
     phrases = phrasings(concepts, settings.kind)
     written = make_written(concepts, settings.kind, retain)
     return Plan(request, concepts, phrases, with_others, retain, written, recipe, base, family, layers, start)
+
+
+def _trained_layers(base_model: Any, family: Family, request: Request) -> tuple[TargetLayer, ...]:
+    """The layers that a run trains: those of the eraser to go on from, or as the objective has them."""
+    if request.start_from is not None:
+        return layers_like(base_model, family, request.start_from.hypernet.config.layers)
+    layers = target_layers(base_model, family)
+    if request.settings.objective == "attention" and not family.text_inputs:
+        projections = projection_layers(base_model, family)
+        layers = projections if _take_text(family, projections) else layers
+    return layers
+
+
+def _take_text(family: Family, layers: tuple[TargetLayer, ...]) -> bool:
+    """Whether the text encoder's tokens pass one of these layers on their way into the network."""
+    names = {layer.name for layer in layers}
+    return any(own.source == TOKENS and own.name in names for own in family.projections)
 
 
 def _network_of(eraser: Eraser, family: Family, layers: tuple[TargetLayer, ...]) -> Hypernet:

@@ -3,19 +3,21 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..hypernet.eraser import Eraser
 from ..hypernet.network import Hypernet
 from ..hypernet.patch import apply_erasure
 from ..hypernet.record import Record
+from ..policy.enforced import protected
 from .encode import EncodedPrompt
 from .frozen import FrozenModel
 from .sampling import Drawing, draw
 from .settings import Settings
 
-_TILE, _BORDER, _LABEL = 160, 4, 14
+# As wide as the pages of results: a node shows it at some nine tenths, and the words have to be read there.
+_TILE, _BORDER, _LABEL, _LETTERS = 312, 8, 30, 20
 
 
 class Previewer:
@@ -51,17 +53,18 @@ class Previewer:
 
     def picture(self, hypernet: Hypernet) -> Image.Image:
         """A PIL image with a row a prompt, before on the left and after on the right."""
+        model = protected(self.frozen.patcher)
         if self.before is None:
-            self.before = self._draw(self.frozen.patcher)
+            self.before = self._draw(model)
         family = self.frozen.family
         eraser = Eraser(hypernet, Record(family.key, (), embedding=family.embedding), "preview")
-        after = self._draw(apply_erasure(self.frozen.patcher, eraser))
+        after = self._draw(apply_erasure(model, eraser))
         step = _TILE + _BORDER
         sheet = Image.new("RGB", (2 * step, len(self.prompts) * (step + _LABEL)), "white")
-        pen = ImageDraw.Draw(sheet)
+        pen, letters = ImageDraw.Draw(sheet), ImageFont.load_default(size=_LETTERS)
         for row, (prompt, left, right) in enumerate(zip(self.prompts, self.before, after, strict=True)):
             top = row * (step + _LABEL)
-            pen.text((2, top + 1), f"{prompt.text[:24]}: before | after", fill="black")
-            sheet.paste(left, (0, top + _LABEL))
-            sheet.paste(right, (step, top + _LABEL))
+            pen.text((_BORDER, top + 2), f"{prompt.text[:36]}: before | after", "black", letters)
+            sheet.paste(left, (_BORDER // 2, top + _LABEL))
+            sheet.paste(right, (_BORDER // 2 + step, top + _LABEL))
         return sheet

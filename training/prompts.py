@@ -22,9 +22,15 @@ _MAX_NAME = 300
 # All wordings of all concepts are encoded and kept in memory for the length of a run.
 _MAX_CONCEPTS = 2000
 _ARROWS = re.compile(r"\s*(?:->|=>|\u2192)\s*")
-# Between the names of a list; not the comma of a number.
-_COMMAS = re.compile(r"\s*(?:[;\uff0c\uff1b\u3001]|,(?!\d)|(?<!\d),)\s*")
-_QUOTED = re.compile(r"[\"\u201c\u201d](?P<name>[^\"\u201c\u201d]*)[\"\u201c\u201d]")
+_MARKS = '"\u201c\u201d'
+_QUOTED = re.compile(rf"[{_MARKS}](?P<name>[^{_MARKS}]*)[{_MARKS}]")
+# Between the names of a list; not the comma of a number, and none in quotes, which an odd number of marks follows.
+_COMMAS = re.compile(
+    r"\s*(?:[;\uff0c\uff1b\u3001]|,(?!\d)|(?<!\d),)\s*"
+    rf"(?=[^{_MARKS}]*(?:[{_MARKS}][^{_MARKS}]*[{_MARKS}][^{_MARKS}]*)*$)"
+)
+# A line of the preserve list with commas is a list if its parts are no longer than this, else a prompt.
+_WORDS_OF_A_NAME = 2
 # Joiners (200c, 200d) belong to the words of some scripts and to emoji, but not beside Latin letters or blanks.
 _CONTROL = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]"
@@ -167,60 +173,60 @@ def _names(text: str) -> list[str]:
 
 
 def parse_concepts(text: str) -> tuple[tuple[str, str], ...]:
-    """Read lines of `concept -> mapping` (mapping optional, # starts a comment).
+    """Read lines of `concept -> mapping` (mapping optional, # starts a comment); commas part several concepts.
 
     Returns a tuple of pairs (concept, mapping); a missing mapping is "", the picture of an empty
     prompt. A name in quotes may hold commas. Raises `PromptError` for an empty or endless list, an empty or
-    overlong name, several names in a line, a concept listed twice or mapped to itself.
+    overlong name, a quotation mark without its other one, a concept listed twice or mapped to itself.
     """
-    pairs, seen, lines = [], set(), _names(text)
-    if len(lines) > _MAX_CONCEPTS:
+    pairs = [pair for line in _names(text) for pair in _pairs_of(line)]
+    if len(pairs) > _MAX_CONCEPTS:
         raise PromptError(
-            f"{len(lines)} concepts are more than one hypernet can learn ({_MAX_CONCEPTS}). Train several, and put one "
+            f"{len(pairs)} concepts are more than one hypernet can learn ({_MAX_CONCEPTS}). Train several, and put one "
             "Apply Concept Erasure after the other."
         )
-    for line in lines:
-        concept, *rest = _ARROWS.split(line)
-        mapping = rest[0] if rest else ""
-        quoted = _QUOTED.fullmatch(concept)
-        concept = quoted["name"].strip() if quoted else concept
-        if len(rest) > 1 or not concept:
-            raise PromptError(f"Line '{line[:80]}' is not of the form 'concept -> mapping'.")
-        if not quoted and len(_parts(concept)) > 1:
-            raise PromptError(_one_or_several(concept, mapping))
+    seen = set()
+    for concept, mapping in pairs:
         if max(len(concept), len(mapping)) > _MAX_NAME:
             raise PromptError(
                 f"The concept '{concept[:60]}...' is longer than {_MAX_NAME} characters. Name it in a few words."
             )
         if concept.lower() in seen:
-            raise PromptError(f"The concept '{concept}' is listed twice. Keep one of the lines.")
+            raise PromptError(f"The concept '{concept}' is listed twice. Keep one of the two.")
         if concept.lower() == mapping.lower():
             raise PromptError(f"'{concept}' is mapped to itself. Map it to something harmless, such as 'a tree'.")
         seen.add(concept.lower())
-        pairs.append((concept, mapping))
     if not pairs:
         raise PromptError("There is no concept to erase. Write one a line, for example 'cat -> tree'.")
     return tuple(pairs)
 
 
-def _parts(concept: str) -> list[str]:
-    """The names that commas part in a concept."""
-    return [part for part in _COMMAS.split(concept) if part]
+def _pairs_of(line: str) -> list[tuple[str, str]]:
+    """The (concept, mapping) pairs of a line: all its concepts have the same mapping."""
+    names, *rest = _ARROWS.split(line)
+    concepts = [quoted["name"].strip() if (quoted := _QUOTED.fullmatch(name)) else name for name in _listed(names)]
+    if len(rest) > 1 or not all(concepts or [""]):
+        raise PromptError(f"Line '{line[:80]}' is not of the form 'concept -> mapping'.")
+    return [(concept, rest[0] if rest else "") for concept in concepts]
 
 
-def _one_or_several(concept: str, mapping: str) -> str:
-    """What to tell of a line that may name one concept or several."""
-    end = f" -> {mapping[:40]}" if mapping else ""
-    lines = ", ".join(f"'{part[:40]}{end}'" for part in _parts(concept)[:4])
-    return (
-        f"'{concept[:80]}' may be one concept or several. For several, write one a line: {lines}. For one name with a "
-        f"comma in it, put it in quotes: '\"{concept[:80]}\"{end}'."
-    )
+def _listed(names: str) -> list[str]:
+    """The names that commas part; those in quotes stay whole."""
+    if sum(names.count(mark) for mark in _MARKS) % 2 and any(comma in names for comma in ",;\uff0c\uff1b\u3001"):
+        raise PromptError(
+            f"'{names[:80]}' has a quotation mark without its other one. Put a name with a comma in quotes, for "
+            "example '\"Crosby, Stills and Nash\" -> a band'."
+        )
+    return [part for part in _COMMAS.split(names) if part]
 
 
 def preserved_lines(text: str) -> list[str]:
-    """The lines of the preserve list; lines that start with # are comments."""
-    return _names(text)
+    """The names and prompts of the preserve list, one a line; short names may stand in one line with commas."""
+    lines = []
+    for line in _names(text):
+        parts = [part for part in _COMMAS.split(line) if part]
+        lines += parts if all(len(part.split()) <= _WORDS_OF_A_NAME for part in parts) else [line]
+    return lines
 
 
 def with_article(name: str) -> str:

@@ -3,6 +3,7 @@
 import copy
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,11 +13,13 @@ import torch
 from torch import Generator
 
 from ..hypernet.eraser import Eraser
+from ..hypernet.families import TOKENS, Projection
 from ..hypernet.files import load, save
 from ..hypernet.network import Hypernet, HypernetConfig
+from ..policy.enforced import check_mappings, learning
 from .callbacks import Checkpoints, Report, Reporter
 from .checkpoint import load_checkpoint
-from .encode import Prompts, encode_prompts
+from .encode import Prompts, encode, encode_prompts
 from .encode_batch import in_batches
 from .eraser_fit import fit_eraser, training_record
 from .frozen import FrozenModel, check_copyable, differentiable, out_of_memory_errors
@@ -24,9 +27,11 @@ from .loop import TrainingError, new_state, train
 from .memory import memory_line, memory_of
 from .plan import Plan, Request, find_finished, make_plan
 from .preview import Previewer
+from .relatives import kept_example, near_relatives
+from .prompts import Phrase
 from .retention import Retention
 from .tasks import Task
-from .tasks.attention import AttentionTask, token_pairs
+from .tasks.attention import AttentionTask, PairedLayer, token_pairs, vector_pairs
 from .tasks.direct import DirectTask
 from .tasks.matching import PaperTask, ReleasedTask
 from .tasks.samples import diffusion_samples
@@ -64,7 +69,7 @@ def train_erasure(model: Any, clip: Any, request: Request, report: Report) -> Ou
     if finished is not None:
         return Outcome(finished, path, finished.record.training.losses, "already trained")
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), learning():
             return _run(model, clip, plan, path, report)
     except out_of_memory_errors() as error:
         lower = "Set 'preview_every' to 0, or lower 'width' and 'height'"
@@ -82,7 +87,9 @@ def _run(model: Any, clip: Any, plan: Plan, path: Path, report: Report) -> Outco
     if copied:
         check_copyable(model)
     prompts = _encode_all(clip, plan, report)
-    frozen = FrozenModel(model, settings.checkpointing, copied)
+    near = near_relatives(plan, prompts)
+    check_mappings(model, {phrase.mapping: prompts.encoded[phrase.mapping].conditioning for phrase in plan.phrases})
+    frozen = FrozenModel(model, settings.checkpointing, copied, plan.layers)
     checkpoints = Checkpoints(plan.checkpoint, plan.recipe, plan.request.checkpoint_every)
     try:
         # A generator of its own: how the samples were made must not shift the draws of the steps.
@@ -97,10 +104,11 @@ def _run(model: Any, clip: Any, plan: Plan, path: Path, report: Report) -> Outco
             if plan.request.resume and load_checkpoint(state, checkpoints.path, plan.recipe):
                 log.info("UnHype: going on from the checkpoint at step %d.", state.step)
             frozen.load()
-            reporter = Reporter(report, settings.steps, _previewer(plan, frozen, prompts), plan.request.preview_every)
+            previewer = _previewer(clip, plan, frozen, prompts, near)
+            reporter = Reporter(report, settings.steps, previewer, plan.request.preview_every)
             with checkpoints.kept(state):
                 reason = train(state, task, retention, settings, [checkpoints, reporter])
-        training = training_record(plan, prompts, state, retention, reason, time.monotonic() - started)
+        training = training_record(plan, prompts, state, retention, reason, time.monotonic() - started, near)
     finally:
         frozen.release()
     with checkpoints.kept(state):
@@ -115,7 +123,7 @@ def _encode_all(clip: Any, plan: Plan, report: Report) -> Prompts:
     """Every text of the run."""
     phrases = [*plan.phrases, *plan.sentences]
     wordings = [phrase.prompt for phrase in phrases]
-    drawn = ["", plan.retained_example, *wordings, *(phrase.mapping for phrase in phrases)]
+    drawn = ["", *wordings, *(phrase.mapping for phrase in phrases)]
     train = [*plan.retain.train, *plan.written.benign, *wordings]
     parts, on_progress = (drawn, train, plan.retain.held_out, plan.scored), partial(report, "encoding prompts")
     return encode_prompts(clip, *parts, plan.family, on_progress, in_batches, plan.request.encodings)
@@ -137,11 +145,8 @@ def _task(clip: Any, plan: Plan, frozen: FrozenModel, prompts: Prompts, report: 
     settings = plan.request.settings
     if settings.objective == "attention":
         phrases = [*plan.phrases, *plan.sentences]
-        texts = {text for phrase in phrases for text in (phrase.prompt, phrase.mapping)}
-        states = {text: prompts.encoded[text].conditioning[0][0][0].cpu() for text in texts}
-        pairs = token_pairs(clip, phrases, states)
         c = prompts.candidates(phrase.prompt for phrase in phrases).to(frozen.device)
-        return AttentionTask(frozen.target_modules, pairs, len(plan.phrases), c, settings)
+        return AttentionTask(_paired_layers(clip, frozen, phrases, prompts), len(plan.phrases), c, settings)
     c = prompts.candidates(phrase.prompt for phrase in plan.phrases).to(frozen.device)
     samples = diffusion_samples(
         frozen,
@@ -155,14 +160,32 @@ def _task(clip: Any, plan: Plan, frozen: FrozenModel, prompts: Prompts, report: 
     return _DIFFUSION_TASKS[settings.objective](samples, settings)
 
 
+def _paired_layers(clip: Any, frozen: FrozenModel, phrases: Sequence[Phrase], prompts: Prompts) -> list[PairedLayer]:
+    """The layers of the attention task with the pairs that each learns from."""
+    texts = {text for phrase in phrases for text in (phrase.prompt, phrase.mapping)}
+    states = {text: prompts.encoded[text].conditioning[0][0][0].cpu() for text in texts}
+    pairs = {TOKENS: token_pairs(clip, phrases, states)}
+    inputs = {own.name: own for own in frozen.family.projections}
+    found = []
+    for layer, module in zip(frozen.layers, frozen.target_modules, strict=True):
+        own = inputs.get(layer.name, Projection(layer.name))
+        if own.source not in pairs:
+            pairs[own.source] = vector_pairs(phrases, {text: prompts.encoded[text].c for text in texts})
+        found.append(PairedLayer(module, pairs[own.source], frozen.modules(own.before)))
+    return found
+
+
 def _retention(plan: Plan, prompts: Prompts, device: torch.device) -> Retention:
     retained = [*plan.retain.train, *plan.written.parts]
     texts = retained, plan.retain.held_out, [phrase.prompt for phrase in plan.phrases]
     return Retention(*(prompts.candidates(part).flatten(0, 1).to(device) for part in texts))
 
 
-def _previewer(plan: Plan, frozen: FrozenModel, prompts: Prompts) -> Previewer | None:
+def _previewer(clip: Any, plan: Plan, frozen: FrozenModel, prompts: Prompts, near: list[str]) -> Previewer | None:
+    """Draws an erased prompt and a kept one. near: retained prompts near the concepts."""
     if plan.request.decode is None:
         return None
-    shown = [prompts.encoded[plan.phrases[1].prompt], prompts.encoded[plan.retained_example]]
+    with torch.no_grad():
+        kept = encode(clip, kept_example(plan, near), plan.family.embedding)
+    shown = [prompts.encoded[plan.phrases[1].prompt], kept]
     return Previewer(frozen, shown, prompts.encoded[""], plan.request.settings, plan.request.decode)

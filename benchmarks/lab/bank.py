@@ -1,14 +1,14 @@
-"""Captions of training with the CLIP states of their texts: some thousands, of which a few are replaced at each draw.
+"""Captions of training with their texts encoded: some thousands, of which a few are replaced at each draw.
 
-The lab's CLIP takes a third of the time of the network that learns from it. So each caption is drawn four times or
+A text encoder takes a third of the time of the network that learns from it. So each caption is drawn four times or
 so, with other drawings and another noise each time.
 """
 
 import math
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
-import comfy.sd
 import torch
 from torch import Tensor
 
@@ -19,18 +19,23 @@ _PASS = 64  # prompts encoded at once
 _DRAWN = 4  # how often a caption is drawn, on average
 
 
+# Texts to the token states (tokens, width) of each, and the pooled vector (its width,) where the network takes one.
+Encode = Callable[[list[str]], list[tuple[Tensor, ...]]]
+
+
 class Encoded(NamedTuple):
-    """A caption and the states of its text, (chunks * 77, 256) bf16."""
+    """A caption with the states of its text, (tokens, width) bf16, and the pooled vector, where there is one."""
 
     caption: Caption
     states: Tensor
+    pooled: Tensor | None = None
 
 
 class Bank:
-    """size: captions that are kept; shares: of the kinds of caption."""
+    """shares: of the kinds of caption; size: how many are kept."""
 
-    def __init__(self, encoder: comfy.sd.CLIP, captions: Captions, shares: dict[str, float], size: int = 4096):
-        self.encoder, self.captions, self.shares = encoder, captions, shares
+    def __init__(self, encode: Encode, captions: Captions, shares: dict[str, float], size: int = 4096):
+        self.encode_texts, self.captions, self.shares = encode, captions, shares
         self.kept: deque[Encoded] = deque(maxlen=size)
         while len(self.kept) < size:
             self.add(min(_PASS, size - len(self.kept)))
@@ -39,17 +44,19 @@ class Bank:
         """New captions in the place of the oldest."""
         drawn = [self.captions.draw(self.shares) for _ in range(count)]
         self.kept.extend(
-            Encoded(*one) for one in zip(drawn, self.encode([caption.text for caption in drawn]), strict=True)
+            Encoded(caption, *one)
+            for caption, one in zip(drawn, self.encode([caption.text for caption in drawn]), strict=True)
         )
 
-    def encode(self, texts: list[str]) -> list[Tensor]:
-        """States in bf16."""
+    def encode(self, texts: list[str]) -> list[tuple[Tensor, ...]]:
+        """What the text encoder gives for each, in bf16."""
         with torch.amp.autocast("cpu", torch.bfloat16):
-            return [states.to(torch.bfloat16) for states in clip.encode_all(self.encoder, texts)]
+            encoded = self.encode_texts(texts)
+        return [tuple(tensor.to(torch.bfloat16) for tensor in one) for one in encoded]
 
-    def draw(self, count: int) -> list[Encoded]:
-        """Some of them, none twice."""
-        self.add(count // _DRAWN)
+    def draw(self, count: int, taken: int | None = None) -> list[Encoded]:
+        """Some of them, none twice. taken: how many of these are learnt from, all by default."""
+        self.add((count if taken is None else taken) // _DRAWN)
         chosen = torch.randperm(len(self.kept), generator=self.captions.generator)[:count]
         return [self.kept[index] for index in chosen.tolist()]
 

@@ -1,13 +1,14 @@
 """What the lab's bases learn from: pictures as latents with the encoded texts of their captions."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import comfy.sd
 import torch
 from torch import Tensor
 
-from . import model, text
+from . import clip, flux_text, model, text
 from .bank import Bank, same_length
 from .captions import Caption, Captions, fill
 from .painter import FLAT, Painter
@@ -31,6 +32,8 @@ _WEIGHTS = {**dict.fromkeys(CLASSES, 20.0), "tree": 8.0}
 # From CLIP's states all names count, too, and so do several objects, which take longest to learn.
 CAPTION_WEIGHTS = {**dict.fromkeys(CLASSES, 4.0), "tree": 2.0}
 CAPTION_SHARES = {"plain": 0.17, "tags": 0.2, "booru": 0.08, "weighted": 0.07, "break": 0.03}
+# A transformer learns a picture later than a UNet does: one drawing of each thing.
+FLUX_SETS = ("twemoji",)
 CAPTION_SHARES |= {"two": 0.2, "three": 0.1, "scene": 0.15}
 
 
@@ -40,8 +43,12 @@ class CaptionBatches:
     def __init__(self, folder: Path, encoder: comfy.sd.CLIP, generator: torch.Generator):
         self.generator = generator
         self.painter = Painter(folder, generator)
-        self.bank = Bank(encoder, Captions("training", generator, CAPTION_WEIGHTS), CAPTION_SHARES)
-        (self.empty,) = self.bank.encode([""])
+        self.bank = Bank(
+            lambda texts: [(states,) for states in clip.encode_all(encoder, texts)],
+            Captions("training", generator, CAPTION_WEIGHTS),
+            CAPTION_SHARES,
+        )
+        ((self.empty,),) = self.bank.encode([""])
 
     def draw(self, size: int) -> tuple[Tensor, Tensor]:
         """Latents (size, 12, 16, 16) in the model's scale and contexts (size, chunks * 77, 256)."""
@@ -52,8 +59,45 @@ class CaptionBatches:
 
     def latents(self, captions: Sequence[Caption]) -> Tensor:
         """What they say, (n, 12, 16, 16)."""
-        pictures = self.painter.paint([caption.objects for caption in captions])
-        return model.LabLatent().process_in(model.to_latent(pictures))
+        return latents(self.painter, captions)
+
+
+class FluxBatches:
+    """The same captions for the lab's Flux, in the states of MiniLM and the pooled vectors of the lab's CLIP.
+
+    Flux.1 attends to padding. So the captions of a batch are of like length, padded to the longest one.
+    """
+
+    _POOL = 4  # captions drawn for one that is taken
+
+    def __init__(self, folder: Path, encoder: comfy.sd.CLIP, generator: torch.Generator):
+        self.generator = generator
+        self.painter = Painter(folder, generator, FLUX_SETS)
+        self.bank = Bank(
+            partial(flux_text.encode_all, encoder),
+            Captions("training", generator, CAPTION_WEIGHTS),
+            CAPTION_SHARES,
+        )
+        (self.empty,) = self.bank.encode([""])
+
+    def draw(self, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents (size, 12, 16, 16), contexts (size, tokens, 384) and pooled vectors (size, 256)."""
+        pool = sorted(self.bank.draw(size * self._POOL, size), key=lambda one: len(one.states))
+        start = int(torch.randint(self._POOL, (1,), generator=self.generator)) * size
+        drawn = pool[start : start + size]
+        tokens = len(drawn[-1].states)
+        context, pooled = torch.zeros(size, tokens, text.WIDTH), torch.empty(size, clip.WIDTH)
+        without_text = torch.rand(size, generator=self.generator) < _EMPTY_SHARE
+        for row, (one, empty) in enumerate(zip(drawn, without_text, strict=True)):
+            states, vector = self.empty if empty else (one.states, one.pooled)
+            context[row, : len(states)], pooled[row] = states, vector
+        return latents(self.painter, [one.caption for one in drawn]), context, pooled
+
+
+def latents(painter: Painter, captions: Sequence[Caption]) -> Tensor:
+    """What captions say, (n, 12, 16, 16)."""
+    pictures = painter.paint([caption.objects for caption in captions])
+    return model.LabLatent().process_in(model.to_latent(pictures))
 
 
 class Batches:

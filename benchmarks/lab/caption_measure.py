@@ -1,10 +1,10 @@
-"""How the lab's SD models draw what people write: `python3 dev.py lab measure --family clip`.
+"""How the lab's models draw what people write: `python3 dev.py lab measure --family clip`, or `flux_pair`.
 
 All prompts are captions of the scoring part, whose phrases, sentences, templates and pairs no training has. Beside
-the base that takes the lab's CLIP stand the one that takes MiniLM, with the same prompts, and the pictures that
+the model that takes the lab's CLIP stand the one that takes MiniLM alone, with the same prompts, and the pictures that
 training would have painted for them, which show what the judges can see at best.
 
-Figures are kept in results/lab_captions.json. Those of the base for MiniLM are taken from there as long as its
+Figures are kept in results/lab_captions.json. Those of the model for MiniLM are taken from there as long as its
 weights and the captions are the same.
 """
 
@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from ..publish import RESULTS, device, fill_section, markdown
-from . import model, storage
+from . import flux, model, storage
+from .batches import FLUX_SETS
 from .captions import Caption, Captions
 from .data import SIZE
 from .judge import LABELS, Judge
 from .measure import Lab, encode, sample_conditioning, save_grid
-from .painter import Painter
+from .painter import FLAT, Painter
 from .vocabulary import CLASSES, NAMES
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,26 @@ _SCENES = {"scenes of 20 to 50 words": (20, 50), "scenes of 51 to 150 words": (5
 _ZOOM = 1.5  # the judges saw objects of two fifths of the width and more
 _SHOWN = 40  # pictures of a group to look at
 _BATCH = 16
+
+
+class Measured(NamedTuple):
+    """A model that learnt from captions, the one that it began from, and the sets of drawings that it learnt."""
+
+    model: str
+    older: str
+    weights: dict[str, Path]
+    sets: Sequence[str]
+
+    @property
+    def section(self) -> str:
+        """Of the lab's page."""
+        return "measured_captions" if self.model == "clip" else f"measured_captions_{self.model}"
+
+
+MEASURED = {
+    "clip": Measured("clip", "sd15", {"clip": model.BASE_CLIP, "sd15": model.BASE}, FLAT),
+    "flux_pair": Measured("flux_pair", "flux", {"flux_pair": flux.PAIR, "flux": flux.PATH}, FLUX_SETS),
+}
 
 
 class Drawn(NamedTuple):
@@ -150,43 +171,55 @@ def draw(lab: Lab, chosen: dict[str, list[Caption]]) -> dict[str, Drawn]:
 
 def together(lab: Lab, prompts: Sequence[str]) -> Tensor:
     """Pictures (prompts, 32, 32, 3), those of prompts with equally many tokens in one batch of the sampler."""
-    states = [encode(lab.clip, prompt)[0][0] for prompt in prompts]
+    encoded = [encode(lab.clip, prompt)[0] for prompt in prompts]
     unwanted = encode(lab.clip, "")
     images = torch.empty(len(prompts), SIZE, SIZE, 3)
-    for length in {one.shape[1] for one in states}:
-        own = [number for number, one in enumerate(states) if one.shape[1] == length]
+    for length in {states.shape[1] for states, _ in encoded}:
+        own = [number for number, (states, _) in enumerate(encoded) if states.shape[1] == length]
         for start in range(0, len(own), _BATCH):
             batch = own[start : start + _BATCH]
-            wanted = [[torch.cat([states[number] for number in batch]), {}]]
+            states, pooled = (torch.cat(part) for part in zip(*(_tensors(encoded[n]) for n in batch), strict=True))
+            wanted = [[states, {"pooled_output": pooled}]]
             images[batch] = lab.vae.decode(sample_conditioning(lab.patcher, wanted, unwanted, batch))
     return images
 
 
-def paint(chosen: dict[str, list[Caption]], folder: Path) -> dict[str, Drawn]:
+def _tensors(entry: tuple[Tensor, dict[str, Any]]) -> tuple[Tensor, Tensor]:
+    return entry[0], entry[1]["pooled_output"]
+
+
+def paint(chosen: dict[str, list[Caption]], folder: Path, sets: Sequence[str]) -> dict[str, Drawn]:
     """The pictures that training paints for these captions."""
-    painter = Painter(folder, torch.Generator().manual_seed(0))
+    painter = Painter(folder, torch.Generator().manual_seed(0), sets)
     return {
         group: Drawn(captions, painter.paint([caption.objects for caption in captions]).movedim(1, -1))
         for group, captions in chosen.items()
     }
 
 
-def table(found: dict[str, Any]) -> str:
-    """All that was measured, as Markdown."""
-    columns = {"sd15": "from MiniLM", "clip": "from the lab's CLIP", "painted": "painted for training"}
+def table(found: dict[str, Any], one: Measured) -> str:
+    """All that was measured of a model, as Markdown."""
+    columns = {
+        one.older: "from MiniLM",
+        one.model: "from the lab's CLIP",
+        f"{one.model}_painted": "painted for training",
+    }
+    if one.model == "flux_pair":
+        columns[one.model] = "from the lab's CLIP and MiniLM"
+    own = found[one.model]
     rows = [
-        (group, str(one["pictures"]), *(_cell(found[name]["groups"][group]) for name in columns))
-        for group, one in found["clip"]["groups"].items()
+        (group, str(figure["pictures"]), *(_cell(found[name]["groups"][group]) for name in columns))
+        for group, figure in own["groups"].items()
     ]
-    facts = ", ".join(f"{columns[name]}: {found[name]['steps']} steps" for name in ("sd15", "clip"))
-    misses = ", ".join(found["clip"]["missed"]) or "none"
+    facts = ", ".join(f"{columns[name]}: {found[name]['steps']} steps" for name in (one.older, one.model))
+    misses = ", ".join(own["missed"]) or "none"
     return "\n".join(
         (
-            f"{found['clip']['date']}, {found['clip']['device']}, euler, 12 steps, cfg 3; {facts}:",
+            f"{own['date']}, {own['device']}, euler, 12 steps, cfg 3; {facts}:",
             "",
             markdown(("prompts", "pictures", *columns.values()), rows),
             "",
-            f"Other concepts that the judge doesn't find on their pictures from the lab's CLIP: {misses}.",
+            f"Other concepts that the judge doesn't find on their pictures {columns[one.model]}: {misses}.",
         )
     )
 
@@ -205,7 +238,12 @@ def shown(drawn: dict[str, Drawn], folder: Path) -> str:
         name = f"{group.replace(' ', '_')}.png"
         save_grid(one.images[chosen], folder / name, 10)
         objects = "; ".join(" + ".join(one.captions[number].names) for number in chosen)
-        lines += [f"![{group}]({folder.name}/{name})", "", f"{group[0].upper()}{group[1:]}, ten a row: {objects}.", ""]
+        lines += [
+            f"![{group}]({PICTURES.name}/{folder.name}/{name})",
+            "",
+            f"{group[0].upper()}{group[1:]}, ten a row: {objects}.",
+            "",
+        ]
     return "\n".join(lines).strip()
 
 
@@ -227,24 +265,23 @@ def mark(path: Path, chosen: dict[str, Any]) -> dict[str, Any]:
     return {"weights": f"{zlib.crc32(path.read_bytes()):08x}", "captions": captions}
 
 
-def main(count: int, folder: Path, publish: bool, grids: Path | None) -> None:
-    """Measure both SD bases; count: captions of each class; folder: of the emoji packages."""
-    chosen = groups(count)
-    known = json.loads(PATH.read_text("utf-8")) if PATH.exists() else {}
-    found: dict[str, Any] = {"sd15": known.get("sd15", {})}
-    old = mark(model.BASE, chosen)
-    if {key: found["sd15"].get(key) for key in old} != old:
-        lab = Lab("sd15")
-        found["sd15"] = measured(model.BASE, lab.judges, draw(lab, chosen))
-    lab = Lab("clip")
+def main(family: str, count: int, folder: Path, publish: bool, grids: Path | None) -> None:
+    """Measure a model beside the older one; count: captions of each class; folder: of the emoji packages."""
+    one, chosen = MEASURED[family], groups(count)
+    found = json.loads(PATH.read_text("utf-8")) if PATH.exists() else {}
+    old = mark(one.weights[one.older], chosen)
+    if {key: found.get(one.older, {}).get(key) for key in old} != old:
+        lab = Lab(one.older)
+        found[one.older] = measured(one.weights[one.older], lab.judges, draw(lab, chosen))
+    lab = Lab(family)
     drawn = draw(lab, chosen)
-    found["clip"] = measured(model.BASE_CLIP, lab.judges, drawn)
-    found["painted"] = {"groups": figures(lab.judges, paint(chosen, folder))}
-    log.info("\n%s", table(found))
+    found[family] = measured(one.weights[family], lab.judges, drawn)
+    found[f"{family}_painted"] = {"groups": figures(lab.judges, paint(chosen, folder, one.sets))}
+    log.info("\n%s", table(found, one))
     if publish:
         PATH.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         page = Path(__file__).with_name("README.md")
-        fill_section(page, "measured_captions", table(found))
-        fill_section(page, "pictures", shown(drawn, PICTURES))
+        fill_section(page, one.section, table(found, one))
+        fill_section(page, f"pictures_{family}", shown(drawn, PICTURES / family))
     if grids:
         shown(drawn, grids)

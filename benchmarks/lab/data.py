@@ -34,6 +34,11 @@ SETS = {
 HELD_OUT = ("fluent-emoji-flat", "emojione")
 SIZE = 32
 _RASTER = 64
+ATTRIBUTION = (
+    "Trained on emoji drawings: Noto Emoji and FxEmojis (Apache-2.0), Fluent Emoji (MIT, Microsoft), "
+    "Twemoji (CC-BY-4.0, Twitter and contributors), EmojiOne 2 (CC-BY-4.0, EmojiOne). "
+    "Text by all-MiniLM-L6-v2 (Apache-2.0)."
+)
 
 
 def fetch(folder):

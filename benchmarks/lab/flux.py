@@ -8,10 +8,13 @@ import comfy.supported_models
 import torch
 from comfy.ldm.flux.model import FluxParams
 
-from . import text
+from . import storage, text
 from .model import WEIGHTS, LabLatent, as_model
 
 PATH = WEIGHTS / "flux.safetensors"
+# The one that takes the pair of `flux_text`.
+PAIR = WEIGHTS / "flux_pair.safetensors"
+_VECTOR = "vector_in.in_layer.weight"  # (hidden, width of the pooled vector)
 
 NETWORK = {
     "image_model": "flux",
@@ -38,18 +41,19 @@ class LabFluxConfig(comfy.supported_models.FluxSchnell):
     latent_format = LabLatent
 
 
-def build(device=None):
-    """The model with random weights (`Flux`), fp32."""
+def build(device=None, vector_width=text.WIDTH):
+    """The model with random weights (`Flux`), fp32; vector_width: of the pooled vector."""
     # Newer hosts want to know where text has places; Flux.1's has none.
     newer = {"txt_ids_dims": []} if "txt_ids_dims" in FluxParams.__dataclass_fields__ else {}
-    config = LabFluxConfig({**NETWORK, **newer})
+    config = LabFluxConfig({**NETWORK, **newer, "vec_in_dim": vector_width})
     config.set_inference_dtype(torch.float32, None)
     return config.get_model({}, device=device).eval().requires_grad_(False)
 
 
 def load_model(path=PATH, disable_dynamic=True):
-    """The trained small Flux as a MODEL."""
+    """A trained small Flux as a MODEL: `PATH` takes MiniLM's pooled vector, `PAIR` that of the lab's CLIP."""
     del disable_dynamic  # ComfyUI asks for it when it loads a model again
     if not path.is_file():
         raise FileNotFoundError("The lab's Flux isn't trained yet: python3 dev.py lab flux --folder FOLDER")
-    return as_model(build, path, load_model)
+    width = storage.load(path)[_VECTOR].shape[1]
+    return as_model(lambda device: build(device, width), path, load_model)

@@ -11,10 +11,12 @@ import comfy.supported_models_base
 import comfy.text_encoders.flux
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from . import clip, storage, text
 
 SEQUENCE = 256
+_PASS = 16  # prompts encoded at once
 
 
 class Sequence(text._FluxWords):
@@ -55,3 +57,34 @@ def load_clip(path: Path = clip.PATH, embedding_directory: Any = None) -> comfy.
         {f"bert.{name}": tensor for name, tensor in weights.items() if f"bert.{name}" in names}
     )
     return made
+
+
+def encode_all(made: comfy.sd.CLIP, texts: list[str]) -> list[tuple[Tensor, Tensor]]:
+    """States (tokens, 384) and pooled vectors (256,) of prompts, as nodes get them, many in a pass.
+
+    Sequences that are encoded together are padded to the longest one, with zeros.
+    """
+    made.load_model()
+    made.cond_stage_model.reset_clip_options()
+    tokens = [made.tokenize(text) for text in texts]
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    plain = [number for number, one in enumerate(tokens) if _is_plain(one)]
+    plain.sort(key=lambda number: len(tokens[number]["t5xxl"][0]))
+    with torch.no_grad():
+        for start in range(0, len(plain), _PASS):
+            part = plain[start : start + _PASS]
+            rows = [[token for token, _ in tokens[number]["t5xxl"][0]] for number in part]
+            rows = [row + [text._SPECIAL["pad"]] * (len(rows[-1]) - len(row)) for row in rows]
+            states = made.cond_stage_model.t5xxl(rows)[0]
+            first = [[token for token, _ in tokens[number]["l"][0]] for number in part]
+            pooled = made.cond_stage_model.clip_l(first)[1]
+            found.update(zip(part, zip(states, pooled, strict=True), strict=True))
+        for number in set(range(len(texts))) - set(plain):
+            states, pooled = made.encode_from_tokens(tokens[number], return_pooled=True)
+            found[number] = states[0], pooled[0]
+    return [found[number] for number in range(len(texts))]
+
+
+def _is_plain(tokens: dict[str, Any]) -> bool:
+    """Without weights, which change states one by one."""
+    return all(weight == 1 for chunks in tokens.values() for chunk in chunks for _, weight in chunk)

@@ -12,7 +12,7 @@ from PIL import Image
 from .. import commandline
 from ..environment import cache_folder
 from ..publish import device, fill_section
-from . import clip, flux, model, text
+from . import clip, flux, flux_text, model, text
 from .captions import fill
 from .judge import LABELS, WIDTHS, Judge
 from .vocabulary import CLASSES, NAMES
@@ -117,7 +117,9 @@ FAMILIES = {
     "sd15": (model.load_model, text.load_clip),
     "flux": (flux.load_model, partial(text.load_clip, text.LabFluxTokenizer)),
     "clip": (partial(model.load_model, model.BASE_CLIP), clip.load_clip),
+    "flux_pair": (partial(flux.load_model, flux.PAIR), flux_text.load_clip),
 }
+CAPTIONED = ("clip", "flux_pair")  # which learnt from captions as people write them
 
 
 class Lab:
@@ -168,11 +170,11 @@ def table(judges, groups):
 def main(arguments=None):
     """Command line."""
     options = commandline.parser("lab measure").parse_args(arguments)
-    if options.family == "clip":
+    if options.family in CAPTIONED:
         from . import caption_measure  # it draws with the lab of this module
 
         folder = options.folder or cache_folder() / "lab"
-        caption_measure.main(options.seeds, folder, options.publish, options.grids)
+        caption_measure.main(options.family, options.seeds, folder, options.publish, options.grids)
         return
     lab, seeds = Lab(options.family), list(range(options.seeds))
     groups = draw_groups(lab, seeds)

@@ -1,4 +1,4 @@
-"""Train the lab's base models: `python3 dev.py lab base --family clip --minutes 120`.
+"""Train the lab's models: `python3 dev.py lab base --family clip --minutes 120`.
 
 A run goes on from the last one's checkpoint in the cache folder, without one from the weights in the repository.
 """
@@ -8,7 +8,9 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,33 +20,13 @@ from torch import Tensor
 
 from .. import commandline
 from ..environment import cache_folder
-from . import clip, model, storage, text, warm_start
-from .batches import Batches, CaptionBatches
+from . import clip, data, flux, flux_text, model, storage, text, train_flux, warm_start
+from .batches import Batches, CaptionBatches, FluxBatches
 from .warm_start import with_gradients
 
 log = logging.getLogger(__name__)
 
 _RATE, _SAVE_SECONDS, _LOG_STEPS = 3e-4, 240, 20
-ATTRIBUTION = (
-    "Trained on emoji drawings: Noto Emoji and FxEmojis (Apache-2.0), Fluent Emoji (MIT, Microsoft), "
-    "Twemoji (CC-BY-4.0, Twitter and contributors), EmojiOne 2 (CC-BY-4.0, EmojiOne). "
-    "Text by all-MiniLM-L6-v2 (Apache-2.0)."
-)
-
-
-class Family(NamedTuple):
-    """What one of the lab's SD models is made of and learns from."""
-
-    weights: Path
-    context_width: int
-    load_clip: Callable[[], comfy.sd.CLIP]
-    batches: Callable[[Path, comfy.sd.CLIP, torch.Generator], Any]
-
-
-FAMILIES = {
-    "sd15": Family(model.BASE, text.WIDTH, text.load_clip, Batches),
-    "clip": Family(model.BASE_CLIP, clip.WIDTH, clip.load_clip, CaptionBatches),
-}
 
 
 def initialise(network):
@@ -68,16 +50,15 @@ def loss_weight(sigma):
     return (5 * sigma**2).clamp(max=1) * (1 + sigma**2).clamp(max=4) / 2.77
 
 
-def loss_of(
-    network: torch.nn.Module, sigmas: Tensor, batch: tuple[Tensor, Tensor], generator: torch.Generator
-) -> Tensor:
+def loss_of(base: Any, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
     """Weighted error of the noise at levels drawn from the schedule, for latents and contexts of one length."""
     z, context = batch
+    sigmas = base.model_sampling.sigmas
     t = torch.randint(len(sigmas), (len(z),), generator=generator)
     sigma = sigmas[t].view(-1, 1, 1, 1)
     noise = torch.randn(z.shape, generator=generator)
     with torch.amp.autocast("cpu", torch.bfloat16):
-        out = network(
+        out = base.diffusion_model(
             (z + sigma * noise) / (sigma**2 + 1) ** 0.5,
             t.float(),
             context=context,
@@ -86,23 +67,64 @@ def loss_of(
     return (loss_weight(sigma.flatten()) * (out.float() - noise).square().flatten(1).mean(1)).mean()
 
 
-def first_weights(
-    family: Family, encoder: comfy.sd.CLIP, batches: Any, network: torch.nn.Module, sigmas: Tensor
-) -> int:
-    """Fill the network with the weights in the repository, else from the base for MiniLM, else at random.
+def from_minilm(base: Any, encoder: comfy.sd.CLIP, batches: CaptionBatches) -> None:
+    """Begin the SD model for CLIP from the one for MiniLM."""
+    to_old = warm_start.to_minilm(encoder, list(batches.bank.kept))
+    base.diffusion_model.load_state_dict(warm_start.carried_over(storage.load(model.BASE), to_old))
+    old = model.load_model(model.BASE).model.diffusion_model
+    warm_start.distil(base.diffusion_model, old, base.model_sampling.sigmas, batches, warm_start.STEPS)
 
-    Returns the steps that these weights were trained for.
+
+def flux_from_minilm(base: Any, _encoder: comfy.sd.CLIP, batches: FluxBatches) -> None:
+    """Begin the Flux for both encoders from the one that takes its pooled vector from MiniLM as well."""
+    old = flux.load_model().model.diffusion_model.state_dict()
+    name = "vector_in.in_layer.weight"
+    base.diffusion_model.load_state_dict({**old, name: old[name] @ warm_start.pooled_map(list(batches.bank.kept))})
+
+
+def flux_loss(base: Any, batch: tuple[Tensor, Tensor, Tensor], generator: torch.Generator) -> Tensor:
+    """Error of the velocity."""
+    with torch.amp.autocast("cpu", torch.bfloat16):
+        return train_flux.loss_of(base.diffusion_model, *batch, generator)
+
+
+class Family(NamedTuple):
+    """What one of the lab's models is made of and learns from.
+
+    weights: where they lie in the repository; build: the model with random weights; batches: of a folder of emoji
+    packages; first: fills a model without weights; loss: of a model and a batch; trainable: open while it learns.
     """
-    if family.weights.exists():
-        network.load_state_dict(storage.load(family.weights))
-        return storage.steps(family.weights)
-    initialise(network)
-    if isinstance(batches, CaptionBatches) and model.BASE.exists():
-        to_old = warm_start.to_minilm(encoder, list(batches.bank.kept))
-        network.load_state_dict(warm_start.carried_over(storage.load(model.BASE), to_old))
-        old = model.load_model(model.BASE).model.diffusion_model
-        warm_start.distil(network, old, sigmas, batches, warm_start.STEPS)
-    return 0
+
+    weights: Path
+    build: Callable[[], Any]
+    load_clip: Callable[[], comfy.sd.CLIP]
+    batches: Callable[[Path, comfy.sd.CLIP, torch.Generator], Any]
+    first: Callable[[Any, comfy.sd.CLIP, Any], None]
+    loss: Callable[[Any, Any, torch.Generator], Tensor] = loss_of
+    trainable: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+FAMILIES = {
+    "sd15": Family(
+        model.BASE,
+        model.build,
+        text.load_clip,
+        Batches,
+        lambda base, _encoder, _batches: initialise(base.diffusion_model),
+    ),
+    "clip": Family(
+        model.BASE_CLIP, partial(model.build, context_width=clip.WIDTH), clip.load_clip, CaptionBatches, from_minilm
+    ),
+    "flux": Family(
+        flux.PAIR,
+        partial(flux.build, vector_width=clip.WIDTH),
+        flux_text.load_clip,
+        FluxBatches,
+        flux_from_minilm,
+        flux_loss,
+        train_flux.trainable,
+    ),
+}
 
 
 class Run:
@@ -118,11 +140,13 @@ class Run:
         self.generator = torch.Generator().manual_seed(seed + self.steps)
         encoder = self.family.load_clip()
         self.batches = self.family.batches(folder, encoder, self.generator)
-        base = model.build(context_width=self.family.context_width)
-        self.sigmas = base.model_sampling.sigmas
-        self.network = base.diffusion_model.requires_grad_(True).train()
-        if not saved:
-            self.steps = first_weights(self.family, encoder, self.batches, self.network, self.sigmas)
+        self.base = self.family.build()
+        self.network = self.base.diffusion_model.requires_grad_(True).train()
+        if not saved and self.family.weights.exists():
+            self.network.load_state_dict(storage.load(self.family.weights))
+            self.steps = storage.steps(self.family.weights)
+        elif not saved:
+            self.family.first(self.base, encoder, self.batches)
         self.mean = copy.deepcopy(self.network)
         self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=_RATE, betas=(0.9, 0.99), weight_decay=0.01)
         if saved:
@@ -136,16 +160,17 @@ class Run:
         torch.save(state | {"steps": self.steps}, part)
         part.replace(self.path)
         self.family.weights.parent.mkdir(exist_ok=True)
-        facts = {"steps": self.steps, "date": date.today(), "licence": ATTRIBUTION, **metadata}
+        facts = {"steps": self.steps, "date": date.today(), "licence": data.ATTRIBUTION, **metadata}
         storage.save(self.mean.state_dict(), self.family.weights, facts)
 
     def step(self, size: int, rate: float, keep: float) -> float:
         """One update; returns the loss. keep: what the running mean keeps of itself."""
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        loss = loss_of(self.network, self.sigmas, self.batches.draw(size), self.generator)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        with self.family.trainable():
+            loss = self.family.loss(self.base, self.batches.draw(size), self.generator)
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimiser.step()
         self.steps += 1

@@ -15,9 +15,8 @@ import comfy.model_management
 import torch
 
 from .. import commandline
-from . import flux, storage, text
+from . import data, flux, storage, text
 from .batches import Batches
-from .train_base import ATTRIBUTION
 from .vocabulary import CLASSES
 
 log = logging.getLogger(__name__)
@@ -40,13 +39,13 @@ def initialise(network):
             torch.nn.init.xavier_uniform_(parameter)
 
 
-def loss_of(network, z0, context, generator):
+def loss_of(network, z0, context, pooled, generator):
     """Mean squared error of the velocity at noise levels drawn from a logit-normal (arXiv 2403.03206)."""
     sigma = torch.randn(len(z0), generator=generator).sigmoid().to(z0)
     noise = torch.randn(z0.shape, generator=generator).to(z0)
     level = sigma.view(-1, 1, 1, 1)
     z = (1 - level) * z0 + level * noise
-    velocity = network(z, sigma, context=context, y=text.pooled(context), transformer_options={})
+    velocity = network(z, sigma, context=context, y=pooled, transformer_options={})
     return (velocity.float() - (noise - z0)).square().mean()
 
 
@@ -81,7 +80,7 @@ def train(folder, steps, batch, seed, rate=1e-3):
                 group["lr"] = rate * min(1, step / 200) * fall
             z0, context = (tensor.to(device) for tensor in batches.draw(batch))
             with torch.amp.autocast(device.type, dtype=torch.bfloat16):
-                loss = loss_of(network, z0, context, generator)
+                loss = loss_of(network, z0, context, text.pooled(context), generator)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -94,7 +93,13 @@ def train(folder, steps, batch, seed, rate=1e-3):
             if step % 100 == 0:
                 log.info("step %d of %d, loss %.4f, %.0f s", step, steps, running, time.monotonic() - started)
             if step % _SAVE_EVERY == 0 or step == steps:
-                metadata = {"steps": step, "batch": batch, "seed": seed, "date": date.today(), "licence": ATTRIBUTION}
+                metadata = {
+                    "steps": step,
+                    "batch": batch,
+                    "seed": seed,
+                    "date": date.today(),
+                    "licence": data.ATTRIBUTION,
+                }
                 storage.save(mean.state_dict(), flux.PATH, metadata)
 
 

@@ -54,13 +54,13 @@ def to_minilm(encoder: comfy.sd.CLIP, bank: Sequence[Encoded]) -> Tensor:
     context = text.encode_batch(text.load_clip(), [with_article(name) for name in NAMES], 24)[0]
     mean = context.sum(1) / context.any(-1).sum(1, keepdim=True)
     targets, weights = [], []
-    for caption, states in bank:
+    for caption, states, _ in bank:
         target, weight = torch.zeros(len(states), text.WIDTH), torch.ones(len(states))
         for name, place in name_ends(encoder, caption).items():
             target[place], weight[place] = _GAIN * mean[NAMES.index(name)], _ON_NAMES
         targets.append(target)
         weights.append(weight)
-    states = torch.cat([states for _, states in bank]).float()
+    states = torch.cat([one.states for one in bank]).float()
     return regress(states, torch.cat(targets), torch.cat(weights))
 
 
@@ -70,6 +70,13 @@ def carried_over(old: dict[str, Tensor], to_old: Tensor) -> dict[str, Tensor]:
         name: tensor @ to_old if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")) else tensor
         for name, tensor in old.items()
     }
+
+
+def pooled_map(encoded: Sequence[Encoded]) -> Tensor:
+    """The map (384, 256) from the lab's CLIP's pooled vectors to the mean of MiniLM's states, for the lab's Flux."""
+    pooled = torch.stack([one.pooled for one in encoded]).float()
+    means = text.pooled(torch.stack([one.states.float().sum(0) for one in encoded]).unsqueeze(1))
+    return regress(pooled, means, torch.ones(len(encoded)))
 
 
 class ShortCaptions:

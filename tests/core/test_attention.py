@@ -14,17 +14,19 @@ from unhype.hypernet.targets import TargetLayer, family_by_key
 from unhype.training.draws import jittered
 from unhype.training.encode import encode, encode_prompts
 from unhype.training.loop import new_state, train
+from unhype.training.name_tokens import ids_of_states
 from unhype.training.prompts import TEMPLATES, Phrase, fill, phrasings, retain_split
 from unhype.training.retention import Retention
 from unhype.training.settings import Settings
 from unhype.training.tasks.attention import (
     AttentionTask,
+    PairedLayer,
     TokenPairs,
     align,
     attention_loss,
     changes_of,
-    token_ids,
     token_pairs,
+    vector_pairs,
 )
 
 # Which token becomes which. 1 begins a prompt and 2 ends it; CLIP-L repeats the end, CLIP-G and others go on with 0.
@@ -84,7 +86,7 @@ def test_whatever_the_words_the_ends_stay_paired(padding):
 def test_a_textual_inversion_is_an_id_of_its_own():
     vector = torch.ones(3)
     clip = SimpleNamespace(tokenize=lambda text: {"l": [[(1, 1.0), (vector, 1.0)], [(2, 0.5), (vector, 1.0)]]})
-    first, own, second, again = token_ids(clip, "any")
+    ((first, own, second, again),) = ids_of_states(clip, "any", 4)
     assert (first, second) == (1, 2)
     assert own == again
 
@@ -121,9 +123,42 @@ def test_with_ids_the_states_follow_the_alignment():
     states = {text: encode(clip, text).conditioning[0][0][0] for text in texts}
     pairs = token_pairs(clip, [Phrase(0, *texts)], states)
     assert torch.equal(pairs.erased[0], states[texts[0]])
-    own = align(*(token_ids(clip, text) for text in texts))
+    own = align(*(ids_of_states(clip, text, len(states[text]))[0] for text in texts))
     assert own[:6] == [0, 1, 2, 4, 5, 6]
     assert torch.equal(pairs.mapping[0], states[texts[1]][own])
+
+
+def two_tokenizers(first):
+    """A CLIP whose two tokenizers give a word an id each; the first's states are `first` tokens, padded with 0."""
+
+    def tokenize(text):
+        words = [(len(word), 1.0) for word in text.split()]
+        return {"l": [[*words, *[(0, 1.0)] * (first - len(words))]], "t5xxl": [words]}
+
+    return SimpleNamespace(tokenize=tokenize)
+
+
+def test_of_two_tokenizers_the_one_of_the_states_counts():
+    """Flux.1: the pooled embedding is CLIP-L's and the states are T5's."""
+    states = {
+        text: normal(len(text.split()), 2, seed=n) for n, text in enumerate(("a cat in b", "a tree at home in b"))
+    }
+    pairs = token_pairs(two_tokenizers(7), [Phrase(0, *states)], states)
+    assert torch.equal(pairs.mapping[0], states["a tree at home in b"][[0, 1, 4, 5]])
+
+
+def test_states_of_two_encoders_behind_each_other_are_paired_each_for_itself():
+    """Stable Diffusion 3: the states of the CLIPs, and behind them T5's."""
+    states = {text: normal(7 + len(text.split()), 2, seed=n) for n, text in enumerate(("a cat b", "a tree at home b"))}
+    pairs = token_pairs(two_tokenizers(7), [Phrase(0, *states)], states)
+    assert torch.equal(pairs.mapping[0], states["a tree at home b"][[0, 1, 4, 5, 6, 6, 6, 7, 8, 11]])
+
+
+def test_pooled_embeddings_are_pairs_of_one_token():
+    vectors = {"a": torch.ones(3), "b": torch.zeros(3)}
+    pairs = vector_pairs([Phrase(0, "a", "b"), Phrase(0, "a", "a")], vectors)
+    assert pairs.erased.tolist() == [[[1.0] * 3]] * 2
+    assert pairs.mapping.tolist() == [[[0.0] * 3], [[1.0] * 3]]
 
 
 # What the layers have to change, and the loss
@@ -161,7 +196,7 @@ def test_the_loss_by_hand():
     nothing = Factors(torch.eye(2).unsqueeze(0), torch.zeros(1, 2, 2))
     # First layer: [[2, 0], [0, 2]] - 0.5 [[1, 2], [3, 4]] = [[1.5, -1], [-1.5, 0]], squares 5.5 over a scale of 2.
     # Second layer: no delta, which leaves [[0.5, 1], [1.5, 2]], squares 7.5 over 1.
-    found = attention_loss([double, nothing], X_p, changes, torch.tensor([0.5]), [2.0, 1.0])
+    found = attention_loss([double, nothing], [X_p] * 2, changes, torch.tensor([0.5]), [2.0, 1.0])
     assert found.tolist() == [(5.5 / 2 + 7.5) / 2]
 
 
@@ -169,10 +204,10 @@ def test_the_loss_is_zero_where_the_delta_is_what_has_to_change_and_nowhere_else
     X_p, g = normal(3, 5, 6), torch.tensor([1.0, 0.5, 0.25])
     factors = Factors(normal(3, 2, 6, seed=1), normal(3, 4, 2, seed=2))
     changes = [lowrank_delta(X_p, factors) / g.view(3, 1, 1)]
-    assert attention_loss([factors], X_p, changes, g, [1.0]).max() < 1e-9
+    assert attention_loss([factors], [X_p], changes, g, [1.0]).max() < 1e-9
     for A, B, place in ((1.01, 1.0, g), (1.0, 0.99, g), (1.0, 1.0, g * 1.01)):
         moved = [Factors(factors.A * A, factors.B * B)]
-        assert attention_loss(moved, X_p, changes, place, [1.0]).min() > 1e-5
+        assert attention_loss(moved, [X_p], changes, place, [1.0]).min() > 1e-5
 
 
 def test_jitter_is_a_share_of_the_spread():
@@ -192,7 +227,7 @@ def task(unchanged=0, candidates=1, settings=MANY):
     same = normal(unchanged, 5, 6, seed=3)
     pairs = TokenPairs(*(torch.cat([normal(1, 5, 6, seed=seed), same]) for seed in (1, 2)))
     c = normal(candidates, len(pairs), 3, seed=4)
-    return AttentionTask([network_of([layer]).only], pairs, 1, c, settings)
+    return AttentionTask([PairedLayer(network_of([layer]).only, pairs)], 1, c, settings)
 
 
 def new_hypernet():
@@ -218,14 +253,27 @@ def test_every_candidate_of_a_wording_is_drawn(monkeypatch):
 
 def test_padding_of_zeros_costs_nothing(monkeypatch):
     plain = task(unchanged=2)
-    padded = TokenPairs(
-        *(torch.cat([side, torch.zeros(3, 9, 6)], 1) for side in (plain.pairs.erased, plain.pairs.mapping))
-    )
+    (layer,) = plain.layers
+    sides = layer.pairs.erased, layer.pairs.mapping
+    padded = replace(layer, pairs=TokenPairs(*(torch.cat([side, torch.zeros(3, 9, 6)], 1) for side in sides)))
     tokens = []
     monkeypatch.setattr(torch.nn.Linear, "forward", lambda layer, x: tokens.append(x.shape[1]) or x @ layer.weight.T)
-    losses = [own.loss(new_hypernet(), seeded(0)) for own in (plain, replace(plain, pairs=padded))]
+    losses = [own.loss(new_hypernet(), seeded(0)) for own in (plain, replace(plain, layers=[padded]))]
     torch.testing.assert_close(losses[0], losses[1])  # sums over another number of rows may round differently
     assert set(tokens) == {5}
+
+
+def test_each_layer_learns_from_its_own_input():
+    """The pooled embedding for one, the states behind a norm for the other."""
+    layers, norm = [TargetLayer("tokens", 6, 4), TargetLayer("vector", 3, 4)], torch.nn.LayerNorm(6)
+    network = network_of(layers)
+    pairs, vectors = (TokenPairs(normal(2, *shape, seed=5), normal(2, *shape, seed=6)) for shape in ((5, 6), (1, 3)))
+    paired = [PairedLayer(network.tokens, pairs, (norm,)), PairedLayer(network.vector, vectors)]
+    X, changes = AttentionTask(paired, 2, normal(1, 2, 3), Settings()).batch(torch.tensor([1]))
+    torch.testing.assert_close(X[0], norm(pairs.erased[1:]))
+    torch.testing.assert_close(changes[0], (norm(pairs.mapping[1:]) - norm(pairs.erased[1:])) @ network.tokens.weight.T)
+    assert torch.equal(X[1], vectors.erased[1:])
+    torch.testing.assert_close(changes[1], (vectors.mapping - vectors.erased)[1:] @ network.vector.weight.T)
 
 
 def test_the_generator_decides_the_loss():
@@ -251,7 +299,9 @@ def learnt():
     modules = [network.get_submodule(layer.name) for layer in layers]
     wordings = [phrase.prompt for phrase in phrases]
     pairs = token_pairs(WordClip(), phrases, states)
-    attention = AttentionTask(modules, pairs, len(phrases), prompts.candidates(wordings), settings)
+    attention = AttentionTask(
+        [PairedLayer(module, pairs) for module in modules], len(phrases), prompts.candidates(wordings), settings
+    )
     retention = Retention(*(prompts.candidates(part).flatten(0, 1) for part in (train_on, held_out, wordings)))
     hypernet = Hypernet(HypernetConfig(WordClip.WIDTH, layers, hidden=32), seeded(0))
     state = new_state(hypernet, settings, seeded(1))

@@ -14,6 +14,7 @@ from unhype.training.prompts import (
     object_pairs,
     parse_concepts,
     phrasings,
+    preserved_lines,
     retain_split,
     sentences,
     with_article,
@@ -49,7 +50,13 @@ CAT = (("cat", "tree"),)
         ("\u201cEarth, Wind & Fire\u201d -> a band", [("Earth, Wind & Fire", "a band")]),
         ("cat -> a tree, a house", [("cat", "a tree, a house")]),
         ("1,000 cats -> tree", [("1,000 cats", "tree")]),
-        ("cat,", [("cat,", "")]),
+        ("cat,", [("cat", "")]),
+        ("cat, dog, horse -> tree", [("cat", "tree"), ("dog", "tree"), ("horse", "tree")]),
+        ("cat,dog", [("cat", ""), ("dog", "")]),
+        ("cat; dog -> tree\nbird", [("cat", "tree"), ("dog", "tree"), ("bird", "")]),
+        ("\u732b\u3001\u72ac\uff0c\u9a6c -> \u6811", [(name, "\u6811") for name in "\u732b\u72ac\u9a6c"]),
+        ('"cat", "Earth, Wind & Fire", dog -> tree', [(n, "tree") for n in ("cat", "Earth, Wind & Fire", "dog")]),
+        ('12" pizza -> tree', [('12" pizza', "tree")]),
     ],
 )
 def test_concepts_are_read(text, pairs):
@@ -67,14 +74,9 @@ def test_concepts_are_read(text, pairs):
         ("cat\ncat -> tree", "The concept 'cat' is listed twice"),
         ("cat\nCAT -> tree", "The concept 'CAT' is listed twice"),
         ("cat -> Cat", "'cat' is mapped to itself. Map it to something harmless"),
-        (
-            "cat, dog, horse -> tree",
-            "one a line: 'cat -> tree', 'dog -> tree', 'horse -> tree'. For one name with a comma",
-        ),
-        ("cat,dog", "one a line: 'cat', 'dog'. For one name with a comma in it, put it in quotes: '\"cat,dog\"'."),
-        ("cat; dog -> tree", "'cat; dog' may be one concept or several"),
-        ("\u732b\u3001\u72ac\uff0c\u9a6c -> \u6811", "'\u732b -> \u6811', '\u72ac -> \u6811', '\u9a6c -> \u6811'"),
-        ('"cat", "dog" -> tree', "may be one concept or several"),
+        ("cat, dog, cat -> tree", "The concept 'cat' is listed twice"),
+        ("cat, tree -> tree", "'tree' is mapped to itself"),
+        ('"Earth, Wind & Fire -> a band', "has a quotation mark without its other one"),
         ('""', "is not of the form"),
         ("x" * 301, "is longer than 300 characters"),
         ("cat -> " + "x" * 301, "is longer than 300 characters"),
@@ -84,6 +86,18 @@ def test_a_list_that_cannot_be_used_says_why(text, message):
     with pytest.raises(PromptError) as refusal:
         parse_concepts(text)
     assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("tiger, lion,dog\nhouse", ["tiger", "lion", "dog", "house"]),
+        ("a portrait of a man, studio light", ["a portrait of a man, studio light"]),
+        ("# animals\na tiger; big dog", ["a tiger", "big dog"]),
+    ],
+)
+def test_short_names_to_preserve_may_stand_in_one_line(text, lines):
+    assert preserved_lines(text) == lines
 
 
 @pytest.mark.parametrize(

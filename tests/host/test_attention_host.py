@@ -9,14 +9,15 @@ import pytest
 import torch
 from core_parts import normal
 
-from unhype.training.tasks.attention import align, changes_of, token_ids
+from unhype.training.name_tokens import ids_of_states
+from unhype.training.tasks.attention import align, changes_of
 
 
 @pytest.mark.parametrize("tokenizer", [comfy.sd1_clip.SD1Tokenizer, comfy.sdxl_clip.SDXLTokenizer], ids=["SD1", "SDXL"])
 def test_the_hosts_own_tokenizers_give_ids(tokenizer):
     clip = SimpleNamespace(tokenize=tokenizer().tokenize_with_weights)
     erased, mapping, longer = (
-        token_ids(clip, text)
+        ids_of_states(clip, text, 77)[0]
         for text in ("a photo of a cat on a sofa", "a photo of a tree on a sofa", "a photo of a fire engine on a sofa")
     )
     assert len(erased) == len(mapping) == 77
@@ -24,7 +25,7 @@ def test_the_hosts_own_tokenizers_give_ids(tokenizer):
     changed = [n for n in range(77) if erased[n] != mapping[n]]
     assert changed == [5]
     assert align(erased, longer) == [0, 1, 2, 3, 4, 5, *range(7, 77), 76]
-    assert len(token_ids(clip, "word " * 100)) == 154
+    assert len(ids_of_states(clip, "word " * 100, 154)[0]) == 154
 
 
 @pytest.mark.parametrize("bias", [False, True])

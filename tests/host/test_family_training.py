@@ -16,7 +16,7 @@ from unhype.hypernet.files import load
 from unhype.hypernet.lora import to_lora
 from unhype.hypernet.network import Hypernet
 from unhype.hypernet.patch import apply_erasure
-from unhype.hypernet.targets import recognise, target_layers
+from unhype.hypernet.targets import projection_layers, recognise, target_layers
 from unhype.training import blocks
 from unhype.training.encode import MissingEmbeddingError, encode
 from unhype.training.frozen import FrozenModel, differentiable
@@ -63,14 +63,15 @@ def request(folder, **changes):
 # Whole runs
 
 
-def test_a_family_is_trained_previewed_saved_loaded_applied_and_exported(name, model, tmp_path):
+@pytest.mark.parametrize("objective", ["attention", "direct"])
+def test_a_family_is_trained_previewed_saved_loaded_applied_and_exported(name, model, objective, tmp_path):
     latents, reports = [], Reports()
 
     def decode(z):
         latents.append(z)
         return torch.zeros(8, 8, 3)
 
-    wish = replace(request(tmp_path), decode=decode, preview_every=1)
+    wish = replace(request(tmp_path, objective=objective), decode=decode, preview_every=1)
     outcome = train_erasure(model, FamilyClip(name), wish, reports)
     assert (len(outcome.losses), len(reports.pictures)) == (1, 1)
     assert any(note.startswith("Memory: about ") for note in reports.notes)
@@ -78,7 +79,8 @@ def test_a_family_is_trained_previewed_saved_loaded_applied_and_exported(name, m
     loaded = load(outcome.path)
     assert loaded.record.family == key_of(name)
     assert loaded.record.embedding == (POOLED if INSTANCES[name].pooled else TOKENS)
-    assert loaded.hypernet.config.layers == target_layers(model.model, recognise(model.model))
+    layers_of = projection_layers if objective == "attention" else target_layers
+    assert loaded.hypernet.config.layers == layers_of(model.model, recognise(model.model))
     assert any(bool(weight.any()) for weight in loaded.hypernet.right.parameters()), "a step was made"
     cat, negative = FamilyClip(name).encode_from_tokens_scheduled("cat"), prompt(name, 3)
     erased = sample(apply_erasure(model, loaded, gate=False), cat, negative, steps=1)

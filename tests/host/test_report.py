@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import TinyClip, detector_of, embedding, overridden, prompt, seeded, tiny_eraser, tiny_model
 
-from unhype.evaluation.cards import change_in_words, in_groups, pairs_in_words
+from unhype.evaluation.cards import change_in_words, in_groups, outcome_in_words, pairs_in_words, tally
 from unhype.evaluation.compare import Pair, compare, own_prompts, prompts_of
 from unhype.evaluation.decoding import decoder
 from unhype.evaluation.report_page import report_page, report_text
@@ -65,15 +65,34 @@ def test_pictures_below_the_threshold_are_identical_and_those_above_change(model
 
 
 def test_page_and_text_show_every_prompt(eraser, pairs):
-    text = report_text(eraser, pairs, ["A warning."])
+    text = report_text(eraser, pairs, DRAWING, ["A warning."], {})
     assert text.startswith(
-        "Erasure report: tiny\nErases: cat -> tree\nA warning.\nErased: 2 of 2 changed. Kept: 2 of 2 "
+        "Erasure report: tiny\nErases: cat -> tree\n2 of 2 erased prompts changed. "
+        "2 of 2 other prompts unchanged to the last bit.\nA warning.\n\nErased:\n"
     )
     assert all(f"\n{pair.text}: " in text for pair in pairs)
     assert text.count("score 2 of 1") == 2
-    page = report_page(eraser, pairs, DRAWING, [])
+    assert text.endswith("Drawn with 2 steps, CFG 3, euler, normal, seed 0, 64 x 64.")
+    page = report_page(eraser, pairs, [], {})
     assert page.width == 640
-    assert report_page(eraser, pairs, DRAWING, ["A warning."]).height > page.height
+    assert report_page(eraser, pairs, ["A warning."], {}).height > page.height
+
+
+def test_prompts_stand_in_the_groups_that_they_were_chosen_for(pairs):
+    headings = {"a cat": "The concept", "a house": "Everyday", "a kitten": "Other wordings", "a river": "Everyday"}
+    groups = in_groups(pairs, headings)
+    assert [(heading, [pair.text for pair in members]) for heading, members in groups] == [
+        ("The concept", ["a cat"]),
+        ("Everyday", ["a house", "a river"]),
+        ("Other wordings", ["a kitten"]),
+    ]
+
+
+def test_an_empty_list_of_prompts_is_filled_from_the_file(model, eraser):
+    _, text, _ = run_node(model, eraser, "")
+    headings = [line for line in text.splitlines() if line.endswith(":")]
+    assert headings == ["The concept:", "Other wordings:", "Everyday:"]
+    assert "\na photo of a cat: " in text
 
 
 class RoughVae:
@@ -83,7 +102,15 @@ class RoughVae:
         self.decode = lambda latents: decoder(model, None)(latents).unsqueeze(0)
 
 
-SETTINGS = {"steps": 2, "cfg": 3.0, "sampler": "euler", "scheduler": "normal", "seed": 0, "width": 64, "height": 64}
+SETTINGS = {
+    "steps": 2,
+    "cfg": 3.0,
+    "sampler_name": "euler",
+    "scheduler": "normal",
+    "seed": 0,
+    "width": 64,
+    "height": 64,
+}
 
 
 def run_node(model, eraser, prompts, **inputs):
@@ -95,7 +122,7 @@ def run_node(model, eraser, prompts, **inputs):
 
 def test_the_report_of_an_imported_file_says_that_it_has_no_detector(model):
     page, text, ui = run_node(model, tiny_eraser(model, size=0.5), "a house\na river")
-    assert text.splitlines()[2] == "Erased: 2 of 2 changed."
+    assert text.splitlines()[2] == "2 of 2 erased prompts changed."
     assert text.count("no detector in the file: applied to every prompt") == 2
     assert "score" not in text
     assert "e+" not in text
@@ -172,23 +199,32 @@ def test_a_list_has_a_prompt_a_line():
     assert prompts_of("\n".join(invisible)) == invisible
 
 
-def test_own_prompts_are_of_the_concepts_the_preserve_list_and_everyday_life(model):
+def test_own_prompts_are_of_the_concepts_their_wordings_relatives_and_everyday_life(model):
     concepts = [(f"thing{n}", "tree") for n in range(9)] + [("smoke", "")]
-    run = TrainingRun(settings={"kind": "style"}, preserve=["Claude Monet", "a vase on a table"])
+    run = TrainingRun(
+        settings={"kind": "style"},
+        preserve=["Claude Monet", "a vase on a table"],
+        relatives=["a poster", "a stamp", "an etching"],
+    )
     shown = own_prompts(replace(tiny_eraser(model, concepts=concepts).record, training=run))
-    assert shown[:4] == [f"a painting in the style of thing{n}" for n in range(4)]
-    assert shown[4:6] == ["a painting in the style of Claude Monet", "a vase on a table"]
-    assert len(shown) == len(set(shown)) == 8
-    assert not any("smoke" in text for text in shown)
+    assert list(shown) == ["The concept", "Other wordings", "Close relatives", "Everyday"]
+    assert shown["The concept"] == [f"a painting in the style of thing{n}" for n in range(4)]
+    assert ["thing0" in shown["Other wordings"][0], "thing1" in shown["Other wordings"][1]] == [True, True]
+    assert shown["Close relatives"] == ["a painting in the style of Claude Monet", "a vase on a table", "a poster"]
+    assert len(shown["Everyday"]) == 2
+    texts = [text for group in shown.values() for text in group]
+    assert len(texts) == len(set(texts))
+    assert not any("smoke" in text for text in texts)
 
 
 @pytest.mark.parametrize(
     "training", [TrainingRun(), TrainingRun(settings={"kind": "of another version"}, preserve=[3])]
 )
 def test_own_prompts_of_a_file_from_elsewhere(model, training):
-    shown = own_prompts(replace(tiny_eraser(model).record, training=training), 1, 1)
-    assert shown[0] == "a photo of a cat"
-    assert len(shown) == 2
+    shown = own_prompts(replace(tiny_eraser(model).record, training=training))
+    assert shown["The concept"] == ["a photo of a cat"]
+    assert len(shown["Other wordings"]) == 2
+    assert ("Close relatives" in shown) == bool(training.preserve)
 
 
 def test_the_text_says_what_was_measured():
@@ -200,13 +236,19 @@ def test_the_text_says_what_was_measured():
     ]
     assert [change_in_words(pair) for pair in pairs] == [
         "changed by 25.0%",
-        "identical to the last bit",
+        "unchanged to the last bit",
         "changed by less than 0.1%",
     ]
+    assert tally(pairs) == "1 of 1 erased prompts changed. 1 of 2 other prompts unchanged to the last bit."
     text = pairs_in_words(pairs)
-    assert text.startswith("Erased: 1 of 1 changed. Kept: 1 of 2 identical to the last bit.\n")
-    assert text.index("a cat: changed by 25.0%") < text.index("Kept:\n") < text.index("a dog: identical")
-    assert [name for name, _, _ in in_groups(pairs[1:])] == ["Kept"]
+    assert text.index("a cat: erased, changed by 25.0% (score 2 of 1)") < text.index("Kept:\n") < text.index("a dog: ")
+    assert [name for name, _ in in_groups(pairs[1:])] == ["Kept"]
+    assert [outcome_in_words(pair) for pair in pairs] == [
+        "erased",
+        "unchanged to the last bit",
+        "changed by less than 0.1%",
+    ]
+    assert outcome_in_words(pairs[1]._replace(erased=True)) == "erased, but the picture is the same"
 
 
 def test_the_eraser_of_another_model_is_refused_as_by_apply(model):

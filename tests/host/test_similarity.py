@@ -5,7 +5,7 @@ import torch
 from nodes_for_tests import small_clip_vision
 from tiny import TinyClip, detector_of, embedding, seeded, tiny_eraser, tiny_model
 
-from unhype.evaluation.cards import card_blocks, pairs_in_words, similarity_in_words, tally
+from unhype.evaluation.cards import card_blocks, pairs_in_words, resemblance_in_words, similarity_in_words, tally
 from unhype.evaluation.compare import Pair, compare
 from unhype.evaluation.decoding import decoder
 from unhype.evaluation.similarity import Similarity, mapping_prompt, picture_encoder, similarity
@@ -87,7 +87,12 @@ def test_page_and_text_show_the_similarity():
     pairs = [pair._replace(similarity=gone), pair._replace(similarity=stayed)]
     assert similarity_in_words(pairs[0]) == "similarity: 0.60 to before, 0.90 to 'a tree'"
     assert similarity_in_words(pairs[1]) == "similarity: 0.90 to before, 0.60 to an empty prompt"
-    assert tally(pairs).endswith("Similarity: 1 of 2 more like their mapping than like before.")
+    assert tally(pairs).endswith("1 of 2 erased pictures look more like the replacement than like before.")
     assert "(score 2 of 1; similarity: 0.60 to before, 0.90 to 'a tree')" in pairs_in_words(pairs)
     assert card_blocks(pairs[:1])[-1].height > card_blocks([pair])[-1].height
     assert "similarity" not in pairs_in_words([pair]).lower()
+    assert [resemblance_in_words(each) for each in (*pairs, pair)] == [
+        "looks like 'a tree'",
+        "still looks like before",
+        "",
+    ]

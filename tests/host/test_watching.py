@@ -68,7 +68,7 @@ def test_previews_are_drawn_and_change_nothing(ask, family):
     model, report = tiny_model(family), Reports()
     without = go(model, ask(name="without")).eraser
     outcome = go(model, ask(name="with", preview_every=3, decode=decoder(model, None)), report)
-    assert [(picture.mode, picture.size) for picture in report.pictures] == [("RGB", (328, 356))] * 2
+    assert [(picture.mode, picture.size) for picture in report.pictures] == [("RGB", (640, 700))] * 2
     assert report.pictures[0].tobytes() != report.pictures[1].tobytes()
     assert same_weights(outcome.eraser, without)
 

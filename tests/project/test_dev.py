@@ -3,9 +3,11 @@
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from collections import defaultdict
 from pathlib import Path
@@ -316,7 +318,7 @@ def test_every_parser_is_read_by_the_module_that_it_is_for():
     sources = {path: path.read_text("utf-8") for path in (ROOT / "benchmarks").rglob("*.py")}
     assert [path.name for path, text in sources.items() if "add_argument(" in text] == ["commandline.py"]
     asked = {name for text in sources.values() for name in re.findall(r'commandline\.parser\("([^"]+)"\)', text)}
-    no_module_options = {"test", "lint", "check", "locales", "thumbnails"}
+    no_module_options = {"test", "lint", "check", "locales", "thumbnails", "readability"}
     assert asked == commandline.COMMANDS.keys() - no_module_options
 
 
@@ -330,3 +332,38 @@ def test_a_pack_is_placed_anew_and_never_harmed(tmp_path):
         place(pack, link)
         assert [path.name for path in link.iterdir()] == ["__init__.py"]
     assert (pack / "__init__.py").exists()
+
+
+SERVE = """
+import sys
+from pathlib import Path
+
+from benchmarks import server
+
+note = Path(sys.argv.pop())
+child = "import os, pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(600)"
+server.prepare_base = lambda base: base
+server.host_tree = lambda: note.parent
+server.server_command = lambda *given: [sys.executable, "-c", child, str(note)]
+sys.exit(server.main())
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_serve_ends_with_its_comfyui_also_from_the_background(tmp_path, ending):
+    """Where a shell starts it in the background, interrupts are ignored at first."""
+    note = tmp_path / "pid"
+    served = subprocess.Popen(
+        [sys.executable, "-c", SERVE, str(note)],
+        cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        stdout=subprocess.DEVNULL,
+    )
+    while not (note.exists() and note.read_text()):
+        assert served.poll() is None
+        time.sleep(0.05)
+    served.send_signal(ending)
+    assert served.wait(timeout=120) == 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(note.read_text()), 0)

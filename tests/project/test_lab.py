@@ -87,7 +87,7 @@ def test_the_small_flux_learns_and_is_one(monkeypatch):
     losses = []
     with train_flux.trainable():
         for _ in range(25):
-            loss = train_flux.loss_of(network, z0, context, seeded(3))
+            loss = train_flux.loss_of(network, z0, context, pooled(context), seeded(3))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()

@@ -8,8 +8,21 @@ import torch
 from comfy.ldm.modules.attention import CrossAttention
 from tiny import seeded
 
-from benchmarks.lab import bank, clip, data, model, painter, storage, text, train_base, train_clip, warm_start
-from benchmarks.lab.batches import CaptionBatches
+from benchmarks.lab import (
+    bank,
+    clip,
+    data,
+    flux,
+    flux_text,
+    model,
+    painter,
+    storage,
+    text,
+    train_base,
+    train_clip,
+    warm_start,
+)
+from benchmarks.lab.batches import CaptionBatches, FluxBatches
 from benchmarks.lab.caption_measure import Drawn, groups, regions, seen
 from benchmarks.lab.captions import Caption, Captions, fill, is_for_scoring
 from benchmarks.lab.judge import LABELS
@@ -30,6 +43,11 @@ def encoder():
     rows = torch.randn(clip.VOCABULARY, clip.RANK, generator=seeded(0))
     train_clip.initialise(made.cond_stage_model.clip_l.transformer, rows)
     return made
+
+
+def states_of(encoder):
+    """What the lab's SD model takes of its text encoder."""
+    return lambda texts: [(states,) for states in clip.encode_all(encoder, texts)]
 
 
 @pytest.fixture
@@ -76,15 +94,15 @@ def test_what_is_in_front_covers_what_is_behind(painted, pictures):
 
 def test_a_bank_encodes_as_the_host_does(encoder):
     captions = Captions("training", seeded(0))
-    made = bank.Bank(encoder, captions, {"weighted": 0.5, "scene": 0.5}, size=12)
-    for caption, states in made.draw(12):
+    made = bank.Bank(states_of(encoder), captions, {"weighted": 0.5, "scene": 0.5}, size=12)
+    for caption, states, _ in made.draw(12):
         ((expected, _),) = encoder.encode_from_tokens_scheduled(encoder.tokenize(caption.text))
         assert states.shape == expected[0].shape
         assert torch.nn.functional.cosine_similarity(states.float(), expected[0], dim=1).min() > 0.99
 
 
 def test_a_bank_replaces_its_oldest_captions(encoder):
-    made = bank.Bank(encoder, Captions("training", seeded(0)), {"plain": 1.0}, size=16)
+    made = bank.Bank(states_of(encoder), Captions("training", seeded(0)), {"plain": 1.0}, size=16)
     before = [one.caption for one in made.kept]
     made.draw(8)
     assert [one.caption for one in made.kept][:14] == before[2:]
@@ -121,6 +139,49 @@ def test_a_base_for_clip_begins_with_all_that_the_other_has():
     network.load_state_dict(made)
     same = [name for name in old if made[name] is old[name]]
     assert len(old) - len(same) == 14
+
+
+@pytest.fixture
+def pair(tmp_path, encoder):
+    """The lab Flux's two text encoders, CLIP's with random weights."""
+    path = tmp_path / "clip.safetensors"
+    storage.save(encoder.cond_stage_model.clip_l.transformer.state_dict(), path, {})
+    return flux_text.load_clip(path)
+
+
+def test_many_prompts_in_a_pass_are_those_of_flux(pair):
+    texts = ["a cat", "a (cat:1.3), film grain", "a long street with trees, " * 20, "dog BREAK cat", ""]
+    for text_, (states, pooled) in zip(texts, flux_text.encode_all(pair, texts), strict=True):
+        ((expected, values),) = pair.encode_from_tokens_scheduled(pair.tokenize(text_))
+        tokens = expected.shape[1]
+        torch.testing.assert_close(states[:tokens], expected[0], rtol=0, atol=2e-5)
+        assert not states[tokens:].any()
+        torch.testing.assert_close(pooled, values["pooled_output"][0], rtol=0, atol=2e-5)
+
+
+def test_captions_of_a_flux_batch_are_of_like_length(monkeypatch, pictures, pair):
+    monkeypatch.setattr(bank.Bank.__init__, "__defaults__", (96,))
+    batches = FluxBatches(Path(), pair, seeded(0))
+    lengths = set()
+    for _ in range(4):
+        z, context, pooled = batches.draw(8)
+        assert z.shape == (8, 12, 16, 16) and context.shape[::2] == (8, text.WIDTH) and pooled.shape == (8, clip.WIDTH)
+        lengths.add(context.shape[1])
+    assert min(lengths) < 64 < max(lengths) <= flux_text.SEQUENCE
+
+
+def test_a_flux_for_both_encoders_begins_with_what_the_other_knows(monkeypatch, pictures, pair):
+    monkeypatch.setattr(bank.Bank.__init__, "__defaults__", (96,))
+    family = train_base.FAMILIES["flux"]
+    base = family.build()
+    batches = FluxBatches(Path(), pair, seeded(0))
+    family.first(base, pair, batches)
+    old = flux.load_model().model.diffusion_model.state_dict()
+    changed = [name for name, value in base.diffusion_model.state_dict().items() if not value.equal(old[name])]
+    assert changed == ["vector_in.in_layer.weight"]
+    with family.trainable():
+        loss = family.loss(base, batches.draw(4), seeded(0))
+    assert 0 < loss.item() < 0.5
 
 
 @ATTENTION_OF_ITS_OWN

@@ -31,7 +31,7 @@ def test_the_small_flux_forgets_the_cat_alone():
 
 def test_the_speed_table_is_its_result_file():
     found = results("speed")
-    assert section("speed", README).group() == markdown(("on " + found["device"], ""), speed.table(found))
+    assert section("speed", MEASURED).group() == markdown(("on " + found["device"], ""), speed.table(found))
 
 
 def test_the_bypass_table_is_its_result_file_and_has_every_way():
@@ -61,8 +61,8 @@ def test_the_readme_counts_the_ways_right():
 
 def test_the_erasure_tables_are_their_result_file():
     found = results("erasure")
-    assert section("erasure", README).group() == markdown(report.HEADER, report.method_rows(found))
-    assert section("erasure_hard", README).group() == markdown(report.HARD_HEADER, report.hard_rows(found))
+    assert section("erasure", MEASURED).group() == markdown(report.HEADER, report.method_rows(found))
+    assert section("erasure_hard", MEASURED).group() == markdown(report.HARD_HEADER, report.hard_rows(found))
     assert section("erasure_own", MEASURED).group() == markdown(("", ""), report.own_rows(found))
 
 
@@ -111,7 +111,7 @@ def test_what_the_readme_says_in_short_is_in_the_figures():
 def test_rows_that_beat_ours_are_named():
     found = results("erasure")["methods"]
     better = [name for name, row in found.items() if row["h_o"] > found["ours"]["h_o"]]
-    words = section("erasure_words", README).group()
+    words = section("erasure_words", MEASURED).group()
     assert [name for name in better if f"*{name}*" not in words] == []
 
 
@@ -127,8 +127,8 @@ def test_every_picture_and_page_that_is_linked_is_there(target):
 
 
 def troubles():
-    """What the README quotes from the pack in its table of troubles, cut where it has dots or the user's own words."""
-    part = README.partition("## When something goes wrong\n")[2].partition("\n## ")[0]
+    """What the page of troubles quotes from the pack, cut where it has dots or the user's own words."""
+    part = (ROOT / "docs" / "trouble.md").read_text("utf-8")
     for row in re.findall(r"^\| (\".+?) \| ", part, re.M):
         for quote in re.findall(r'"([^"]+)"', row):
             yield from (

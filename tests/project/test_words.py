@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.environment import ROOT
 from benchmarks.locales import FOLDER, SOURCE, english, flat, languages, read
+from benchmarks.readability import pages, prose
 from unhype.hypernet.deltas import POLICIES
 from unhype.training.settings import OBJECTIVES
 
@@ -32,6 +33,11 @@ def test_english_is_that_of_the_nodes():
 def test_no_text_is_empty_or_too_short():
     short = {key: text for key, text in flat(ENGLISH).items() if not text or ("tooltip" in key and len(text) < 10)}
     assert short == {}
+
+
+def test_a_tooltip_is_read_at_a_glance():
+    words = {key: len(text.split()) for key, text in flat(ENGLISH).items() if key.endswith(("tooltip", "description"))}
+    assert {key: count for key, count in words.items() if count > 25} == {}
 
 
 def test_the_languages_are_those_that_are_promised():
@@ -102,6 +108,11 @@ def pictures_of(node):
     return re.findall(r"!\[[^\]]{20,}\]\(([\w/.-]+)\)", (DOCS / f"{node}.md").read_text("utf-8"))
 
 
+@pytest.mark.parametrize("node", ENGLISH)
+def test_a_help_page_is_two_screens_at_most(node):
+    assert len((DOCS / f"{node}.md").read_text("utf-8").split()) <= 720
+
+
 def test_there_is_no_help_page_without_a_node():
     assert {path.stem for path in DOCS.glob("*.md")} == set(ENGLISH)
 
@@ -111,3 +122,9 @@ def test_a_help_page_has_a_small_picture(node):
     pictures = pictures_of(node)
     assert pictures
     assert [name for name in pictures if not 0 < (DOCS / name).stat().st_size < 120_000] == []
+
+
+def test_only_sentences_are_measured_for_how_easily_they_read():
+    page = "# Title\n\nOne *plain* [line](x.md)\n- a point\n\n| a | b |\n```\ncode\n```\n![x](y.png)\n<!-- a -->\n"
+    assert prose(page + "\n## Development\nNot this.\n") == "One plain line.\na point."
+    assert all(len(prose(path.read_text("utf-8")).split()) > 10 for path in pages())

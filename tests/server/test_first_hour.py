@@ -103,7 +103,7 @@ def eraser(web, server, start):
 def test_training_ends_with_a_file_and_says_so(eraser):
     assert str(eraser.path) in eraser.words
     assert "cat -> tree" in eraser.words
-    assert "stay exactly as they were" in eraser.words
+    assert "Kept in training: " in eraser.words
 
 
 def test_the_console_is_not_flooded(eraser):
@@ -148,4 +148,4 @@ def test_the_report_draws_its_page(web, start, eraser):
     words = web.words_on(REPORT)
     assert words.startswith(f"Erasure report: {eraser.path.stem}")
     assert "a photo of a cat" in words
-    assert "identical to the last bit" in words
+    assert "unchanged to the last bit" in words

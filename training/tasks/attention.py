@@ -9,6 +9,9 @@ side by side, and g = s / S,
 
 summed over tokens, averaged over target layers. Closed-form edits (UCE, arXiv 2308.14761) minimise this
 over one change of W for all prompts; here each prompt gets its own.
+
+Networks of joint attention process text and picture together, but there, too, the text has to pass a few layers first:
+the text projections, of token states and of the pooled embedding. On their inputs the same equation holds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,6 +27,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ...hypernet.factors import Factors, lowrank_delta
 from ...hypernet.network import Hypernet
 from ..draws import dial_steps, jittered
+from ..name_tokens import ids_of_states
 from ..prompts import Phrase
 from ..settings import Settings
 
@@ -66,64 +70,68 @@ def _without_padding(ids: Sequence[int]) -> int:
     return next((n for n in range(len(ids), 1, -1) if ids[n - 2] != ids[-1]), 1) if ids else 0
 
 
-def token_ids(clip: Any, text: str) -> list[int] | None:
-    """The token ids of a text as one flat list, or None for a tokenizer that gives something else than ComfyUI's do.
-
-    A textual inversion counts as one id of its own, whatever its vector is.
-    """
-    tokens = clip.tokenize(text)
-    if not isinstance(tokens, dict):
-        return None
-    chunks = next(iter(tokens.values()))
-    return [token[0] if isinstance(token[0], int) else id(token[0]) for chunk in chunks for token in chunk]
-
-
 def token_pairs(clip: Any, phrases: Sequence[Phrase], states: Mapping[str, Tensor]) -> TokenPairs:
     """The `TokenPairs` of phrases; states: text to its token states (tokens, in)."""
     erased, mapping = [], []
     for phrase in phrases:
-        ids, other = token_ids(clip, phrase.prompt), token_ids(clip, phrase.mapping)
         X_p, X_m = states[phrase.prompt], states[phrase.mapping]
-        if ids is None or other is None or (len(ids), len(other)) != (len(X_p), len(X_m)):
-            paired = torch.arange(len(X_p)).clamp(max=len(X_m) - 1)
+        ids, other = ids_of_states(clip, phrase.prompt, len(X_p)), ids_of_states(clip, phrase.mapping, len(X_m))
+        if not ids or len(ids) != len(other):
+            paired = list(range(len(X_p)))
         else:
-            paired = torch.tensor(align(ids, other))
+            paired, first = list[int](), 0
+            for own, onto in zip(ids, other, strict=True):
+                paired += [first + index for index in align(own, onto)]
+                first += len(onto)
         erased.append(X_p)
-        mapping.append(X_m[paired])
+        mapping.append(X_m[torch.tensor(paired).clamp(max=len(X_m) - 1)])
     return TokenPairs(pad_sequence(erased, batch_first=True), pad_sequence(mapping, batch_first=True))
+
+
+def vector_pairs(phrases: Sequence[Phrase], vectors: Mapping[str, Tensor]) -> TokenPairs:
+    """The pooled embeddings of phrases as `TokenPairs` of one token; vectors: text to its own (in,)."""
+    sides = ([phrase.prompt for phrase in phrases], [phrase.mapping for phrase in phrases])
+    return TokenPairs(*(torch.stack([vectors[text] for text in texts]).unsqueeze(1) for texts in sides))
+
+
+@dataclass(frozen=True)
+class PairedLayer:
+    """A target layer and the pairs of prompts that it learns from. before: modules that its input passes first."""
+
+    module: Module
+    pairs: TokenPairs
+    before: tuple[Module, ...] = ()
+
+
+def _output(module: Module, X: Tensor) -> Tensor:
+    """What a module of the model makes of X, fp32. Its weights may be quantised or paged, which it takes care of."""
+    weight = next(module.parameters(), None)
+    plain = weight is not None and weight.dtype in (torch.float16, torch.bfloat16)
+    with torch.inference_mode():  # as nodes use the model's layers, some of which compute in place
+        found = module(X.to(weight.dtype) if plain else X).float()
+    return found.clone()
 
 
 def changes_of(modules: Sequence[Module], X_p: Tensor, X_m: Tensor) -> list[Tensor]:
     """W (X_m - X_p) of each layer, a list of (n, tokens, out) in fp32.
 
-    Computed by the layers themselves, whose weights may be quantised or paged; a bias cancels out.
+    Computed by the layers themselves; a bias cancels out.
     """
-
-    def output(module: Module, X: Tensor) -> Tensor:
-        weight = getattr(module, "weight", None)
-        plain = weight is not None and weight.dtype in (torch.float16, torch.bfloat16)
-        return module(X.to(weight.dtype) if plain else X).float()
-
-    def change(module: Module) -> Tensor:
-        with torch.inference_mode():  # as nodes use the model's layers, some of which compute in place
-            found = output(module, X_m) - output(module, X_p)
-        return found.clone()
-
-    return [change(module) for module in modules]
+    return [_output(module, X_m) - _output(module, X_p) for module in modules]
 
 
 def attention_loss(
-    layers: Sequence[Factors], X_p: Tensor, changes: Sequence[Tensor], g: Tensor, scale: Sequence[float]
+    layers: Sequence[Factors], X_p: Sequence[Tensor], changes: Sequence[Tensor], g: Tensor, scale: Sequence[float]
 ) -> Tensor:
     """L_s of each sample, (n,).
 
-    layers: `Factors` of each target layer for the n samples; X_p: (n, tokens, in); changes: as
+    layers: `Factors` of each target layer for the n samples; X_p: of each layer (n, tokens, in); changes: as
     `changes_of`; g: (n,) = s / S; scale: the squared error of each layer that counts as one.
     """
     g = g.view(-1, 1, 1)
     errors = [
-        (lowrank_delta(X_p, factors) - g * change).square().sum((1, 2)) / size
-        for factors, change, size in zip(layers, changes, scale, strict=True)
+        (lowrank_delta(X, factors) - g * change).square().sum((1, 2)) / size
+        for factors, X, change, size in zip(layers, X_p, changes, scale, strict=True)
     ]
     return torch.stack(errors).mean(0)
 
@@ -132,13 +140,12 @@ def attention_loss(
 class AttentionTask:
     """The objective `attention`, on batches of (wording, step s).
 
-    modules: the target layers of the loaded model; pairs: `TokenPairs`, the first `wordings` of them plain
-    phrasings of the concepts, the others sentences; c: (candidates, n, width), the embeddings that may drive H
-    for the n pairs, on the device that computes.
+    layers: the target layers of the loaded model with n pairs each, the first `wordings` of them plain phrasings of
+    the concepts, the others sentences; c: (candidates, n, width), the embeddings that may drive H for the n pairs, on
+    the device that computes.
     """
 
-    modules: Sequence[Module]
-    pairs: TokenPairs
+    layers: Sequence[PairedLayer]
     wordings: int
     c: Tensor
     settings: Settings
@@ -146,26 +153,43 @@ class AttentionTask:
     @cached_property
     def scale(self) -> list[float]:
         """The mean squared change of the plain wordings, for each layer."""
-        _, changes = self._batch(torch.arange(min(self.wordings, _MEASURED)))
+        _, changes = self.batch(torch.arange(min(self.wordings, _MEASURED)))
         return [max(change.square().sum((1, 2)).mean().item(), 1e-12) for change in changes]
 
-    def _batch(self, index: Tensor) -> tuple[Tensor, list[Tensor]]:
-        X_p, X_m = (side[index].to(self.c.device).float() for side in (self.pairs.erased, self.pairs.mapping))
-        used = (X_p.abs().amax((0, 2)) + X_m.abs().amax((0, 2))).nonzero()  # some encoders pad with zeros
-        length = int(used.max()) + 1
-        X_p, X_m = X_p[:, :length], X_m[:, :length]
-        return X_p, changes_of(self.modules, X_p, X_m)
+    def batch(self, index: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """X_p and W (X_m - X_p) of each layer for the pairs `index`, (n, tokens, in) and (n, tokens, out)."""
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        alike: dict[tuple[int, ...], list[int]] = {}  # most layers have one input, which is made once
+        for number, layer in enumerate(self.layers):
+            alike.setdefault((id(layer.pairs), *map(id, layer.before)), []).append(number)
+        for numbers in alike.values():
+            first = self.layers[numbers[0]]
+            X_p, X_m = self._inputs(first, index)
+            changes = changes_of([self.layers[number].module for number in numbers], X_p, X_m)
+            found |= {number: (X_p, change) for number, change in zip(numbers, changes, strict=True)}
+        X, changes = zip(*(found[number] for number in range(len(self.layers))), strict=True)
+        return list(X), list(changes)
+
+    def _inputs(self, layer: PairedLayer, index: Tensor) -> list[Tensor]:
+        """The inputs of a layer for the pairs `index`, erased and mapping, (n, tokens, in) each."""
+        sides = [side[index].to(self.c.device).float() for side in (layer.pairs.erased, layer.pairs.mapping)]
+        used = sum(side.abs().amax((0, 2)) for side in sides).nonzero()  # some encoders pad with zeros
+        sides = [side[:, : int(used.max()) + 1] for side in sides]
+        for module in layer.before:
+            sides = [_output(module, side) for side in sides]
+        return sides
 
     def loss(self, hypernet: Hypernet, generator: Generator) -> Tensor:
         """The mean of L_s over a batch, a scalar."""
         count, last = self.settings.attention_batch, hypernet.config.trajectory
-        plain = count // 2 if self.wordings < len(self.pairs) else count
+        pairs = self.c.shape[1]
+        plain = count // 2 if self.wordings < pairs else count
         index = torch.randint(self.wordings, (plain,), generator=generator)
         if plain < count:
-            others = torch.randint(self.wordings, len(self.pairs), (count - plain,), generator=generator)
+            others = torch.randint(self.wordings, pairs, (count - plain,), generator=generator)
             index = torch.cat([index, others])
         candidate = torch.randint(len(self.c), (count,), generator=generator)
         step = dial_steps(count, last, generator).to(self.c.device)
-        X_p, changes = self._batch(index)
+        X_p, changes = self.batch(index)
         c = jittered(self.c[candidate, index], self.settings.jitter, generator)
         return attention_loss(hypernet(c, step), X_p, changes, step / last, self.scale).mean()

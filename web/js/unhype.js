@@ -1,7 +1,8 @@
 // Shows the text output of this pack's nodes on the nodes; ComfyUI's interface does so for its own text nodes only.
-// It also makes new nodes of the pack wide enough for their text, and nodes with a page tall enough for the page.
+// It also makes new nodes of the pack wide enough for their text.
 
 import { app } from "../../../scripts/app.js"
+import { nodeAt } from "./graph.js"
 
 const NODES = new Set([
   "UnHypeLoadHypernet",
@@ -12,9 +13,8 @@ const NODES = new Set([
 ])
 const WIDTH = 320 // of a new node: enough for file names and the title of Inspect Prompt
 const BOX = "result"
-const BOX_HEIGHT = 110 // of eight lines
-const PREVIEW = "$$canvas-image-preview" // ComfyUI's own widget for a node's pictures
-const PREVIEW_HEIGHT = 220 // ComfyUI's own
+const BOX_HEIGHT = 110 // on the classic canvas, of eight lines
+const BOX_LINES = 6 // in Nodes 2.0
 
 /** Show a node's text output below its inputs, in a box that is made with the first text. */
 function showText(node, output) {
@@ -30,27 +30,11 @@ function addBox(node) {
   widget.options.serialize = false
   widget.options.read_only = true
   widget.options.getMinHeight = () => BOX_HEIGHT
+  widget.options.rows = BOX_LINES
   if (widget.element) widget.element.readOnly = true
   const [width, height] = node.computeSize()
   node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)])
   return widget
-}
-
-/** The height at which a node's picture fills the node's width. */
-function pageHeight(node) {
-  const picture = node.imgs?.[0]
-  const ratio = picture?.naturalWidth ? picture.naturalHeight / picture.naturalWidth : 0
-  return Math.max(node.size[0] * ratio, PREVIEW_HEIGHT)
-}
-
-/** Make a node tall enough for its page: ComfyUI shows it very small otherwise. */
-function makeRoom(node) {
-  const preview = node.widgets?.find((widget) => widget.name === PREVIEW)
-  if (!preview || !node.imgs?.[0]?.naturalWidth || preview.shown === node.imgs[0]) return
-  preview.shown = node.imgs[0]
-  preview.computeLayoutSize = () => ({ minHeight: pageHeight(node), minWidth: 1 })
-  const height = node.computeSize()[1]
-  if (height > node.size[1]) node.setSize([node.size[0], height])
 }
 
 app.registerExtension({
@@ -69,17 +53,12 @@ app.registerExtension({
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("UnHype")) return
     node.setSize([Math.max(node.size[0], WIDTH), node.size[1]])
-    const draw = node.onDrawBackground
-    node.onDrawBackground = function (...given) {
-      draw?.apply(this, given)
-      makeRoom(this)
-    }
   },
 
   /** Newer interfaces store outputs while another workflow is open, and restore them here. */
   onNodeOutputsUpdated(outputs) {
     for (const [id, output] of Object.entries(outputs)) {
-      const node = app.graph?.getNodeById(id)
+      const node = nodeAt(id)
       if (NODES.has(node?.comfyClass)) showText(node, output)
     }
   },
