@@ -103,6 +103,13 @@ def _prompts(parser: ArgumentParser) -> None:
     parser.add_argument("--publish", action="store_true", help="put the tables into benchmarks/README.md and results")
 
 
+def _attack(parser: ArgumentParser) -> None:
+    parser.add_argument("--quick", action="store_true", help="two classes, one search for each")
+    parser.add_argument("--only", nargs="+", help="these classes alone")
+    _json(parser)
+    parser.add_argument("--publish", action="store_true", help="put the table into benchmarks/README.md and results")
+
+
 def _pictures(parser: ArgumentParser) -> None:
     parser.add_argument("--folder", required=True, help="where the emoji packages and pictures are kept")
 
@@ -184,6 +191,7 @@ COMMANDS = {
     "bench bypass": Command("Every way a prompt reaches the sampler.", _bypass, ("benchmarks.bypass",)),
     "bench detector": Command("Candidates for the detector, on texts alone.", _detector, ("benchmarks.detector",)),
     "bench prompts": Command("Prompts as people write them.", _prompts, ("benchmarks.prompts",)),
+    "bench attack": Command("Attacks on erased models, ours and rivals.", _attack, ("benchmarks.attack",)),
     "lab base": Command("Train the lab's small SD 1.x model.", _lab_base, ("benchmarks.lab", "base")),
     "lab flux": Command("Train the lab's small Flux.", _lab_flux, ("benchmarks.lab", "flux")),
     "lab judge": Command("Train the judges.", _lab_judge, ("benchmarks.lab", "judge")),

@@ -21,10 +21,10 @@ from torch.nn.functional import normalize
 from ..hypernet.detector import Detector, calibrate
 from ..hypernet.neighbours import Neighbours
 
-# lambda and mu
-_WIDTH, _NEAR_WEIGHT = 0.01, 0.1
+# lambda and mu, the latter for one concept. With a hundred it is half as large: the neighbours of all dispute a score.
+_WIDTH, _NEAR_WEIGHT, _HALVED_AT = 0.01, 0.1, 100
 # How many of the nouns count in the fit of a concept, and how many of them a file holds.
-_NEAR, _KEPT = 60, 5
+_NEAR, _KEPT = 60, 8
 # Nouns so close to a concept, by the cosine of what sets them apart from other nouns, may be other words for it.
 _SAME = 0.75
 # Plain wordings count more than the sentences that hold them, of which there are many more.
@@ -39,13 +39,18 @@ _ABOVE, _HIGHEST = 1.01, 0.8
 
 
 def widest_margin(
-    wordings: Tensor, sentences: Tensor, benign: Tensor, near: Tensor, width: float = _WIDTH
+    wordings: Tensor,
+    sentences: Tensor,
+    benign: Tensor,
+    near: Tensor,
+    near_weight: float = _NEAR_WEIGHT,
+    width: float = _WIDTH,
 ) -> tuple[Tensor, Tensor]:
     """w (d,) and b of one concept, so that w c + b is about 1 for its wordings and 0 or less for benign prompts.
 
     wordings: (n, d) c of its phrasings; sentences: (m, d) of prompts that name it among other things; benign: (k, d);
-    near: (l, d) of nouns near it. m and l may be 0. width: lambda, the larger the wider. fp32 in and out, solved in
-    fp64.
+    near: (l, d) of nouns near it. m and l may be 0. near_weight: mu; width: lambda, the larger the wider. fp32 in and
+    out, solved in fp64.
     """
     center = benign.double().mean(0)
     positive, negative = torch.cat([wordings, sentences]).double() - center, benign.double() - center
@@ -61,7 +66,7 @@ def widest_margin(
         alarms = torch.relu(negative @ w / scale + b).square().mean()
         total = missed + alarms + width * w.square().sum()
         if len(close):
-            total = total + _NEAR_WEIGHT * torch.relu(close @ w / scale + b).square().mean()
+            total = total + near_weight * torch.relu(close @ w / scale + b).square().mean()
         total.backward()
         return total
 
@@ -89,11 +94,12 @@ def fit_detector(
     """
     weight, bias = [], []
     concepts = torch.stack([own.mean(0) for own in wordings])
+    near_weight = _NEAR_WEIGHT / (1 + len(wordings) / _HALVED_AT)
     bank = benign[:0].unsqueeze(0) if nouns is None else nouns
     nearest = neighbours_of(concepts, bank[0])
     for own, sentence, indices in zip(wordings, sentences, nearest, strict=True):
         report(len(weight), len(wordings))
-        w, b = widest_margin(own, sentence, benign, bank[:, indices].flatten(0, 1))
+        w, b = widest_margin(own, sentence, benign, bank[:, indices].flatten(0, 1), near_weight)
         benign_scores, scores = (held_out @ w + b).amax(0), own @ w + b
         # A false alarm of any concept is one: each gets its share of them.
         threshold = calibrate(benign_scores, scores, false_alarms=_FALSE_ALARMS / len(wordings))
