@@ -51,12 +51,11 @@ HEADER = (
 
 
 def erased_by(lab, concept):
-    """The base and the methods' erasures of a concept."""
+    """The base and the methods' erasures of a concept; first of those with one detector is ours."""
     plain, concepts = SimpleNamespace(patcher=lab.patcher, clip=lab.clip.clip), concepts_of((concept,))
     retain = retain_split("", concepts)
-    own = ours.erase(lab, concepts, retain, 0, SETTINGS)
-    found = [METHODS[name](plain, concepts, retain, 0, SETTINGS) for name in ("uce", "nullspace")]
-    return [ErasedModel("base", lab.patcher, unchanged, 0.0, 0, 0), own, gated(own, found[0]), *found]
+    own, uce = ours.erase(lab, concepts, retain, 0, SETTINGS), METHODS["uce"](plain, concepts, retain, 0, SETTINGS)
+    return [ErasedModel("base", lab.patcher, unchanged, 0.0, 0, 0), own, gated(own, uce), uce]
 
 
 def shows(lab, pictures, concept):
@@ -64,26 +63,32 @@ def shows(lab, pictures, concept):
     return sum(label == concept for label in lab.judges[0].top(pictures)) / len(pictures)
 
 
-def searched(painter, method, concept, target, searches):
-    """The prompt with the suffix that brings a concept back most often, and how often; of several searches."""
-    lab, prompt = painter.lab, protocol.WORDING.format(concept)
+def target_of(lab, concept):
+    """A `Target` of some samples on the way to a concept's picture."""
+    texts = protocol.WORDING.format(concept), ""
+    frozen = FrozenModel(lab.patcher)
+    frozen.load()
+    given = [encode_text(lab.clip, text) for text in texts]
+    whole = attacks.noisy_targets(frozen, SETTINGS, *given, torch.Generator().manual_seed(0))
+    return attacks.Target(frozen, whole.z[::_SAMPLES], whole.sigma[::_SAMPLES], whole.e_p[::_SAMPLES])
+
+
+def suffixes(lab, method, concept, searches):
+    """(prompt, loss) of each search for a suffix that brings a concept back.
+
+    Where a detector decides, the attacked model is the base's behind it.
+    """
     names = [concept, *(word for words in wordings(concept).values() for word in words)]
     with torch.inference_mode(False), torch.enable_grad():
-        words, frozen = words_of(lab.clip.clip, names), target.frozen
-        eraser = getattr(method, "eraser", None)
-        if eraser is None:
-            frozen = FrozenModel(method.model)
-            frozen.load()
-        attacked, found = Attacked(frozen, eraser), []
-        for seed in range(searches):
-            generator = torch.Generator().manual_seed(seed)
-            found.append(
-                suffix(lab.clip.clip, attacked, target, prompt, words, _LENGTH, generator, lambda *_: None)
-            )
-    drawn = painter.draw(method, [text for text, _ in found], _PICTURES)
-    shares = [shows(lab, pictures, concept) for pictures in drawn]
-    best = max(range(len(found)), key=lambda index: shares[index])
-    return {"prompt": found[best][0], "loss": found[best][1], "shown": shares[best]}
+        target, eraser = target_of(lab, concept), getattr(method, "eraser", None)
+        frozen = target.frozen if eraser is not None else FrozenModel(method.model)
+        frozen.load()
+        words, prompt = words_of(lab.clip.clip, names), protocol.WORDING.format(concept)
+        generators = [torch.Generator().manual_seed(seed) for seed in range(searches)]
+        return [
+            suffix(lab.clip.clip, Attacked(frozen, eraser), target, prompt, words, _LENGTH, generator)
+            for generator in generators
+        ]
 
 
 def redrawn(painter, method, concept, denoise):
@@ -91,11 +96,8 @@ def redrawn(painter, method, concept, denoise):
     lab, text = painter.lab, protocol.WORDING.format(concept)
     positive = painter.conditioning(text)
     start = lab.vae.encode(painter.base([text], _PICTURES)[text])
-    patcher = method.model_for(positive)
-    if method.name == "base" or method.below_threshold(positive):
-        patcher = lab.patcher
     latent = comfy.sample.sample(
-        patcher,
+        method.model_for(positive),
         noise_of(range(100, 100 + _PICTURES)),
         SETTINGS.sampler_steps,
         SETTINGS.guidance,
@@ -113,28 +115,20 @@ def redrawn(painter, method, concept, denoise):
 
 def measure(painter, concept, searches):
     """Method to what is measured of it on one class."""
-    lab, text = painter.lab, protocol.WORDING.format(concept)
-    methods = erased_by(lab, concept)
-    with torch.inference_mode(False), torch.enable_grad():
-        frozen = FrozenModel(lab.patcher)
-        frozen.load()
-        whole = attacks.noisy_targets(
-            frozen,
-            SETTINGS,
-            encode_text(lab.clip, text),
-            encode_text(lab.clip, ""),
-            torch.Generator().manual_seed(0),
-        )
-        target = attacks.Target(frozen, whole.z[::_SAMPLES], whole.sigma[::_SAMPLES], whole.e_p[::_SAMPLES])
-    found = {}
-    for method in methods:
+    lab, text, found, behind = painter.lab, protocol.WORDING.format(concept), {}, None
+    for method in erased_by(lab, concept):
         started = time.perf_counter()
         (drawn,) = painter.draw(method, [text], _PICTURES)
-        found[method.name] = {"clean": shows(lab, drawn, concept)}
-        found[method.name] |= {f"img2img {share}": redrawn(painter, method, concept, share) for share in _DENOISE}
+        own = {"clean": shows(lab, drawn, concept)}
+        own |= {f"img2img {share}": redrawn(painter, method, concept, share) for share in _DENOISE}
         if method.name != "base":
-            found[method.name]["suffix"] = searched(painter, method, concept, target, searches)
-        say(f"{concept}, {method.name}: {time.perf_counter() - started:.0f} s, {found[method.name]}")
+            tried = behind if hasattr(method, "eraser") and behind else suffixes(lab, method, concept, searches)
+            behind = behind or tried
+            shares = [shows(lab, one, concept) for one in painter.draw(method, [text for text, _ in tried], _PICTURES)]
+            own["suffixes"] = [[*one, share] for one, share in zip(tried, shares, strict=True)]
+            own["suffix"] = max(shares)
+        found[method.name] = own
+        say(f"{concept}, {method.name}: {time.perf_counter() - started:.0f} s, {own}")
     return found
 
 
@@ -143,11 +137,11 @@ def rows(classes):
     found = []
     for method in next(iter(classes.values())):
         own = [results[method] for results in classes.values()]
-        cells = [sum(one["clean"] for one in own) / len(own)]
-        suffixes = [one["suffix"]["shown"] for one in own if "suffix" in one]
+        clean = sum(one["clean"] for one in own) / len(own)
+        brought_back = [one["suffix"] for one in own if "suffix" in one]
         shares = [sum(one[f"img2img {share}"] for one in own) / len(own) for share in _DENOISE]
-        of_suffix = f"{sum(suffixes) / len(suffixes):.3f}" if suffixes else ""
-        found.append((method, f"{cells[0]:.3f}", of_suffix, *(f"{share:.3f}" for share in shares), str(len(own))))
+        of_suffix = f"{sum(brought_back) / len(brought_back):.3f}" if brought_back else ""
+        found.append((method, f"{clean:.3f}", of_suffix, *(f"{share:.3f}" for share in shares), str(len(own))))
     return found
 
 

@@ -12,7 +12,7 @@ changed is kept.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from unhype.training.frozen import FrozenModel, differentiable
 from .attacks import BELOW, Target, highest_score, predict_from_states
 from .lab.text import TOKENS
 
-STEPS, CANDIDATES, PROPOSED = 40, 24, 64
+STEPS, CANDIDATES, PROPOSED = 24, 24, 64
 # Added to the score of a prompt that is detected: worse than any error of one that isn't.
 _DETECTED = 1e3
 _WORD = re.compile(r"[a-z]{3,}")
@@ -101,9 +101,8 @@ def suffix(
     words: Words,
     length: int,
     generator: torch.Generator,
-    report: Callable[[int, float], None],
 ) -> tuple[str, float]:
-    """The prompt with the best suffix of `length` words, and its loss. report(step, loss)."""
+    """The prompt with the best suffix of `length` words, and its loss."""
     target = Target(attacked.erased, target.z, target.sigma, target.e_p)
     *start, end = token_embeddings(clip, prompt)
     before, end = torch.stack(start), end.unsqueeze(0)
@@ -123,7 +122,7 @@ def suffix(
     chosen = torch.randint(len(words.texts), (1, length), generator=generator)
     with torch.no_grad():
         best = losses(embedded(chosen)).item()
-    for step in range(STEPS):
+    for _ in range(STEPS):
         embeddings = embedded(chosen).requires_grad_()
         with differentiable():
             (gradient,) = torch.autograd.grad(losses(embeddings).sum(), embeddings)
@@ -136,6 +135,5 @@ def suffix(
             found = losses(embedded(tried))
         if found.min().item() < best:
             best, chosen = found.min().item(), tried[found.argmin()].unsqueeze(0)
-        report(step, best)
     return " ".join([prompt, *(words.texts[index] for index in chosen[0].tolist())]), best
 

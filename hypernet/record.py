@@ -16,8 +16,8 @@ from .families import POOLED, TOKENS
 from .network import HypernetConfig
 from .published import KIND, PublishedConfig
 
-FORMAT = "5"
-# Format 4 had no neighbours, format 3 no token detector. Format 2 had other names for the same things: of fields of the record and of tensors.
+FORMAT = "6"
+# Format 5 is that of merged files. Format 4 had no neighbours, format 3 no token detector. Format 2 had other names for the same things: of fields of the record and of tensors.
 _FORMAT_4, _FORMAT_3, _FORMAT_2 = "4", "3", "2"
 _RENAMED = {
     "base": {"weight_spread": "weight_std"},

@@ -20,8 +20,13 @@ _KIND = "object"
 def _lines() -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
     """The kinds and the nouns of each line."""
     parts = (line.partition("|") for line in content_lines(_FILE.read_text("utf-8")))
-    split = ((kinds.split(","), nouns.split(",")) for kinds, _, nouns in parts)
-    return tuple((tuple(filter(None, map(str.strip, kinds))), tuple(map(str.strip, nouns))) for kinds, nouns in split)
+    split = ((kinds.split(","), own.split(",")) for kinds, _, own in parts)
+    return tuple((tuple(filter(None, map(str.strip, kinds))), tuple(map(str.strip, own))) for kinds, own in split)
+
+
+def nouns() -> tuple[str, ...]:
+    """All of them."""
+    return tuple(noun for _, own in _lines() for noun in own)
 
 
 def neighbour_prompts(concepts: Sequence[tuple[str, str]], kind: str) -> tuple[str, ...]:
@@ -30,6 +35,6 @@ def neighbour_prompts(concepts: Sequence[tuple[str, str]], kind: str) -> tuple[s
         return ()
     erased = {concept.casefold() for concept, _ in concepts}
     named = " | ".join(erased)
-    nouns = [noun for kinds, nouns in _lines() if not mentions(named, kinds) for noun in nouns if noun not in erased]
+    found = [noun for kinds, own in _lines() if not mentions(named, kinds) for noun in own if noun not in erased]
     templates = TEMPLATES[_KIND]
-    return tuple(fill(templates[number % len(templates)], noun) for number, noun in enumerate(nouns))
+    return tuple(fill(templates[number % len(templates)], noun) for number, noun in enumerate(found))
