@@ -52,8 +52,7 @@ _ADD_REPORT = """([trainer, values]) => {
   node.setSize([560, node.size[1]])
 }"""
 _WATCH = """window.seenTexts = []
-  app.api.addEventListener("progress_text", ({ detail }) => window.seenTexts.push(detail.text))
-  app.api.addEventListener("b_preview", () => { window.seenPreviews = (window.seenPreviews ?? 0) + 1 })"""
+  app.api.addEventListener("progress_text", ({ detail }) => window.seenTexts.push(detail.text))"""
 _FINISHED = """(kind) => { const node = app.graph._nodes.find((one) => one.type === kind)
   return node.imgs?.length && node.widgets.some((one) => one.name === "result" && one.value) }"""
 # The part of the window that nodes of these types take.
@@ -125,8 +124,8 @@ class Screens:
         web.press_run()
         for moment, ready in (
             ("begin", "window.seenTexts.length > 0"),
-            ("preview", "window.seenPreviews > 1"),
-            ("late", "window.seenPreviews > 3 || window.seenTexts.some((text) => /1[6-9]\\d of/.test(text))"),
+            ("preview", "window.seenTexts.some((text) => /step ([89]\\d|1\\d\\d) of/.test(text))"),
+            ("late", "window.seenTexts.some((text) => /step 1[6-9]\\d of/.test(text))"),
         ):
             web.page.wait_for_function(ready, timeout=_MINUTES)
             web.show(TRAINER)

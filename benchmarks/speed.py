@@ -80,6 +80,13 @@ SIZES = {
     },
 }
 
+# Of a training by an objective that runs diffusion.
+_STEPS = 200
+
+
+# A variant with a region's text in it.
+REGION = ", a region beside it"
+
 
 def random_model(size, dtype):
     """A ComfyUI MODEL of real layer sizes with random weights."""
@@ -112,6 +119,18 @@ def _prompt(context, pooled, seed):
     return [[vectors[0], {"pooled_output": vectors[1]}]]
 
 
+def with_region(model, region):
+    """A clone in which an attention patch reads a region's text beside the prompt's, as regional prompting does."""
+
+    def patch(q, keys, values, options):
+        longer = torch.cat([keys, region[0][0].to(keys).expand(len(keys), -1, -1)], 1)
+        return q, longer, longer
+
+    clone = model.clone()
+    clone.set_model_attn2_patch(patch)
+    return clone
+
+
 def _sample(model, context, pooled, latent, steps):
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(_prompt(context, pooled, 1), _prompt(context, pooled, 2))
@@ -125,23 +144,28 @@ def _sample(model, context, pooled, latent, steps):
 
 
 def sampling(size, latent, steps, rounds, dtype):
-    """Ratios of steps per second to the base model's, by variant: medians over interleaved rounds."""
+    """Ratios of steps per second to the base model's, by variant: medians over interleaved rounds.
+
+    With a region's text, the base model has it too.
+    """
     entry = SIZES[size]
     model = random_model(size, dtype)
     eraser = random_eraser(model, entry["pooled"])
     nothing_detected = replace(eraser, detector=Detector(torch.zeros(1, entry["pooled"]), torch.zeros(1)))
+    context = entry["unet"]["context_dim"]
     variants = {
         "base": model,
         "erased prompt": apply_erasure(model, eraser),
         "benign prompt": apply_erasure(model, nothing_detected),
     }
-    context = entry["unet"]["context_dim"]
+    region = _prompt(context, entry["pooled"], 3)
+    variants |= {f"{name}{REGION}": with_region(variant, region) for name, variant in variants.items()}
     seconds = {name: [] for name in variants}
     for variant in variants.values():
         _sample(variant, context, entry["pooled"], latent, 1)
     for turn in range(rounds):
         # Another order every round, so that a machine that slows down hurts all alike.
-        names = list(variants)[turn % 3 :] + list(variants)[: turn % 3]
+        names = list(variants)[turn % len(variants) :] + list(variants)[: turn % len(variants)]
         for name in names:
             started = time.perf_counter()
             _sample(variants[name], context, entry["pooled"], latent, steps)
@@ -149,7 +173,8 @@ def sampling(size, latent, steps, rounds, dtype):
     comfy.model_management.unload_all_models()
     rows = {}
     for name in variants:
-        ratios = [own / base for own, base in zip(seconds[name], seconds["base"], strict=True)]
+        alone = f"base{REGION}" if name.endswith(REGION) else "base"
+        ratios = [own / base for own, base in zip(seconds[name], seconds[alone], strict=True)]
         rows[name] = {
             "steps_per_second": steps / statistics.median(seconds[name]),
             "time_ratio": statistics.median(ratios),
@@ -207,14 +232,13 @@ def training(rounds):
                 frozen.predict(z.to(frozen.device), torch.tensor([sigma], device=frozen.device), [conds[text]])
         step(single)
         released.append(time.perf_counter() - started)
-    steps = Settings().steps
-    own = statistics.median(batched) + samples_seconds / (steps * settings.batch)
+    own = statistics.median(batched) + samples_seconds / (_STEPS * settings.batch)
     return {
         "ours_seconds_per_sample": own,
         "released_seconds_per_sample": statistics.median(released),
         "times_cheaper": statistics.median(released) / own,
         "samples_seconds": samples_seconds,
-        "samples_of_a_default_run": steps * settings.batch,
+        "samples_of_a_default_run": _STEPS * settings.batch,
     }
 
 
@@ -223,7 +247,8 @@ def table(results):
     lines = [
         (f"time per step, {size}, {name}", f"{variants[name]['time_ratio']:.3f} of the model alone")
         for size, variants in results["sampling"].items()
-        for name in ("erased prompt", "benign prompt")
+        for name in variants
+        if not name.startswith("base")
     ]
     cheaper = results["training"]["times_cheaper"]
     return [*lines, ("training, per sample (concept, t, s)", f"{cheaper:.1f} times cheaper than the loop as released")]
@@ -235,6 +260,15 @@ def main():
     options = parser.parse_args()
     if options.gpu and not torch.cuda.is_available():
         parser.error("--gpu needs a CUDA GPU, and there is none here.")
+    if options.stages:
+        from . import stages
+
+        found = {"device": device(), "runs": stages.measure(say)}
+        if options.json:
+            options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        if options.publish:
+            publish("stages", found, markdown(stages.HEADER, stages.table(found["runs"])), page=MEASURED)
+        return
     results = {"device": device(), "sampling": {}, "training": {}}
     plan = {"SD 1.5": (64, 20), "SDXL": (128, 20)} if options.gpu else {"SD 1.5": (32, 4)}
     dtype = torch.float16 if options.gpu else torch.float32

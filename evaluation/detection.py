@@ -8,6 +8,7 @@ from torch.nn.functional import cosine_similarity
 
 from ..hypernet.embedding import Chunk, Conditioning, entries_of
 from ..hypernet.eraser import Eraser
+from ..hypernet.merged import AnyEraser
 
 # Scores go below zero far from every concept; smaller numbers than this are shown as this.
 _LEAST = 0.01
@@ -33,11 +34,17 @@ class Detection(NamedTuple):
     known: bool
 
 
-def detect(eraser: Eraser, conditioning: Conditioning) -> list[Detection]:
+def detect(eraser: AnyEraser, conditioning: Conditioning) -> list[Detection]:
     """The `Detection` of every chunk of a CONDITIONING, as Apply Concept Erasure decides at strength 1.
 
-    Of a chunk's candidate embeddings the one with the highest score is shown.
+    Of a chunk's candidate embeddings the one with the highest score is shown, and of a merged eraser the part in which
+    that is highest.
     """
+    found = [_detections(part, conditioning) for part in eraser.parts]
+    return [strongest(same) for same in zip(*found, strict=True)]
+
+
+def _detections(eraser: Eraser, conditioning: Conditioning) -> list[Detection]:
     return [
         _detection(eraser, chunk, (entry, row, number))
         for entry, values in enumerate(entries_of(conditioning))

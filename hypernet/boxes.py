@@ -26,7 +26,7 @@ def without_erased_boxes(entry: Entry, texts: SamplingTexts) -> Entry:
 
 def _is_erased(vector: Tensor, texts: SamplingTexts) -> bool:
     eraser = texts.deltas.eraser
-    fits = eraser.record.family == _SAME_VECTOR and vector.shape[-1] == eraser.hypernet.config.embedding_width
+    fits = eraser.record.family == _SAME_VECTOR and vector.shape[-1] == eraser.config.embedding_width
     if not fits or eraser.detector is None:
         texts.warn(texts.deltas.unknown_message("the text of a GLIGEN box"))
         return texts.strict

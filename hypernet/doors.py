@@ -212,10 +212,7 @@ class Doors:
 
         Fused kernels compute with a layer's weight and skip its forward. Raises `ErasureLapsedError` under strict.
         """
-        if self.projects:
-            ran = [any(call.ran)] * len(self.targets)
-        else:
-            ran = [call.ran[block] for block in self._block]
+        ran = [any(call.ran)] * len(self.targets) if self.projects else [call.ran[block] for block in self._block]
         skipped = [
             target.name
             for target, expected, called in zip(self.targets, ran, call.called, strict=True)

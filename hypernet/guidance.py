@@ -10,6 +10,11 @@ _FUNCTIONS = (
     "sampler_cfg_function",
     "sampler_post_cfg_function",
 )
+# Patches of other nodes that may put what attention gives for the negative prompt into the positive one's rows, as
+# NAG does with a scale below 1.
+_PATCHES = ("attn1_output_patch", "attn2_output_patch")
+# Wrappers of other nodes that may set the cfg of a step, as CFG Override does.
+_WRAPPERS = "predict_noise"
 
 
 def negative_is_pushed_away(cfg: float, model_options: Mapping[str, Any]) -> bool:
@@ -18,4 +23,11 @@ def negative_is_pushed_away(cfg: float, model_options: Mapping[str, Any]) -> boo
     Below 1 the negative prompt has the weight 1 - cfg in the picture. Guiders of other classes combine prompts
     as they like.
     """
-    return cfg >= 1 and not any(model_options.get(name) for name in _FUNCTIONS)
+    inside = model_options.get("transformer_options", {})
+    patches, wrappers = inside.get("patches", {}), inside.get("wrappers", {})
+    others = (
+        *(model_options.get(name) for name in _FUNCTIONS),
+        *(patches.get(name) for name in _PATCHES),
+        *wrappers.get(_WRAPPERS, {}).values(),
+    )
+    return cfg >= 1 and not any(others)

@@ -7,7 +7,7 @@ strangers, so every value is checked before it is used.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -17,7 +17,10 @@ from .network import HypernetConfig
 from .published import KIND, PublishedConfig
 
 FORMAT = "6"
-# Format 5 is that of merged files. Format 4 had no neighbours, format 3 no token detector. Format 2 had other names for the same things: of fields of the record and of tensors.
+# Of a merged file, which holds the descriptions of its parts, each in a format of its own.
+FORMAT_MERGED = "5"
+# Format 4 had no neighbours, format 3 no token detector. Format 2 had other names for the same things: of fields of the
+# record and of tensors.
 _FORMAT_4, _FORMAT_3, _FORMAT_2 = "4", "3", "2"
 _RENAMED = {
     "base": {"weight_spread": "weight_std"},
@@ -33,6 +36,7 @@ _RENAMED = {
 _RENAMED_TENSORS = {"switch.": "detector.", "reader.": "regressor.", "concepts.c": "concept_embeddings"}
 
 _LIMITS = {"rank": 256, "basis": 1024, "hidden": 8192, "trajectory": 100_000, "octaves": 16, "embedding_width": 65_536}
+_MAX_PARTS = 10_000
 _MAX_LAYERS, _MAX_FEATURES, _MAX_TOKENS = 4096, 262_144, 65_536
 # Characters. Thousands of concepts and the losses of long runs need a tenth; JSON takes twenty times that in memory.
 _MAX_DESCRIPTION = 8_000_000
@@ -43,6 +47,12 @@ _COMMAS = frozenset(",;\uff0c\uff1b\u3001")
 
 class HypernetFileError(UserError, ValueError):
     """A file is no hypernet, is damaged, or does not fit the model."""
+
+
+def as_list(concepts: Sequence[tuple[str, str]]) -> str:
+    """Pairs (concept, mapping), one a line, as Train Erasure takes them."""
+    quoted = [f'"{concept}"' if _COMMAS.intersection(concept) else concept for concept, _ in concepts]
+    return "\n".join(f"{name} -> {mapping}" for name, (_, mapping) in zip(quoted, concepts, strict=True))
 
 
 @dataclass(frozen=True)
@@ -130,8 +140,7 @@ class Record:
 
     def summary(self) -> str:
         """The erased concepts with their mappings, one a line, as Train Erasure takes them."""
-        quoted = [f'"{concept}"' if _COMMAS.intersection(concept) else concept for concept, _ in self.concepts]
-        return "\n".join(f"{name} -> {mapping}" for name, (_, mapping) in zip(quoted, self.concepts, strict=True))
+        return as_list(self.concepts)
 
     def to_json(self) -> str:
         """The record as JSON, the value of `unhype.record`."""
@@ -173,6 +182,24 @@ def describe(metadata: Mapping[str, str] | None, name: str) -> tuple[HypernetCon
         raise HypernetFileError(
             f"The description inside '{name}' is damaged ({short(error)}). Download or train it again."
         ) from error
+
+
+def described_parts(
+    metadata: Mapping[str, str], name: str
+) -> list[tuple[str, HypernetConfig | PublishedConfig, Record]]:
+    """Name, config and record of each part of a merged file; see `describe`."""
+    try:
+        if len(metadata["unhype.parts"]) > _MAX_DESCRIPTION:
+            raise ValueError(f"it is longer than {_MAX_DESCRIPTION} characters")
+        parts = json.loads(metadata["unhype.parts"])
+        if type(parts) is not list or not 1 <= len(parts) <= _MAX_PARTS:
+            raise ValueError("it has no list of parts")
+        named = [(str(part.pop("name")), part) for part in parts]
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise HypernetFileError(
+            f"The description inside '{name}' is damaged ({short(error)}). Download or merge it again."
+        ) from error
+    return [(part_name, *describe(part, name)) for part_name, part in named]
 
 
 def tensor_names(metadata: Mapping[str, str] | None, names: list[str]) -> dict[str, str]:

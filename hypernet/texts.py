@@ -74,16 +74,25 @@ class SamplingTexts:
 
         exempt: whether they are negative prompts that need no delta.
         """
-        if exempt:
-            found, unknown = [[()] * _rows(entry) for entry in entries], False
-        else:
-            found, unknown = self.deltas.parts(entries)
-        if unknown:
-            self.warn(self.deltas.unknown_message())
+        found = [[()] * _rows(entry) for entry in entries] if exempt else self._scored(entries)
         return [
             [self._number(entry, row, parts, exempt) for row, parts in enumerate(prompts)]
             for entry, prompts in zip(entries, found, strict=True)
         ]
+
+    def _scored(self, entries: list[Entry]) -> list[list[tuple[Part, ...]]]:
+        found, unknown = self.deltas.parts(entries)
+        if unknown:
+            self.warn(self.deltas.unknown_message())
+        return found
+
+    def parts_of_entry(self, entry: Entry) -> list[tuple[Part, ...]]:
+        """The parts of each prompt of an entry that is no text of the sampler's."""
+        return self._scored([entry])[0]
+
+    def parts_of(self, own: Sequence[int]) -> list[tuple[Part, ...]]:
+        """The parts of these texts."""
+        return [self._texts[text].parts for text in own]
 
     def _number(self, entry: Entry, row: int, parts: tuple[Part, ...], exempt: bool) -> int:
         states = entry.get("cross_attn")
@@ -205,10 +214,7 @@ class SamplingTexts:
         if not known.exempt or text == own:
             return known.parts
         if text not in self._elsewhere:
-            found, unknown = self.deltas.parts([known.entry])
-            if unknown:
-                self.warn(self.deltas.unknown_message())
-            self._elsewhere[text] = found[0][known.row]
+            self._elsewhere[text] = self.parts_of_entry(known.entry)[known.row]
         return self._elsewhere[text]
 
     def _score(self, others: Iterable[Tensor]) -> None:

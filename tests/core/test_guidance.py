@@ -17,6 +17,10 @@ from unhype.hypernet.guidance import negative_is_pushed_away
         (7.0, {"sampler_post_cfg_function": [print]}, False),
         (7.0, {"sampler_calc_cond_batch_function": print}, False),
         (7.0, {"model_function_wrapper": print, "transformer_options": {}}, True),
+        (7.0, {"transformer_options": {"patches": {"attn2_patch": [print]}, "wrappers": {"predict_noise": {}}}}, True),
+        (7.0, {"transformer_options": {"patches": {"attn1_output_patch": [print]}}}, False),
+        (7.0, {"transformer_options": {"patches": {"attn2_output_patch": [print]}}}, False),
+        (7.0, {"transformer_options": {"wrappers": {"predict_noise": {None: [print]}}}}, False),
     ],
 )
 def test_a_negative_prompt_is_left_alone_where_it_can_only_push_away(cfg, options, expected):

@@ -286,6 +286,44 @@ def test_a_function_that_may_return_the_negative_alone_has_it_erased(model, text
     assert torch.equal(sample(erased, texts.boat, texts.lamp), sample(plain, texts.boat, texts.lamp))
 
 
+def without_guidance(executor, *args, **kwargs):
+    """As CFG Override does."""
+    guider = executor.class_obj
+    former, guider.cfg = guider.cfg, 0.0
+    try:
+        return executor(*args, **kwargs)
+    finally:
+        guider.cfg = former
+
+
+def negative_instead(out, options):
+    """As NAG does at scale 0."""
+    negative, positive = (options["cond_or_uncond"].index(number) for number in (1, 0))
+    parts = list(out.chunk(len(options["cond_or_uncond"])))
+    parts[positive] = parts[negative]
+    return torch.cat(parts)
+
+
+def with_override(model):
+    clone = model.clone()
+    clone.add_wrapper(WrappersMP.PREDICT_NOISE, without_guidance)
+    return clone
+
+
+def with_output_patch(model):
+    clone = model.clone()
+    clone.set_model_attn2_output_patch(negative_instead)
+    return clone
+
+
+@pytest.mark.parametrize("changed", [with_override, with_output_patch])
+def test_a_node_that_draws_the_negative_inside_the_sampler_has_it_erased(model, texts, changed):
+    for erased in (changed(apply_erasure(model, texts.eraser)), apply_erasure(changed(model), texts.eraser)):
+        plain = changed(model)
+        assert not torch.equal(sample(erased, texts.boat, texts.cat), sample(plain, texts.boat, texts.cat))
+        assert torch.equal(sample(erased, texts.boat, texts.lamp), sample(plain, texts.boat, texts.lamp))
+
+
 @pytest.mark.parametrize(
     ("name", "exempt"), [("cfg", True), ("perp-neg", False), ("dual cfg", False), ("one by one", False)]
 )

@@ -3,8 +3,10 @@
 import ast
 import copy
 import importlib
+import re
 from functools import cache
 
+import comfyui_version
 import pytest
 from comfy.patcher_extension import WrappersMP
 from tiny import prompt, sample, tiny_model
@@ -13,7 +15,11 @@ from benchmarks.environment import HOSTS, ROOT
 
 PACK = [
     ROOT / "__init__.py",
-    *(path for room in ("hypernet", "training", "evaluation", "nodes") for path in (ROOT / room).rglob("*.py")),
+    *(
+        path
+        for room in ("hypernet", "policy", "training", "evaluation", "nodes")
+        for path in (ROOT / room).rglob("*.py")
+    ),
 ]
 HOST_PACKAGES = (
     "comfy",
@@ -27,6 +33,7 @@ HOST_PACKAGES = (
 )
 # Outside `nodes/`, the only modules that import ComfyUI.
 DOORS = {"hypernet/patch.py", "training/encode_batch.py", "training/frozen.py", "training/sampling.py"}
+DOORS |= {f"policy/{name}.py" for name in ("guard", "log", "place", "queued", "rules")}
 # The pack's names for the host's objects; names of its own objects don't belong here.
 OBJECTS = {"clone": "patcher", "patcher": "patcher", "guider": "guider"}
 # What the pack looks for before it uses it, since older hosts do without.
@@ -115,6 +122,36 @@ def test_the_host_has(symbol):
         pytest.fail(f"{USED[symbol].relative_to(ROOT)}: {lacking}")
 
 
+def table():
+    """Symbol to version to whether it is there, as CONTRIBUTING.md says."""
+    section = (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition("## What the pack uses of ComfyUI")[2]
+    lines = [line for line in section.partition("\n## ")[0].splitlines() if line.startswith("|")]
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {
+        f"{owner.strip('`')}.{name}": dict(zip(header[2:], (mark == "yes" for mark in marks), strict=True))
+        for owner, names, *marks in rows
+        for name in re.findall("`(.+?)`", names)
+    }
+
+
+def test_the_table_lists_what_the_pack_uses():
+    wanted = {symbol for symbol in USED if not any(other.startswith(f"{symbol}.") for other in USED)}
+    assert wanted == table().keys()
+
+
+def test_the_table_is_right_about_this_comfyui():
+    version = comfyui_version.__version__
+    if version not in next(iter(table().values())):
+        pytest.skip(f"the table has no column for ComfyUI {version}")
+    for symbol, versions in table().items():
+        try:
+            look_up(symbol)
+        except LookupError:
+            assert not versions[version], symbol
+        else:
+            assert versions[version], symbol
+
+
 def test_the_list_is_of_what_the_pack_uses():
     assert {"comfy.patcher_extension.WrappersMP.OUTER_SAMPLE", "folder_paths.models_dir"} <= set(USED)
     assert {"patcher.add_wrapper_with_key", "comfy_api.latest.io.Combo.Input", "guider.conds"} <= set(USED)
@@ -127,7 +164,9 @@ def test_a_missing_symbol_is_named():
 
 
 def test_the_engine_imports_comfyui_in_few_places_only():
-    engine = [path for path in PACK if path.relative_to(ROOT).parts[0] in ("hypernet", "training", "evaluation")]
+    engine = [
+        path for path in PACK if path.relative_to(ROOT).parts[0] in ("hypernet", "policy", "training", "evaluation")
+    ]
     importing = [path for path in engine if _imported(ast.parse(path.read_text("utf-8")))]
     assert {path.relative_to(ROOT).as_posix() for path in importing} == DOORS
 

@@ -55,6 +55,7 @@ VARIANTS = {
     "wan-humo": ("WAN21_HuMo", {"model_type": "humo", "in_dim": 36}),
     "wan-s2v": ("WAN22_S2V", {"model_type": "s2v"}),
     "wan-animate": ("WAN22_Animate", {"model_type": "animate", "in_dim": 36}),
+    "wan-animate2": ("WAN_Animate2", {"model_type": "animate2", "in_dim": 36}),
     "wan-2.2": ("WAN22_T2V", {"in_dim": 48, "out_dim": 48}),
     "wan-flow_rvs": ("WAN21_FlowRVS", {"model_type": "t2v"}),
     "wan-scail": ("WAN21_SCAIL", {"model_type": "scail", "in_dim": 20}),

@@ -50,8 +50,10 @@ def test_icon_and_banner_are_here_and_have_their_shape(name, ratio):
 def test_scripts_are_named_after_the_pack():
     """ComfyUI keeps one extension of a name: another pack's would be dropped, or ours."""
     for script in (ROOT / "web" / "js").glob("*.js"):
-        names = re.findall(r"registerExtension\(\{\s*name: \"([^\"]+)\"", script.read_text("utf-8"))
-        assert names
+        source = script.read_text("utf-8")
+        names = re.findall(r"registerExtension\(\{\s*name: \"([^\"]+)\"", source)
+        assert len(names) == source.count("registerExtension(")
+        assert names or re.search("^export ", source, re.M)
         assert all(name.startswith(METADATA["tool"]["comfy"]["DisplayName"].lower() + ".") for name in names)
 
 
