@@ -136,4 +136,3 @@ def suffix(
         if found.min().item() < best:
             best, chosen = found.min().item(), tried[found.argmin()].unsqueeze(0)
     return " ".join([prompt, *(words.texts[index] for index in chosen[0].tolist())]), best
-

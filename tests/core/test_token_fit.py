@@ -71,7 +71,8 @@ def test_whitening_by_hand():
 
 def test_no_other_score_has_a_smaller_loss():
     names, benign, *_ = world()
-    own, near, benign = unit_states(names[0]), unit_states(benign[500:520] + 0.5 * names[0][:20]), unit_states(benign[:500])
+    near = benign[500:520] + 0.5 * names[0][:20]
+    own, near, benign = (unit_states(states) for states in (names[0], near, benign[:500]))
     center = benign.mean(0)
     w, b = hinge_fit(own, benign, near, center)
     scale = (benign - center).square().sum(1).mean().sqrt()
