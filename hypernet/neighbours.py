@@ -7,7 +7,6 @@ near the concepts. It counts as concept k only if it isn't closer to one of them
     max_j cos(n_j, c) <= cos(e_k, c)
 """
 
-import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import normalize
