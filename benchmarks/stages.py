@@ -100,7 +100,7 @@ def measure(say, keep):
     return found
 
 
-HEADER = ("training", *STAGES, "in all", "by the clock", "memory", "file")
+HEADER = ("training", *STAGES, "in all", "memory", "file")
 
 
 def table(runs):
@@ -108,7 +108,6 @@ def table(runs):
     rows = []
     for one in runs:
         seconds = [f"{one['stages'].get(stage, [0])[0]:.1f} s" for stage in STAGES]
-        clock = sum(own for _, own in one["stages"].values())
         sizes = f"{one['peak_memory'] / 1e6:.0f} MB", f"{one['bytes'] / 1e3:.0f} kB"
-        rows.append((one["run"], *seconds, f"{one['seconds']:.1f} s", f"{clock:.0f} s", *sizes))
+        rows.append((one["run"], *seconds, f"{one['seconds']:.1f} s", *sizes))
     return rows

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from benchmarks import bypass, demo, detector, prompt_tables, publish, report, speed
+from benchmarks import bypass, demo, detector, prompt_tables, publish, report, speed, stages
 from benchmarks.environment import ROOT
 from benchmarks.publish import RESULTS, markdown, section
 
@@ -27,6 +27,10 @@ def test_the_small_flux_forgets_the_cat_alone():
     assert found["acc_e"] <= 0.05
     assert found["acc_s"] >= found["acc_s_base"] - 0.02
     assert found["identical_share"] >= 0.90
+
+
+def test_the_table_of_whole_trainings_is_its_result_file():
+    assert section("stages", MEASURED).group() == markdown(stages.HEADER, stages.table(results("stages")["runs"]))
 
 
 def test_the_speed_table_is_its_result_file():
