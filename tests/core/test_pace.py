@@ -1,4 +1,4 @@
-"""How long a training still takes: within 1.5 times of the truth from a fifth of it on."""
+"""How long a training still takes: from a fifth of it on within 1.5 times of the truth, or two seconds."""
 
 import json
 from pathlib import Path
@@ -32,28 +32,27 @@ def steady(seconds, per_stage=50):
     return reports, begun
 
 
-def within(reports, end, expected, factor=1.5):
-    """The reports from a fifth of the time on at which the time left is more than `factor` off the truth."""
+def mistaken(reports, end, expected, factor=1.5):
+    """The reports from a fifth of the time on at which the time left is off the truth."""
     pace, clock = made(expected)
     found = list(replayed(pace, clock, reports))
-    # In the last second nobody looks.
-    return [(at, left) for at, left in found if at >= 0.2 * end and end - at > 1 and not off(left, end - at, factor)]
+    return [(at, left) for at, left in found if at >= 0.2 * end and is_off(left.seconds, end - at, factor)]
 
 
-def off(left, truth, factor):
-    return truth / factor <= left.seconds <= truth * factor
+def is_off(left, truth, factor):
+    return not (truth / factor <= left <= truth * factor or abs(left - truth) <= 2)
 
 
 @pytest.mark.parametrize("run", RECORDED, ids=lambda run: run["run"])
 def test_in_recorded_runs_the_time_left_is_near_the_truth(run):
-    assert within(run["reports"], run["seconds"], expected_seconds(run["concepts"], run["steps"])) == []
+    assert mistaken(run["reports"], run["seconds"], expected_seconds(run["concepts"], run["steps"])) == []
 
 
 @pytest.mark.parametrize("factor", [0.05, 1.0, 8.0])
 def test_a_stage_that_is_slower_or_faster_than_expected_counts_by_its_own_pace(factor):
     expected = {ENCODING: 60.0, PREPARING: 1.0, TRAINING: 2.0, FINISHING: 1.0}
     reports, end = steady({**expected, ENCODING: 60.0 * factor * 2})
-    assert within(reports, end, expected) == []
+    assert mistaken(reports, end, expected) == []
 
 
 def test_a_machine_that_was_slow_so_far_stays_slow():
