@@ -8,6 +8,7 @@
     python3 dev.py bench prompts          prompts as people write them, detected and drawn
     python3 dev.py bench bypass           every way a prompt reaches the sampler
     python3 dev.py bench detector         candidates for the detector, on texts alone
+    python3 dev.py bench thousand         one to a thousand concepts, in parts
     python3 dev.py lab ...                train the small model that demo and tests use
     python3 dev.py lint                   ruff and the type checker, as pinned
     python3 dev.py readability            how easily README and help pages read

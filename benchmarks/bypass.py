@@ -57,7 +57,9 @@ def trained_eraser(lab):
 
 def single_pooled(eraser):
     """The same eraser as the method is published: the pooled vector decides for the whole prompt."""
-    return replace(eraser, regressor=None, token_detector=None, record=replace(eraser.record, text_encoder=TextEncoder()))
+    return replace(
+        eraser, regressor=None, token_detector=None, record=replace(eraser.record, text_encoder=TextEncoder())
+    )
 
 
 # The ways. Each takes the lab, the text in question and harmless text, and returns a CONDITIONING.

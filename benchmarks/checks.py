@@ -70,7 +70,11 @@ def complete(pack: Path) -> str:
     missing = [f"missing: {path.relative_to(pack)}" for path in shown if not path.is_file()]
     own = {
         pack / "__init__.py",
-        *(path for room in ("hypernet", "training", "evaluation", "nodes") for path in pack.glob(f"{room}/**/*.py")),
+        *(
+            path
+            for room in ("hypernet", "policy", "training", "evaluation", "nodes")
+            for path in pack.glob(f"{room}/**/*.py")
+        ),
     }
     return "\n".join(missing + [f"not the pack's: {path.relative_to(pack)}" for path in set(pack.rglob("*.py")) - own])
 

@@ -18,7 +18,7 @@ import torch
 
 from . import commandline, pack
 from .environment import cache_folder, digest, say
-from .publish import device
+from .publish import MEASURED, device, markdown, publish
 
 pack.load_pack()
 
@@ -30,14 +30,12 @@ from .baselines import METHODS  # noqa: E402
 from .baselines.erased_model import ErasedModel, unchanged  # noqa: E402
 from .lab.measure import LABELS, Lab  # noqa: E402
 from .lab.vocabulary import CLASSES  # noqa: E402
-from .pictures import Painter  # noqa: E402
+from .pictures import Painter, caching_lab  # noqa: E402
 
 # gamma, of the objectives that run diffusion steps, is the paper's.
 SETTINGS = Settings(width=128, height=128, guidance=3.0, sampler_steps=12, rollouts=8, gamma=1.0, checkpointing=False)
-# Steps of the methods that run diffusion: each costs what a hundred of ours do.
+# Steps of the methods that run diffusion.
 _DIFFUSION_STEPS = 100
-# As Train Erasure's tooltip says: more for many concepts.
-_MANY, _STEPS_FOR_MANY = 20, 600
 OBJECTIVES = ("direct", "released", "paper")
 # Methods that run diffusion steps to train; a quick run gives them fewer classes.
 _SLOW_RIVALS = ("esd", "esd mapping", "spm")
@@ -63,9 +61,12 @@ class Plan:
 QUICK = Plan(4, tuple(CLASSES), ("bird",), ("bird",), (0,), (1, 10, 100), ("cat",), tuple(CLASSES))
 FULL = Plan(40, tuple(CLASSES), tuple(CLASSES), tuple(CLASSES), (0, 1, 2), (1, 10, 100), tuple(CLASSES), tuple(CLASSES))
 
+# Of the lab's Flux, where every training by diffusion takes minutes.
+FLUX = Plan(4, ("bird", "cat", "ship"), (), ("bird",), (0,), (), (), ())
 
-def methods():
-    """Name to erase(lab, concepts, retain, seed, settings), ours first."""
+
+def methods(family="sd15"):
+    """Name to erase(lab, concepts, retain, seed, settings), ours first. The rivals are for SD models."""
 
     def with_objective(objective):
         def erase(lab, concepts, retain, seed, settings):
@@ -76,8 +77,8 @@ def methods():
     return {
         "base": lambda lab, *_: ErasedModel("base", lab.patcher, unchanged, 0.0, 0, 0),
         "ours": ours.erase,
-        **METHODS,
-        **{f"ours, {objective}": with_objective(objective) for objective in OBJECTIVES},
+        **(METHODS if family == "sd15" else {}),
+        **{f"ours, {own}": with_objective(own) for own in (OBJECTIVES if family == "sd15" else OBJECTIVES[:1])},
     }
 
 
@@ -87,9 +88,9 @@ class Bench:
     folder: where results of single jobs are kept; a job is named by all that decides it.
     """
 
-    def __init__(self, plan, folder):
-        self.plan, self.folder, self.settings = plan, folder, SETTINGS
-        self.painter, self.plain_lab = Painter(folder / "base"), Lab()
+    def __init__(self, plan, folder, family="sd15"):
+        self.plan, self.folder, self.settings, self.family = plan, folder, SETTINGS, family
+        self.painter, self.plain_lab = Painter(folder / "base", caching_lab(family)), Lab(family)
         self.lab, self.conditioning = self.painter.lab, self.painter.conditioning
         self.plain_lab.patcher = self.lab.patcher  # one base model for all
 
@@ -124,21 +125,14 @@ def concepts_of(names):
     return tuple((name, protocol.MAPPING) for name in names)
 
 
-def steps_for(count):
-    """The steps in which ours is trained to erase that many concepts."""
-    return _STEPS_FOR_MANY if count > _MANY else SETTINGS.steps
-
-
 def erase(bench, method, names, seed):
     """Train a method on these names."""
     concepts = concepts_of(names)
     steps = _DIFFUSION_STEPS if method in _SLOW else SETTINGS.steps
-    if method == "ours":
-        steps = steps_for(len(names))
     lab = bench.lab if method.startswith("ours") else bench.plain_lab
     settings = replace(SETTINGS, seed=seed, steps=steps)
     with memory.peak() as taken:
-        erased_model = methods()[method](lab, concepts, retain_split("", concepts), seed, settings)
+        erased_model = methods(bench.family)[method](lab, concepts, retain_split("", concepts), seed, settings)
     return replace(erased_model, peak_memory=sum(taken))
 
 
@@ -158,6 +152,8 @@ def jobs(bench, plan, method, seed, concept):
         return made[0]
 
     found = {"methods": lambda: measures.score_class(bench, concept, trained())}
+    if bench.family != "sd15":
+        return found
     first = seed == plan.seeds[0]
     if method in _FAST and concept in plan.composed and first:
         found["composition"] = lambda: measures.composition(bench, concept, trained())
@@ -178,17 +174,18 @@ class Unit:
     count: int = 0
 
 
-def units(plan, only=()):
+def units(plan, only=(), family="sd15"):
     """All the work of a plan; the longest first, so that no process ends long after the others."""
     found = []
-    for method in methods():
+    for method in methods(family):
         if only and method not in only:
             continue
         seeds = plan.seeds if method != "base" else plan.seeds[:1]
         slow = plan.rival_classes if method in _SLOW_RIVALS else plan.slow_classes
         classes = slow if method in _SLOW else plan.classes
         found += [Unit(method, seed, concept) for seed in seeds for concept in classes]
-        found += [Unit(method, plan.seeds[0], count=count) for count in plan.many if method in _FAST]
+        if family == "sd15":
+            found += [Unit(method, plan.seeds[0], count=count) for count in plan.many if method in _FAST]
     return sorted(found, key=lambda unit: (-unit.count, unit.method not in _SLOW, unit.method != "ours"))
 
 
@@ -210,10 +207,10 @@ def results_of(bench, unit):
 _bench = None  # of a worker process
 
 
-def _start_worker(plan, folder):
+def _start_worker(plan, folder, family):
     global _bench
     torch.set_num_threads(1)
-    _bench = Bench(plan, folder)
+    _bench = Bench(plan, folder, family)
 
 
 def _work(unit):
@@ -221,18 +218,18 @@ def _work(unit):
         return results_of(_bench, unit)
 
 
-def run(plan, folder, workers, only=()):
+def run(plan, folder, workers, only=(), family="sd15"):
     """Everything of a plan, from what was measured before and what is missing: kind to a list of results."""
-    found, work = {}, units(plan, only)
+    found, work = {}, units(plan, only, family)
     # A forked process would inherit torch's threads half alive.
-    pool = multiprocessing.get_context("spawn").Pool(workers, _start_worker, (plan, folder))
+    pool = multiprocessing.get_context("spawn").Pool(workers, _start_worker, (plan, folder, family))
     with pool:
         for results in pool.imap(_work, work):  # the first error ends the run
             for kind, result in results.items():
                 found.setdefault(kind, []).append(result)
         pool.close()
         pool.join()
-    order = list(methods())
+    order = list(methods(family))
     for results in found.values():
         results.sort(key=lambda one: (order.index(one["method"]), one.get("seed", 0), one.get("concepts", 0)))
     return found
@@ -243,13 +240,29 @@ def main():
     options = commandline.parser("bench erasure").parse_args()
     workers = options.workers or (1 if torch.cuda.is_available() else os.cpu_count())
     plan = QUICK if options.quick else FULL
+    if options.quick and options.family == "flux":
+        plan = FLUX
     plan = replace(plan, rival_classes=plan.classes) if options.rivals else plan
-    folder = cache_folder() / f"erasure-{'quick' if options.quick else 'full'}"
+    family = "" if options.family == "sd15" else f"{options.family}-"
+    folder = cache_folder() / f"erasure-{family}{'quick' if options.quick else 'full'}"
     if options.fresh:
         shutil.rmtree(folder, ignore_errors=True)
     say(f"On {device()}, {'quick' if options.quick else 'full'}, {workers} processes.")
-    found = run(plan, folder, workers, tuple(options.only))
+    found = run(plan, folder, workers, tuple(options.only), options.family)
     if options.only:
+        return 0
+    if family:
+        results = report.family_summary(found, plan)
+        say("\n".join("  ".join(f"{cell[:24]:>16}" for cell in row) for row in report.method_rows(results)))
+        if options.json:
+            options.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
+        if options.publish:
+            publish(
+                f"erasure_{options.family}",
+                results,
+                markdown(report.HEADER, report.method_rows(results)),
+                page=MEASURED,
+            )
         return 0
     results = report.summary(found, plan)
     results["pictures"] = report.sheet(found["methods"], cache_folder() / "erasure-pictures" / "erasure.jpg")

@@ -12,6 +12,7 @@ from .environment import ROOT
 
 # The cards of the template browser show the names of the files, and in this order. Here they have short names.
 _SHORT = {
+    "1 Erase a concept (SD 1.5, SDXL)": "erase_sd15",
     "2 Train an eraser (SD 1.5, SDXL)": "train_sd15",
     "3 Draw with an eraser (SD 1.5, SDXL)": "apply_sd15",
     "4 Before and after (SD 1.5, SDXL)": "before_after_sd15",

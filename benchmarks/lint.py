@@ -9,7 +9,8 @@ from .environment import ROOT, clean_environment, pins, python_with, tool_python
 
 # What the checked files import from elsewhere. ComfyUI's own modules are not needed, see pyproject.toml.
 TYPED = ("torch", "safetensors", "einops", "tqdm", "PIL")
-_SOURCES = ("hypernet", "training", "evaluation", "nodes", "benchmarks", "__init__.py", "dev.py", "pyproject.toml")
+_SOURCES = ("hypernet", "policy", "training", "evaluation", "nodes", "commands", "benchmarks")
+_SOURCES += ("__init__.py", "dev.py", "pyproject.toml")
 
 _NOT_COPIED = shutil.ignore_patterns("__pycache__", "results", "weights")
 

@@ -5,9 +5,9 @@ import time
 import torch
 from torch.nn.functional import normalize
 
-from unhype.hypernet.deltas import PromptDeltas
 from unhype.hypernet.embedding import entries_of
 from unhype.hypernet.factors import delta_norm
+from unhype.hypernet.merged_deltas import deltas_of
 from unhype.hypernet.patch import apply_erasure
 from unhype.training.encode import encode
 from unhype.training.frozen import FrozenModel
@@ -110,13 +110,14 @@ def many_names(count):
 
 
 def many_concepts(bench, erased, erased_model):
-    """Many concepts at once: efficacy on them, specificity on concepts that nothing mentioned before."""
+    """Many concepts at once: efficacy on those that are drawn at all, specificity on ones that nothing mentioned."""
     kept = protocol.names_for_scoring()
     near = neighbours(bench, kept, erased)
     wording = protocol.WORDING.format
+    drawn_at_all = [name for name in erased if name in LABELS]
     kept = kept[:: 1 if bench.plan.pictures > 4 else 2]
     groups = {
-        "erased": (erased[:: max(1, len(erased) // 40)], 2),
+        "erased": (drawn_at_all[:: max(1, len(drawn_at_all) // 40)], 2),
         "kept": ([name for name in kept if name not in near], 1),
         "near": ([name for name in kept if name in near], 1),
     }
@@ -161,10 +162,10 @@ def neighbours(bench, kept, erased):
 def milliseconds_a_prompt(bench, eraser, rounds=20):
     """How long a new prompt takes from its CONDITIONING to its factors."""
     (entry,) = entries_of(bench.conditioning("a photo of a cat"))
-    PromptDeltas(eraser).parts([entry])  # the first call of a process pays for more than the prompt
+    deltas_of(eraser).parts([entry])  # the first call of a process pays for more than the prompt
     started = time.perf_counter()
     for _ in range(rounds):
-        PromptDeltas(eraser).parts([entry])
+        deltas_of(eraser).parts([entry])
     return (time.perf_counter() - started) / rounds * 1000
 
 

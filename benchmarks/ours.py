@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from unhype.hypernet.deltas import PromptDeltas
 from unhype.hypernet.embedding import entries_of
 from unhype.hypernet.eraser import Eraser
 from unhype.hypernet.families import POOLED
 from unhype.hypernet.files import tensors_of
+from unhype.hypernet.merged_deltas import deltas_of
 from unhype.hypernet.patch import apply_erasure
 from unhype.training.encode import skipping_last_layer
 from unhype.training.encode_batch import in_batches
@@ -98,7 +98,7 @@ class Ours(ErasedModel):
 
     def below_threshold(self, conditioning):
         """Whether the gate leaves this CONDITIONING to the base model, bit for bit."""
-        found, _ = PromptDeltas(self.eraser).parts(entries_of(conditioning))
+        found, _ = deltas_of(self.eraser).parts(entries_of(conditioning))
         return not any(parts for prompts in found for parts in prompts)
 
 
@@ -112,7 +112,7 @@ def erase(lab, concepts, retain, seed, settings):
     phrases += sentences(concepts, settings.kind, retain.distractors, settings.sentences)
     texts = dict.fromkeys(["", *(text for phrase in phrases for text in (phrase.prompt, phrase.mapping))])
     written = make_written(concepts, settings.kind, retain)
-    scored = [*chain(*written.named), *written.benign, *written.held_out, *written.parts]
+    scored = [*chain(*written.named), *written.benign, *written.held_out, *written.parts, *written.nouns]
     texts = list(dict.fromkeys([*texts, *retain.train, *retain.held_out, *scored]))
     skipping = lab.clip.clone()
     skipping.clip_layer(-2)

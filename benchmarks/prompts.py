@@ -22,7 +22,7 @@ from unhype.training.prompts import retain_split  # noqa: E402
 
 from . import detection, measures, ours  # noqa: E402
 from . import prompt_tables as tables  # noqa: E402
-from .erasure import SETTINGS, concepts_of, steps_for  # noqa: E402
+from .erasure import SETTINGS, concepts_of  # noqa: E402
 from .lab.measure import FAMILIES  # noqa: E402
 from .neighbours import NAMES_OF_SEVERAL_WORDS  # noqa: E402
 from .pictures import Painter, caching_lab  # noqa: E402
@@ -123,7 +123,7 @@ def concepts_erased(painter, number, each, drawn, slow):
     found = {"cut off": cut, "counts": counts}
     if not drawn:
         return {"texts": found}, lines
-    own = trained(lab, names, steps_for(number))
+    own = trained(lab, names, SETTINGS.steps)
     say(f"ours is trained in {own.seconds:.0f} s")
     uce, *others = rivals(lab, names, slow)
     made = pictures(painter, some(cases, drawn), own, [gated(alone, uce), uce, *others], say)

@@ -17,7 +17,7 @@ def reference_bytes(eraser, hidden=100, time_features=32, rank=None):
     Two heads a layer, each Linear(width + 32, hidden), ReLU, Linear(hidden, features * rank); two constants of
     features * rank; two scalars and 16 frequencies.
     """
-    config = eraser.hypernet.config
+    config = eraser.config
     rank = rank or config.rank
     width = config.embedding_width + time_features
     numbers = 0
@@ -125,6 +125,16 @@ def summary(found, plan):
         },
         "size": {"bytes": largest["bytes"], "reference_bytes": largest["reference_bytes"]},
     }
+
+
+def family_summary(found, plan):
+    """The figures of a run of another family: the methods on the classes."""
+    by_method = {}
+    for job in found["methods"]:
+        by_method.setdefault(job["method"], []).append(job)
+    drawable = _drawable(by_method["base"])
+    rows = {name: _method(jobs, drawable) for name, jobs in by_method.items()}
+    return {"device": device(), "pictures_a_prompt": plan.pictures, "seeds": len(plan.seeds), "methods": rows}
 
 
 def _budget():

@@ -80,6 +80,9 @@ SIZES = {
     },
 }
 
+# Of a training by an objective that runs diffusion.
+_STEPS = 200
+
 
 # A variant with a region's text in it.
 REGION = ", a region beside it"
@@ -229,14 +232,13 @@ def training(rounds):
                 frozen.predict(z.to(frozen.device), torch.tensor([sigma], device=frozen.device), [conds[text]])
         step(single)
         released.append(time.perf_counter() - started)
-    steps = Settings().steps
-    own = statistics.median(batched) + samples_seconds / (steps * settings.batch)
+    own = statistics.median(batched) + samples_seconds / (_STEPS * settings.batch)
     return {
         "ours_seconds_per_sample": own,
         "released_seconds_per_sample": statistics.median(released),
         "times_cheaper": statistics.median(released) / own,
         "samples_seconds": samples_seconds,
-        "samples_of_a_default_run": steps * settings.batch,
+        "samples_of_a_default_run": _STEPS * settings.batch,
     }
 
 
@@ -258,6 +260,18 @@ def main():
     options = parser.parse_args()
     if options.gpu and not torch.cuda.is_available():
         parser.error("--gpu needs a CUDA GPU, and there is none here.")
+    if options.stages:
+        from . import stages
+
+        def keep(runs):
+            found = {"device": device(), "runs": runs}
+            if options.json:
+                options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+            if options.publish:
+                publish("stages", found, markdown(stages.HEADER, stages.table(runs)), page=MEASURED)
+
+        stages.measure(say, keep)
+        return
     results = {"device": device(), "sampling": {}, "training": {}}
     plan = {"SD 1.5": (64, 20), "SDXL": (128, 20)} if options.gpu else {"SD 1.5": (32, 4)}
     dtype = torch.float16 if options.gpu else torch.float32

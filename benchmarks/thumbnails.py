@@ -61,6 +61,17 @@ def _applying(family):
     return card.picture
 
 
+def _erasing(family):
+    """What is typed, and what the prompt gives then."""
+    card = _Card()
+    card.say("erase", SIDE // 2, 18, 30, _FAINT)
+    card.say("cat -> tree", SIDE // 2, 56, 56)
+    card.put(_tile(family, "cat", "before", 240), 12, 150)
+    card.put(_tile(family, "cat", "after", 240), 260, 150)
+    card.say("a photo of a cat", SIDE // 2, 418, 44)
+    return card.picture
+
+
 def _pairs(family, things, side, columns=1):
     """A row a thing: `columns` pictures before on the left, as many after on the right."""
     card = _Card()
@@ -82,6 +93,7 @@ def _report():
 def thumbnails():
     """Workflow's name to its picture."""
     return {
+        "erase_sd15": _erasing("sd15"),
         "train_sd15": _training("sd15"),
         "apply_sd15": _applying("sd15"),
         "before_after_sd15": _pairs("sd15", ("cat", "dog"), 224),

@@ -25,8 +25,8 @@ from .page import (
 Group = tuple[str, list[Pair]]
 
 _GAP = 4
-_CARD = (WIDTH - 3 * MARGIN) // 2
-_SIDE = (_CARD - _GAP) // 2
+# Widths of a card: two a row, and one where there are no more than two on the page.
+_CARD, _WIDE_CARD = (WIDTH - 3 * MARGIN) // 2, WIDTH - 2 * MARGIN
 
 
 def change_in_words(pair: Pair) -> str:
@@ -98,32 +98,34 @@ def _sentence(pair: Pair) -> str:
     return f"{'erased, ' if pair.erased else ''}{change_in_words(pair)} ({figures})"
 
 
-def _card(pair: Pair) -> Image.Image:
-    pictures = [to_picture(pixels, _SIDE) for pixels in (pair.before, pair.after)]
+def _card(pair: Pair, width: int) -> Image.Image:
+    side = (width - _GAP) // 2
+    pictures = [to_picture(pixels, side) for pixels in (pair.before, pair.after)]
     top = max(picture.height for picture in pictures)
-    prompt = wrapped(pair.text, TEXT, _CARD, 2)
+    prompt = wrapped(pair.text, TEXT, width, 2)
     step, small = TEXT * 4 // 3, SMALL * 4 // 3
     failed = pair.identical if pair.erased else not pair.identical
     notes = [(outcome_in_words(pair), ERASED if pair.erased or failed else KEPT)]
     if pair.similarity:
         notes.append((resemblance_in_words(pair), FAINT if pair.similarity.gone else ERASED))
-    card = Image.new("RGB", (_CARD, top + step * len(prompt) + len(notes) * small + 16), PAPER)
+    card = Image.new("RGB", (width, top + step * len(prompt) + len(notes) * small + 16), PAPER)
     pen = ImageDraw.Draw(card)
     for number, picture in enumerate(pictures):
-        card.paste(picture, (number * (_SIDE + _GAP) + (_SIDE - picture.width) // 2, 0))
+        card.paste(picture, (number * (side + _GAP) + (side - picture.width) // 2, 0))
     for number, line in enumerate(prompt):
         pen.text((0, top + 4 + number * step), line, INK, font(TEXT))
     below = top + 4 + step * len(prompt)
     for number, (text, ink) in enumerate(notes):
-        pen.text((0, below + number * small), wrapped(text, SMALL, _CARD, 1)[0], ink, font(SMALL))
+        pen.text((0, below + number * small), wrapped(text, SMALL, width, 1)[0], ink, font(SMALL))
     return card
 
 
 def card_blocks(pairs: Sequence[Pair], headings: Mapping[str, str] | None = None) -> list[Image.Image]:
-    """Blocks of a page: each group's heading and its cards, two a row, before on the left and after on the right."""
+    """Blocks of a page: each group's heading and its cards, before on the left and after on the right."""
     blocks: list[Image.Image] = []
+    width, each_row = (_WIDE_CARD, 1) if len(pairs) <= 2 else (_CARD, 2)
     for heading, members in in_groups(pairs, headings):
         blocks.append(text_block(f"{heading}: before | after", TEXT, FAINT))
-        cards = [_card(pair) for pair in members]
-        blocks += [beside(cards[first : first + 2]) for first in range(0, len(cards), 2)]
+        cards = [_card(pair, width) for pair in members]
+        blocks += [beside(cards[first : first + each_row]) for first in range(0, len(cards), each_row)]
     return blocks

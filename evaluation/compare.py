@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..hypernet.embedding import Conditioning
-from ..hypernet.eraser import Eraser
+from ..hypernet.merged import AnyEraser
 from ..hypernet.patch import apply_erasure
 from ..hypernet.record import Record
 from ..training.prompts import PromptError, content_lines, fill, retain_split
@@ -107,7 +107,7 @@ class _Prompt(NamedTuple):
 def compare(
     model: Any,
     clip: Any,
-    eraser: Eraser,
+    eraser: AnyEraser,
     texts: Sequence[str],
     drawing: Drawing,
     decode: Decode,
@@ -148,7 +148,7 @@ def _conditioning(clip: Any, text: str) -> Conditioning:
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 
-def _examined(clip: Any, eraser: Eraser, text: str, with_mapping: bool) -> _Prompt:
+def _examined(clip: Any, eraser: AnyEraser, text: str, with_mapping: bool) -> _Prompt:
     positive = _conditioning(clip, text)
     detections = detect(eraser, positive)
     erased, reason = prompt_result(detections)

@@ -8,6 +8,7 @@ from torch.nn.functional import cosine_similarity
 
 from ..hypernet.embedding import Chunk, Conditioning, Entry, entries_of
 from ..hypernet.eraser import Eraser
+from ..hypernet.merged import AnyEraser
 
 # Scores go below zero far from every concept; smaller numbers than this are shown as this.
 _LEAST = 0.01
@@ -33,17 +34,23 @@ class Detection(NamedTuple):
     known: bool
 
 
-def detect(eraser: Eraser, conditioning: Conditioning) -> list[Detection]:
+def detect(eraser: AnyEraser, conditioning: Conditioning) -> list[Detection]:
     """The `Detection` of every chunk of a CONDITIONING, as Apply Concept Erasure decides at strength 1.
 
-    Of a chunk's candidate embeddings the one with the highest score is shown.
+    Of a chunk's candidate embeddings the one with the highest score is shown, and of a merged eraser the part in which
+    that is highest.
     """
     entries = entries_of(conditioning)
     return [detection for entry, values in enumerate(entries) for detection in detect_entry(eraser, values, entry)]
 
 
-def detect_entry(eraser: Eraser, values: Entry, entry: int = 0) -> list[Detection]:
+def detect_entry(eraser: AnyEraser, values: Entry, entry: int = 0) -> list[Detection]:
     """The `Detection` of every chunk of one entry, whose number is `entry`."""
+    found = [_detections(part, values, entry) for part in eraser.parts]
+    return [strongest(same) for same in zip(*found, strict=True)]
+
+
+def _detections(eraser: Eraser, values: Entry, entry: int) -> list[Detection]:
     return [
         _detection(eraser, chunk, (entry, row, number))
         for row, chunks in enumerate(eraser.chunks(values))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from ..hypernet.boxes import is_erased_box
 from ..hypernet.controlnets import own_text
 from ..hypernet.embedding import Conditioning, Entry, entries_of
-from ..hypernet.eraser import Eraser
+from ..hypernet.merged import AnyEraser
 from .detection import detect_entry
 
 _BOX = {
@@ -16,12 +16,12 @@ _BOX = {
 _PICTURES = ("unclip_conditioning", "clip_vision_output")
 
 
-def other_text(eraser: Eraser, conditioning: Conditioning) -> list[str]:
+def other_text(eraser: AnyEraser, conditioning: Conditioning) -> list[str]:
     """A line for each such text of a CONDITIONING, as Apply Concept Erasure decides at strength 1."""
     return list(dict.fromkeys(line for entry in entries_of(conditioning) for line in _lines(eraser, entry)))
 
 
-def _lines(eraser: Eraser, entry: Entry) -> Iterator[str]:
+def _lines(eraser: AnyEraser, entry: Entry) -> Iterator[str]:
     _, _, boxes = entry.get("gligen", (None, None, ()))
     for number, box in enumerate(boxes, 1):
         yield f"GLIGEN box {number}: {_BOX[is_erased_box(box[0], eraser)]}"

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
-from ..hypernet.eraser import Eraser
+from ..hypernet.merged import AnyEraser
 from ..training.sampling import Drawing
 from .cards import card_blocks, pairs_in_words, tally
 from .compare import Pair
@@ -13,7 +13,7 @@ from .sentences import erases
 
 
 def report_page(
-    eraser: Eraser, pairs: Sequence[Pair], warnings: Sequence[str], headings: Mapping[str, str]
+    eraser: AnyEraser, pairs: Sequence[Pair], warnings: Sequence[str], headings: Mapping[str, str]
 ) -> Image.Image:
     """The report as a page (PIL): what it found in a sentence, and the pictures.
 
@@ -30,7 +30,7 @@ def report_page(
 
 
 def report_text(
-    eraser: Eraser, pairs: Sequence[Pair], drawing: Drawing, warnings: Sequence[str], headings: Mapping[str, str]
+    eraser: AnyEraser, pairs: Sequence[Pair], drawing: Drawing, warnings: Sequence[str], headings: Mapping[str, str]
 ) -> str:
     """The report in words, with all that the page leaves out: figures and settings."""
     settings = (

@@ -6,7 +6,7 @@ A box carries the pooled vector of its text. One that names an erased concept is
 from torch import Tensor
 
 from .embedding import Entry
-from .eraser import Eraser
+from .merged import AnyEraser
 from .texts import SamplingTexts
 
 # GLIGEN takes the vector before the projection, which is c in this family alone.
@@ -25,9 +25,9 @@ def without_erased_boxes(entry: Entry, texts: SamplingTexts) -> Entry:
     return entry if len(kept) == len(boxes) else {**entry, "gligen": (kind, model, kept)}
 
 
-def is_erased_box(vector: Tensor, eraser: Eraser) -> bool | None:
+def is_erased_box(vector: Tensor, eraser: AnyEraser) -> bool | None:
     """Whether the text of a box with this pooled vector names an erased concept; None where that can't be known."""
-    fits = eraser.record.family == _SAME_VECTOR and vector.shape[-1] == eraser.hypernet.config.embedding_width
+    fits = eraser.record.family == _SAME_VECTOR and vector.shape[-1] == eraser.config.embedding_width
     if not fits or eraser.detector is None:
         return None
     return bool((eraser.score(vector.reshape(1, -1).float().to(eraser.device)) >= 1).any())

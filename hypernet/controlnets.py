@@ -37,9 +37,7 @@ def own_text(entry: Entry) -> Entry | None:
     return {"cross_attn": entry[TEXT], "pooled_output": entry.get(_POOLED)} if TEXT in entry else None
 
 
-def _readable(
-    entry: Entry, parts: Sequence[tuple[Part, ...]], texts: SamplingTexts
-) -> tuple[Tensor | None, bool]:
+def _readable(entry: Entry, parts: Sequence[tuple[Part, ...]], texts: SamplingTexts) -> tuple[Tensor | None, bool]:
     """The tokens (n, length, in) that an entry's ControlNet may read, None without one; whether some are erased."""
     states = entry.get(TEXT, entry.get("cross_attn"))
     if "control" not in entry or states is None:

@@ -178,7 +178,7 @@ def import_weights(path: Path, concepts: Sequence[tuple[str, str]] = ()) -> Eras
             earlier = load(own)
         except ValueError:
             earlier = None
-        if earlier is None or not earlier.record.training.imported_from:
+        if not isinstance(earlier, Eraser) or not earlier.record.training.imported_from:
             raise _refuse(path, f"can't be imported: there is another file '{own.name}' beside it. Rename one of them.")
         if earlier.record.training.imported_from == origin and earlier.record.concepts == concepts:
             return earlier

@@ -4,6 +4,7 @@ Each chunk of a prompt is detected by itself, so one that names an erased concep
 alone get the delta. The rest of the prompt keeps the base model's keys and values.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -30,7 +31,8 @@ class Span(NamedTuple):
 class Part(NamedTuple):
     """A span of a prompt and the factors (p = 1, one `Factors` a layer) of the delta that its tokens get.
 
-    key: the content key of the embedding, the same for equal factors. score: the detector's score of it.
+    key: the content key of the embedding, the same for equal factors; behind a mark of its own in each part of a merged
+    eraser. score: the detector's score of it.
     """
 
     span: Span
@@ -45,17 +47,25 @@ class PromptDeltas:
     strength: see `Eraser.factors`. gate: whether text below the detector's threshold is left alone. unknown:
     one of POLICIES, for text without a candidate embedding: "base" leaves it alone, "strict" treats it as the
     erased concept with the highest score. joint: whether the target layers process the prompt's tokens
-    together with the picture's, so that a prompt gets one delta for all.
+    together with the picture's, so that a prompt gets one delta for all. mark: what each `Part.key` begins with.
     """
 
     def __init__(
-        self, eraser: Eraser, strength: float = 1.0, gate: bool = True, unknown: str = "base", joint: bool = False
+        self,
+        eraser: Eraser,
+        strength: float = 1.0,
+        gate: bool = True,
+        unknown: str = "base",
+        joint: bool = False,
+        mark: bytes = b"",
     ) -> None:
-        self.eraser, self.joint = eraser, joint
+        self.eraser = eraser
+        self.strength, self.gate, self.unknown = strength, gate, unknown
+        self.joint, self.mark = joint, mark
         self.fallback = _strongest(eraser) if unknown == "strict" else None
         self.cache = FactorCache(eraser, strength, gate)
         own = eraser.concept_embeddings if eraser.token_detector is not None else None
-        self._named = set() if own is None else {content_key(c) for c in own}
+        self._named = set() if own is None else {mark + content_key(c) for c in own}
 
     def parts(self, entries: list[Entry]) -> tuple[list[list[tuple[Part, ...]]], bool]:
         """The `Part`s of each prompt of each conditioning entry, and whether some text has no candidate embedding.
@@ -65,23 +75,26 @@ class PromptDeltas:
         """
         prompts_of = [self.eraser.chunks(entry) for entry in entries]
         chunks = [chunk for prompts in prompts_of for prompt in prompts for chunk in prompt]
-        unknown = any(chunk.unknown for chunk in chunks)
+        self.fill(chunks)
+        found = [[self.merged(self.found_in(prompt)) for prompt in prompts] for prompts in prompts_of]
+        self.cache.trim()
+        return found, any(chunk.unknown for chunk in chunks)
+
+    def fill(self, chunks: Sequence[Chunk]) -> None:
+        """Generate the factors of everything in these chunks that gets some."""
         embeddings = [c for chunk in chunks for c in chunk.candidates]
-        if unknown and self.fallback is not None:
+        if self.fallback is not None and any(chunk.unknown for chunk in chunks):
             embeddings.append(self.fallback)
         self.cache.fill(embeddings)
         # What a token names is erased whatever the detector on c says of the concept's own embedding.
         self.cache.fill((self.eraser.own_embedding(k) for chunk in chunks for k in chunk.named), gated=False)
-        found = [[self._parts_of(prompt) for prompt in prompts] for prompts in prompts_of]
-        self.cache.trim()
-        return found, unknown
 
     def _chosen(self, keys: list[bytes]) -> list[bytes]:
         """Of a chunk's candidates the first that is detected, or one that scores much higher; none without one."""
         return _first_or_higher({key: generated.score for key in keys if (generated := self.cache.get(key))})
 
-    def _parts_of(self, chunks: list[Chunk]) -> tuple[Part, ...]:
-        """The `Part`s of a prompt; neighbours with the same factors are one part.
+    def found_in(self, chunks: Sequence[Chunk]) -> list[Part]:
+        """The `Part`s of a prompt, of each of its chunks one by one.
 
         Under "base", text without a candidate follows the chunk before it, which it continues. At the
         beginning of a prompt it is left alone.
@@ -94,8 +107,8 @@ class PromptDeltas:
             elif self.fallback is not None:
                 keys = self._chosen([content_key(self.fallback)])
             span = Span(chunk.start, chunk.stop, length)
-            parts += [Part(span, key, *self.cache[key]) for key in keys]
-        return self.merged(parts)
+            parts += [Part(span, self.mark + key, *self.cache[key]) for key in keys]
+        return parts
 
     def _keys(self, chunk: Chunk) -> list[bytes]:
         """The keys of the embeddings that drive H for a chunk: of its own c, if that is detected, and of the concepts
@@ -133,8 +146,13 @@ class PromptDeltas:
 
     def unreadable(self) -> tuple[Part, ...]:
         """The `Part`s of a row whose text can't be known, on all of its tokens."""
-        self.cache.fill([] if self.fallback is None else [self.fallback])
-        return self._parts_of([Chunk(0, 1, (), True)])
+        chunks = [Chunk(0, 1, (), True)]
+        self.fill(chunks)
+        return self.merged(self.found_in(chunks))
+
+    def clear(self) -> None:
+        """Drop the factors of a sampling that is over."""
+        self.cache.clear()
 
     def unknown_message(self, what: str = "a prompt") -> str:
         """The warning about text without a candidate embedding. what: the text, for the user."""

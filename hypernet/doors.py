@@ -109,9 +109,12 @@ class NetworkCall:
             self.embedded.append(_Known(ref(states), numbers, self._stacked(numbers, states.shape[1])))
 
     def has_embedded(self, states: Tensor) -> bool:
-        """Whether states (n, length, width) came out of the text embedding."""
+        """Whether every row of states (n, length, width) came out of the text embedding."""
         tensors = [own for known in self.embedded if (own := known.tokens()) is not None]
-        return any(own is states for own in tensors) or any(same_tensor(own, states) for own in tensors)
+        if any(own is states or same_tensor(own, states) for own in tensors):
+            return True
+        rows = [row for own in tensors for row in own]
+        return all(any(same_tensor(row, own) for row in rows) for own in states)
 
     # Joint attention
 
@@ -212,10 +215,7 @@ class Doors:
 
         Fused kernels compute with a layer's weight and skip its forward. Raises `ErasureLapsedError` under strict.
         """
-        if self.projects:
-            ran = [any(call.ran)] * len(self.targets)
-        else:
-            ran = [call.ran[block] for block in self._block]
+        ran = [any(call.ran)] * len(self.targets) if self.projects else [call.ran[block] for block in self._block]
         skipped = [
             target.name
             for target, expected, called in zip(self.targets, ran, call.called, strict=True)

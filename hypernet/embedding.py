@@ -93,10 +93,16 @@ def chunks_of_prompt(
         part = tokens[start : start + (length or tokens.shape[0])]
         blank = not bool(part.any())
         candidates = pooled if start == 0 else ()
-        if regressor is not None and regressor.fits(part) and not blank:
-            candidates = (*candidates, *regressor.candidates(part))
-        chunks.append(Chunk(start, start + len(part), candidates, not (blank or candidates), part))
+        chunk = Chunk(start, start + len(part), candidates, not (blank or candidates), part)
+        chunks.append(chunk if blank else with_estimates(chunk, regressor))
     return chunks
+
+
+def with_estimates(chunk: Chunk, regressor: PooledRegressor | None) -> Chunk:
+    """A chunk that isn't blank, with the regressor's estimates as further candidates, where it fits the tokens."""
+    if regressor is None or chunk.tokens is None or not regressor.fits(chunk.tokens):
+        return chunk
+    return chunk._replace(candidates=(*chunk.candidates, *regressor.candidates(chunk.tokens)), unknown=False)
 
 
 def chunks_of(

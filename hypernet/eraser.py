@@ -19,8 +19,8 @@ from torch import Tensor
 from .detector import Detector
 from .embedding import Chunk, Entry, chunks_of
 from .factors import Factors
-from .network import Hypernet
-from .published import PublishedHypernet
+from .network import Hypernet, HypernetConfig
+from .published import PublishedConfig, PublishedHypernet
 from .record import Record
 from .regressor import PooledRegressor
 from .token_detector import TokenDetector
@@ -43,6 +43,16 @@ class Eraser:
     regressor: PooledRegressor | None = None
     concept_embeddings: Tensor | None = None
     token_detector: TokenDetector | None = None
+
+    @property
+    def parts(self) -> tuple["Eraser", ...]:
+        """The erasers that a merged one is made of (``merged``); of any other, itself."""
+        return (self,)
+
+    @property
+    def config(self) -> HypernetConfig | PublishedConfig:
+        """The shape of H and the target layers."""
+        return self.hypernet.config
 
     @property
     def device(self) -> torch.device:
@@ -78,6 +88,10 @@ class Eraser:
     def score(self, c: Tensor) -> Tensor:
         """max_k f_k(c), (p, width) to (p,): 1 and above is erased. Without a detector it is 1 throughout."""
         return torch.ones(c.shape[0]) if self.detector is None else self.detector(c)
+
+    def answering(self, _c: Tensor) -> "Eraser":
+        """The part whose H answers one embedding (1, width), see `parts`."""
+        return self
 
     def factors(self, c: Tensor, strength: float = 1.0) -> list[Factors]:
         """A(c', s) and B(c', s) for embeddings c (p, width), one `Factors` for each target layer.

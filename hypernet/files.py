@@ -20,9 +20,11 @@ from torch import Tensor
 from .detector import Detector
 from .eraser import Eraser
 from .families import Family
+from .merged import AnyEraser, MergedEraser, check_one_base
+from .neighbours import Neighbours
 from .network import Hypernet, HypernetConfig
 from .published import PublishedConfig, PublishedHypernet
-from .record import FORMAT, HypernetFileError, Record, describe, short, tensor_names
+from .record import FORMAT, FORMAT_MERGED, HypernetFileError, Record, describe, described_parts, short, tensor_names
 from .regressor import PooledRegressor
 from .targets import TargetLayer, family_by_key
 from .token_detector import TokenDetector
@@ -30,11 +32,15 @@ from .token_detector import TokenDetector
 SUFFIX = ".safetensors"
 _REGRESSOR = {part: f"regressor.{part}" for part in ("up", "down", "bias", "key")}
 _DETECTOR, _CONCEPTS = ("detector.weight", "detector.bias"), "concept_embeddings"
+_NEIGHBOURS = "detector.neighbours.embeddings"
 _TOKEN_DETECTOR = ("token_detector.weight", "token_detector.bias")
 
 
-def tensors_of(eraser: Eraser) -> dict[str, Tensor]:
-    """Everything that a file holds, by name."""
+def tensors_of(eraser: AnyEraser) -> dict[str, Tensor]:
+    """Everything that a file holds, by name; the names in a merged one begin with the number of the part."""
+    if isinstance(eraser, MergedEraser):
+        own = enumerate(map(tensors_of, eraser.parts))
+        return {f"{n}.{name}": tensor for n, tensors in own for name, tensor in tensors.items()}
     tensors = dict(eraser.hypernet.state_dict())
     if eraser.regressor is not None:
         tensors |= {name: getattr(eraser.regressor, part) for part, name in _REGRESSOR.items()}
@@ -47,7 +53,7 @@ def tensors_of(eraser: Eraser) -> dict[str, Tensor]:
     return tensors
 
 
-def same_eraser(one: Eraser, other: Eraser) -> bool:
+def same_eraser(one: AnyEraser, other: AnyEraser) -> bool:
     """Whether two erasers hold the same numbers, as those of one file do that was loaded twice."""
     if one is other:
         return True
@@ -75,7 +81,7 @@ def written_aside(path: Path) -> Generator[Path]:
         part.unlink(missing_ok=True)
 
 
-def metadata_of(eraser: Eraser, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+def metadata_of(eraser: AnyEraser, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The metadata of a hypernet file; `extra` adds keys such as `workflow`."""
     record, family = eraser.record, family_by_key(eraser.record.family)
     erased = ", ".join(concept for concept, _ in record.concepts)
@@ -87,19 +93,25 @@ def metadata_of(eraser: Eraser, extra: Mapping[str, str] | None = None) -> dict[
         "modelspec.implementation": "https://arxiv.org/abs/2602.03410",
         "modelspec.description": f"Concept eraser for {family.title}. Erases: {record.summary()}"[:4000],
         "modelspec.date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "unhype.format": FORMAT,
-        "unhype.config": json.dumps(eraser.hypernet.config.to_dict()),
-        "unhype.record": record.to_json(),
+        **_description(eraser),
         **(extra or {}),
     }
 
 
-def save(eraser: Eraser, path: Path, extra: Mapping[str, str] | None = None) -> None:
+def _description(eraser: AnyEraser) -> dict[str, str]:
+    if isinstance(eraser, MergedEraser):
+        parts = [{"name": part.name, **_description(part)} for part in eraser.parts]
+        return {"unhype.format": FORMAT_MERGED, "unhype.parts": json.dumps(parts)}
+    config = json.dumps(eraser.hypernet.config.to_dict())
+    return {"unhype.format": FORMAT, "unhype.config": config, "unhype.record": eraser.record.to_json()}
+
+
+def save(eraser: AnyEraser, path: Path, extra: Mapping[str, str] | None = None) -> None:
     """Save an `Eraser` at `path` in fp16, imported ones as exactly as they came in fp32.
 
     See `written_aside` for the errors.
     """
-    exact = isinstance(eraser.hypernet, PublishedHypernet)
+    exact = isinstance(eraser, Eraser) and isinstance(eraser.hypernet, PublishedHypernet)
     tensors = {name: tensor if exact else tensor.half() for name, tensor in tensors_of(eraser).items()}
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     with written_aside(path) as part:
@@ -154,34 +166,57 @@ def network_of(config: HypernetConfig | PublishedConfig, tensors: Mapping[str, T
     return network.requires_grad_(False).eval()
 
 
-def load(path: Path) -> Eraser:
-    """Load a hypernet file as an `Eraser` on the CPU in fp32.
+def load(path: Path) -> AnyEraser:
+    """Load a hypernet file as an `Eraser`, or a merged one as a `MergedEraser`, on the CPU in fp32.
 
     Raises `HypernetFileError` for anything that is no whole, consistent hypernet file, and
     `targets.UnsupportedModelError` for a family that this version does not know.
     """
     with open_checked(path) as file:
         metadata = file.metadata()
+        if (metadata or {}).get("unhype.format") == FORMAT_MERGED:
+            return _load_merged(file, path)
         config, record = describe(metadata, path.name)
-        family_by_key(record.family)
-        own = config.shapes()
         has_detector = _DETECTOR[0] in tensor_names(metadata, list(file.keys()))
-        shapes = own | _shapes_beside(record, config.embedding_width, has_detector)
+        shapes = _shapes(config, record, has_detector)
         tensors = read_tensors(file, shapes, path, "F32" if isinstance(config, PublishedConfig) else "F16")
+    return _eraser_of(config, record, tensors, path.stem)
+
+
+def _load_merged(file: Any, path: Path) -> MergedEraser:
+    parts = described_parts(file.metadata(), path.name)
+    shapes = [_shapes(config, record, True) for _, config, record in parts]
+    named = {f"{n}.{name}": shape for n, own in enumerate(shapes) for name, shape in own.items()}
+    tensors = read_tensors(file, named, path, "F16")
+    erasers = [
+        _eraser_of(config, record, {key: tensors[f"{n}.{key}"] for key in own}, name)
+        for n, (own, (name, config, record)) in enumerate(zip(shapes, parts, strict=True))
+    ]
+    check_one_base(erasers)
+    return MergedEraser(tuple(erasers), path.stem)
+
+
+def _eraser_of(
+    config: HypernetConfig | PublishedConfig, record: Record, tensors: Mapping[str, Tensor], name: str
+) -> Eraser:
+    own = config.shapes()
     hypernet = network_of(config, {name: tensors[name] for name in own})
     regressor = None
     if widths := record.text_encoder.widths:
         regressor = PooledRegressor(tuple(widths), **{part: tensors[name] for part, name in _REGRESSOR.items()})
-    detector = Detector(*(tensors[name] for name in _DETECTOR)) if has_detector else None
+    neighbours = Neighbours(tensors[_NEIGHBOURS], tensors[_CONCEPTS]) if record.text_encoder.neighbours else None
+    detector = Detector(*(tensors[name] for name in _DETECTOR), neighbours) if _DETECTOR[0] in tensors else None
     token_detector = None
     if widths := record.text_encoder.token_widths:
         token_detector = TokenDetector(tuple(widths), *(tensors[name] for name in _TOKEN_DETECTOR))
-    return Eraser(hypernet, record, path.stem, detector, regressor, tensors.get(_CONCEPTS), token_detector)
+    return Eraser(hypernet, record, name, detector, regressor, tensors.get(_CONCEPTS), token_detector)
 
 
-def _shapes_beside(record: Record, width: int, has_detector: bool) -> dict[str, tuple[int, ...]]:
-    """The tensors that a file holds beside the network: name to shape."""
-    encoder, concepts, shapes = record.text_encoder, len(record.concepts), {}
+def _shapes(config: HypernetConfig | PublishedConfig, record: Record, has_detector: bool) -> dict[str, tuple[int, ...]]:
+    """The tensors of an eraser in a file: name to shape."""
+    family_by_key(record.family)
+    width, shapes = config.embedding_width, config.shapes()
+    encoder, concepts = record.text_encoder, len(record.concepts)
     if encoder.chunk:
         shapes[_CONCEPTS] = (concepts, width)
     if encoder.widths:
@@ -197,6 +232,8 @@ def _shapes_beside(record: Record, width: int, has_detector: bool) -> dict[str, 
         shapes |= dict(zip(_TOKEN_DETECTOR, ((concepts, sum(widths)), (len(widths), concepts)), strict=True))
     if has_detector:
         shapes |= {_DETECTOR[0]: (concepts, width), _DETECTOR[1]: (concepts,)}
+    if encoder.neighbours:
+        shapes[_NEIGHBOURS] = (encoder.neighbours, width)
     return shapes
 
 
@@ -205,13 +242,13 @@ def _size(layer: TargetLayer) -> str:
     return f"{layer.inputs} to {layer.outputs}{rows}"
 
 
-def check_fits(eraser: Eraser, family: Family, layers: tuple[TargetLayer, ...]) -> None:
+def check_fits(eraser: AnyEraser, family: Family, layers: tuple[TargetLayer, ...]) -> None:
     """Raise `HypernetFileError` in the user's words unless the hypernet fits a model of `family`.
 
     `layers` are the model's own `TargetLayer`s. A hypernet that was trained here must change all of them, since the
     text would go on entering by the others; the paper's authors chose some.
     """
-    record, config = eraser.record, eraser.hypernet.config
+    record, config = eraser.record, eraser.config
     if record.family != family.key:
         raise HypernetFileError(
             f"Hypernet '{eraser.name}' was trained for {family_by_key(record.family).title}, but the model is "

@@ -33,9 +33,10 @@ from .controlnets import with_control_texts
 from .deltas import PromptDeltas
 from .doors import Doors, NetworkCall, lapsed
 from .embedding import Entry
-from .eraser import Eraser
 from .files import check_fits, same_eraser
 from .guidance import negative_is_pushed_away
+from .merged import AnyEraser
+from .merged_deltas import deltas_of, joined
 from .targets import layers_like, recognise, target_layers
 from .texts import SamplingTexts
 
@@ -54,11 +55,13 @@ class Erasure:
     """One eraser on one model: the three wrappers and the `PromptDeltas` they share.
 
     key: where this erasure keeps its rows, its own for every Apply on the same model so that several add up. tell:
-    takes the warning of a sampling in which something ran unprotected.
+    takes the warning of a sampling in which something ran unprotected. joins: whether a later one merges with it.
     """
 
-    def __init__(self, deltas: PromptDeltas, doors: Doors, key: str, tell: Callable[[str], None] | None) -> None:
-        self.deltas, self.doors, self.key, self.tell = deltas, doors, key, tell
+    def __init__(
+        self, deltas: PromptDeltas, doors: Doors, key: str, tell: Callable[[str], None] | None, joins: bool
+    ) -> None:
+        self.deltas, self.doors, self.key, self.tell, self.joins = deltas, doors, key, tell, joins
 
     def _warn(self, message: str) -> None:
         log.warning(message)
@@ -156,7 +159,7 @@ class Erasure:
 
     def cleanup(self, *_: Any) -> None:
         """ON_CLEANUP: drop the factors when a sampling ends, also after an error."""
-        self.deltas.cache.clear()
+        self.deltas.clear()
 
 
 def _encoded(entry: Entry, readable: Entry) -> Entry:
@@ -174,21 +177,23 @@ def is_erased(model: ModelPatcher) -> bool:
 
 def apply_erasure(
     model: ModelPatcher,
-    eraser: Eraser,
+    eraser: AnyEraser,
     strength: float = 1.0,
     gate: bool = True,
     unknown: str = "base",
     tell: Callable[[str], None] | None = None,
+    joins: bool = False,
 ) -> ModelPatcher:
     """Return a clone of `model` with `eraser` on it; `model` is not touched.
 
     strength, gate, unknown: see `deltas.PromptDeltas`. At strength 0 the clone is the model itself. An eraser that
     the model carries already is applied once, with the stricter values of both. tell: takes a warning for the
-    user, at most one a sampling, beside the log. Raises `targets.UnsupportedModelError` or `HypernetFileError`
-    when the hypernet does not fit.
+    user, at most one a sampling, beside the log. joins: whether erasures that also join are merged into one, as if they
+    had been applied at once, where otherwise their deltas add up. Raises `targets.UnsupportedModelError` or
+    `HypernetFileError` when the hypernet does not fit.
     """
     family = recognise(model.model)
-    layers = layers_like(model.model, family, eraser.hypernet.config.layers)
+    layers = layers_like(model.model, family, eraser.config.layers)
     check_fits(eraser, family, layers)
     clone = model.clone()
     if strength <= 0:
@@ -202,18 +207,19 @@ def apply_erasure(
         )
     for former in erasures_among(clone.wrappers):
         if same_eraser(former.deltas.eraser, eraser):
-            strength = max(strength, former.deltas.cache.strength)
-            gate = gate and former.deltas.cache.gate
+            strength = max(strength, former.deltas.strength)
+            gate = gate and former.deltas.gate
             unknown = "strict" if former.deltas.fallback is not None else unknown
+            _remove(clone, former.key)
+    deltas = deltas_of(eraser, strength, gate, unknown, family.joint)
+    for former in erasures_among(clone.wrappers) if joins else ():
+        if former.joins and former.deltas.eraser.config.layers == eraser.config.layers:
+            deltas = joined(former.deltas, deltas)
             _remove(clone, former.key)
     taken = {erasure.key for erasure in erasures_among(clone.wrappers)}
     key = next(key for n in count(1) if (key := KEY if n == 1 else f"{KEY}_{n}") not in taken)
-    erasure = Erasure(
-        PromptDeltas(eraser, strength, gate, unknown, family.joint),
-        Doors(family, eraser.hypernet.config.layers, target_layers(model.model, family)),
-        key,
-        tell,
-    )
+    doors = Doors(family, eraser.config.layers, target_layers(model.model, family))
+    erasure = Erasure(deltas, doors, key, tell, joins)
     for kind, wrapper in zip(KINDS, (erasure.outer_sample, erasure.calc_cond_batch, erasure.apply_model), strict=True):
         clone.add_wrapper_with_key(kind, key, wrapper)
     clone.add_callback_with_key(CallbacksMP.ON_CLEANUP, key, erasure.cleanup)

@@ -7,7 +7,7 @@ strangers, so every value is checked before it is used.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -16,9 +16,12 @@ from .families import POOLED, TOKENS
 from .network import HypernetConfig
 from .published import KIND, PublishedConfig
 
-FORMAT = "4"
-# Format 3 had no token detector. Format 2 had other names for the same things: of fields of the record and of tensors.
-_FORMAT_3, _FORMAT_2 = "3", "2"
+FORMAT = "6"
+# Of a merged file, which holds the descriptions of its parts, each in a format of its own.
+FORMAT_MERGED = "5"
+# Format 4 had no neighbours, format 3 no token detector. Format 2 had other names for the same things: of fields of the
+# record and of tensors.
+_FORMAT_4, _FORMAT_3, _FORMAT_2 = "4", "3", "2"
 _RENAMED = {
     "base": {"weight_spread": "weight_std"},
     "reading": {"tokens": "chunk"},
@@ -33,6 +36,7 @@ _RENAMED = {
 _RENAMED_TENSORS = {"switch.": "detector.", "reader.": "regressor.", "concepts.c": "concept_embeddings"}
 
 _LIMITS = {"rank": 256, "basis": 1024, "hidden": 8192, "trajectory": 100_000, "octaves": 16, "embedding_width": 65_536}
+_MAX_PARTS = 10_000
 _MAX_LAYERS, _MAX_FEATURES, _MAX_TOKENS = 4096, 262_144, 65_536
 # Characters. Thousands of concepts and the losses of long runs need a tenth; JSON takes twenty times that in memory.
 _MAX_DESCRIPTION = 8_000_000
@@ -43,6 +47,12 @@ _COMMAS = frozenset(",;\uff0c\uff1b\u3001")
 
 class HypernetFileError(UserError, ValueError):
     """A file is no hypernet, is damaged, or does not fit the model."""
+
+
+def as_list(concepts: Sequence[tuple[str, str]]) -> str:
+    """Pairs (concept, mapping), one a line, as Train Erasure takes them."""
+    quoted = [f'"{concept}"' if _COMMAS.intersection(concept) else concept for concept, _ in concepts]
+    return "\n".join(f"{name} -> {mapping}" for name, (_, mapping) in zip(quoted, concepts, strict=True))
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,8 @@ class TextEncoder:
 
     widths, layers, rank: of the file's `PooledRegressor`: the widths of the states that it takes, the encoder
     layers that it knows and the rank of its maps; empty and 0 without one. token_widths: the widths of the states
-    that the file's `TokenDetector` takes, empty without one.
+    that the file's `TokenDetector` takes, empty without one. neighbours: how many embeddings the file's `Neighbours`
+    are, 0 without them.
     """
 
     chunk: int = 0
@@ -68,6 +79,7 @@ class TextEncoder:
     layers: int = 0
     rank: int = 0
     token_widths: list[int] = field(default_factory=list)
+    neighbours: int = 0
 
 
 @dataclass(frozen=True)
@@ -128,8 +140,7 @@ class Record:
 
     def summary(self) -> str:
         """The erased concepts with their mappings, one a line, as Train Erasure takes them."""
-        quoted = [f'"{concept}"' if _COMMAS.intersection(concept) else concept for concept, _ in self.concepts]
-        return "\n".join(f"{name} -> {mapping}" for name, (_, mapping) in zip(quoted, self.concepts, strict=True))
+        return as_list(self.concepts)
 
     def to_json(self) -> str:
         """The record as JSON, the value of `unhype.record`."""
@@ -156,7 +167,7 @@ def describe(metadata: Mapping[str, str] | None, name: str) -> tuple[HypernetCon
             f"'{name}' is a safetensors file but no UnHype hypernet (a LoRA or a checkpoint perhaps). "
             "Pick a file that Train Erasure wrote."
         )
-    if metadata.get("unhype.format") not in (FORMAT, _FORMAT_3, _FORMAT_2):
+    if metadata.get("unhype.format") not in (FORMAT, _FORMAT_4, _FORMAT_3, _FORMAT_2):
         raise HypernetFileError(
             f"'{name}' has UnHype format {short(metadata.get('unhype.format'))}, this version reads {_FORMAT_2} to "
             f"{FORMAT}. Update the UnHype node pack, or train the file again if it is an old one."
@@ -171,6 +182,24 @@ def describe(metadata: Mapping[str, str] | None, name: str) -> tuple[HypernetCon
         raise HypernetFileError(
             f"The description inside '{name}' is damaged ({short(error)}). Download or train it again."
         ) from error
+
+
+def described_parts(
+    metadata: Mapping[str, str], name: str
+) -> list[tuple[str, HypernetConfig | PublishedConfig, Record]]:
+    """Name, config and record of each part of a merged file; see `describe`."""
+    try:
+        if len(metadata["unhype.parts"]) > _MAX_DESCRIPTION:
+            raise ValueError(f"it is longer than {_MAX_DESCRIPTION} characters")
+        parts = json.loads(metadata["unhype.parts"])
+        if type(parts) is not list or not 1 <= len(parts) <= _MAX_PARTS:
+            raise ValueError("it has no list of parts")
+        named = [(str(part.pop("name")), part) for part in parts]
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise HypernetFileError(
+            f"The description inside '{name}' is damaged ({short(error)}). Download or merge it again."
+        ) from error
+    return [(part_name, *describe(part, name)) for part_name, part in named]
 
 
 def tensor_names(metadata: Mapping[str, str] | None, names: list[str]) -> dict[str, str]:
@@ -264,6 +293,8 @@ def _check_encoder(encoder: TextEncoder) -> None:
         raise ValueError(f"the regressor knows {encoder.layers!r} layers of the text encoder")
     if not has_regressor <= encoder.rank <= _MAX_TOKENS:
         raise ValueError(f"the regressor's maps have rank {encoder.rank!r}")
+    if not 0 <= encoder.neighbours <= (encoder.chunk and _MAX_TOKENS):
+        raise ValueError(f"the number of neighbours is {encoder.neighbours!r}")
 
 
 def _is_number(value: Any) -> bool:

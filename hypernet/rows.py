@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.functional import pad
 
 from .deltas import Part, Span
 from .factors import Factors, lowrank_delta
@@ -85,6 +86,15 @@ class Batch(NamedTuple):
         return None if self.masks is None else self.masks.mask(tokens)
 
 
+def _stacked(same: Sequence[Factors], device: torch.device) -> Factors:
+    """The factors of one layer for several prompts. Those of a lower rank, from another part of a merged eraser, get
+    zeros."""
+    rank = max(factors.A.shape[1] for factors in same)
+    A = torch.cat([pad(factors.A, (0, 0, 0, rank - factors.A.shape[1])) for factors in same])
+    B = torch.cat([pad(factors.B, (0, rank - factors.B.shape[2])) for factors in same])
+    return Factors(A.to(device), B.to(device))
+
+
 class RowTable:
     """The parts of prompts by row number, and stacked for batches of row numbers."""
 
@@ -120,10 +130,7 @@ class RowTable:
         active = [(row, part) for row, n in enumerate(numbers) for part in self.parts(n)]
         if not active:
             return None
-        layers = [
-            Factors(torch.cat([f.A for f in same]).to(device), torch.cat([f.B for f in same]).to(device))
-            for same in zip(*(part.factors for _, part in active), strict=True)
-        ]
+        layers = [_stacked(same, device) for same in zip(*(part.factors for _, part in active), strict=True)]
         spans = [part.span for _, part in active]
         whole = all(span.stop - span.start == span.length for span in spans)
         rows = torch.tensor([row for row, _ in active], device=device)

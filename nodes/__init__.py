@@ -4,10 +4,12 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..policy.enforced import enforced
 from .apply import ApplyErasure
+from .erase import EraseConcept
 from .export import HypernetToLora
 from .import_weights import ImportWeights
 from .inspect import InspectPrompt
 from .load import LoadHypernet
+from .merge import MergeErasers
 from .report import ErasureReport
 from .server_policy import ServerPolicy, ServerRefusal
 from .train import TrainErasure
@@ -18,9 +20,11 @@ class UnHypeExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
+            EraseConcept,
             LoadHypernet,
             ApplyErasure,
             TrainErasure,
+            MergeErasers,
             HypernetToLora,
             InspectPrompt,
             ImportWeights,

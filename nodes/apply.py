@@ -5,7 +5,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..hypernet.deltas import POLICIES
-from ..hypernet.eraser import Eraser
+from ..hypernet.merged import AnyEraser
 from ..hypernet.patch import apply_erasure
 from .progress import NodeText
 from .schema import CATEGORY, PURPOSES, Hypernet, advanced, only_choices, only_links, schema
@@ -60,7 +60,7 @@ class ApplyErasure(io.ComfyNode):
     def execute(
         cls,
         model: Any,
-        unhype: Eraser,
+        unhype: AnyEraser,
         strength: float = 1.0,
         keep_others_exact: bool = True,
         unknown_prompts: str = POLICIES[0],

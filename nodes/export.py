@@ -4,8 +4,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..hypernet.eraser import Eraser
 from ..hypernet.lora import to_lora
+from ..hypernet.merged import AnyEraser
 from ..policy.enforced import check_export
 from ..training.encode import encode
 from .schema import CATEGORY, Hypernet, only_links, schema
@@ -43,7 +43,7 @@ class HypernetToLora(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, unhype: Eraser, clip: Any, text: str, strength: float = 1.0) -> io.NodeOutput:
+    def execute(cls, unhype: AnyEraser, clip: Any, text: str, strength: float = 1.0) -> io.NodeOutput:
         only_links("Hypernet to LoRA", unhype=unhype, clip=clip)
         check_export()
         return io.NodeOutput(to_lora(unhype, encode(clip, text, unhype.record.embedding).c, text, strength))

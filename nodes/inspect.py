@@ -6,7 +6,7 @@ from ..evaluation.bars import bar_picture
 from ..evaluation.detection import detect, report_text
 from ..evaluation.other_text import other_text
 from ..hypernet.embedding import Conditioning
-from ..hypernet.eraser import Eraser
+from ..hypernet.merged import AnyEraser
 from .schema import CATEGORY, Hypernet, only_links, schema
 from .shown import shown
 
@@ -35,7 +35,7 @@ class InspectPrompt(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, unhype: Eraser, conditioning: Conditioning) -> io.NodeOutput:
+    def execute(cls, unhype: AnyEraser, conditioning: Conditioning) -> io.NodeOutput:
         only_links("Inspect Prompt", unhype=unhype, conditioning=conditioning)
         detections = detect(unhype, conditioning)
         text = "\n".join([report_text(detections), *other_text(unhype, conditioning)])

@@ -12,10 +12,11 @@ from ..evaluation.compare import Pair
 from ..evaluation.curves import with_curve
 from ..evaluation.page import duration, page
 from ..training.callbacks import History
+from ..training.pace import TRAINING, Left, Pace
 
 _UNITS = 1000
-# Where on the bar each stage begins and how much of it is its own.
-_STAGES = {"encoding prompts": (0, 100), "preparing": (100, 50), "training": (150, 830), "finishing": (980, 20)}
+# The last stage of a training in a node: pictures of the result.
+DRAWING = "drawing"
 # Seconds between new texts and pictures: more would only be work for the browser.
 _PAUSE = 1.0
 
@@ -49,6 +50,12 @@ def _to_interfaces() -> Any:
     return PromptServer.instance
 
 
+def in_words(stage: str, done: int, total: int, left: Left) -> str:
+    """What a training does, how much of it is done and what is left of the whole."""
+    place = f"step {done:,} of {total:,}" if stage == TRAINING else f"{done / total:.0%}"
+    return f"{stage.capitalize()}, {place}, about {duration(left.seconds)} left"
+
+
 class NodeText:
     """The line of text that ComfyUI shows on a node that runs. node_id: None where there is no interface."""
 
@@ -63,16 +70,27 @@ class NodeText:
 
 
 class Progress:
-    """Passed to training as its `report`; every call lets ComfyUI interrupt the run."""
+    """Passed to training as its `report`; every call lets ComfyUI interrupt the run.
 
-    def __init__(self, node_id: str | None = None) -> None:
+    part: of several trainings in one node the number of this one, from 0, and how many there are. title: a first line.
+    pictures: whether the node has room for previews.
+    """
+
+    def __init__(
+        self,
+        node_id: str | None,
+        pace: Pace,
+        part: tuple[int, int] = (0, 1),
+        title: str = "",
+        pictures: bool = True,
+    ) -> None:
+        self.pictures = pictures
         self.bar = comfy.utils.ProgressBar(_UNITS)
-        self.text, self.left = NodeText(node_id), TimeLeft()
-        self.note, self.stage_text, self.drawn = "", "", 0.0
+        self.text, self.pace, self.part, self.title = NodeText(node_id), pace, part, title
+        self.note, self.line, self.drawn = "", "", 0.0
         self.thumbnails: Image.Image | None = None
-        self.console = tqdm(
-            total=_UNITS, desc="UnHype", bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-        )
+        self.console = tqdm(total=_UNITS, bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}")
+        self._show("Getting ready", at_once=True)
 
     def __call__(
         self,
@@ -83,30 +101,39 @@ class Progress:
         history: History | None = None,
         note: str | None = None,
     ) -> None:
-        start, span = _STAGES[stage]
-        value = start + span * done // total
-        self.console.set_description(f"UnHype, {stage}", refresh=False)
-        self.console.update(value - self.console.n)
-        self.note = note or self.note
-        place = f", step {done} of {total}{self.left(done, total)}" if stage == "training" else f", {done / total:.0%}"
-        self.stage_text = f"{stage.capitalize()}{place}"
-        self.text(f"{self.stage_text}\n{self.note}".strip(), at_once=note is not None)
+        left, (number, count) = self.pace(stage, done, total), self.part
+        self.note = self.note if note is None else note.partition(" (")[0]  # the console has the parts
+        self._show(in_words(stage, done, total, left), at_once=note is not None)
+        value = round(_UNITS * (number + left.share) / count)
+        self.console.update(round(_UNITS * left.share) - self.console.n)
         self.bar.update_absolute(value, _UNITS, self._preview(picture, history, total))
+
+    def drawing(self, done: int, total: int, pair: Pair | None = None) -> None:
+        """Passed to `compare` as its `report`: the pictures of the result are the last stage of a run."""
+        self(DRAWING, done, total)
+        if pair is not None:
+            self.bar.update_absolute(self.console.n, _UNITS, _preview(page(card_blocks([pair]))))
+
+    def _show(self, line: str, at_once: bool = False) -> None:
+        """The line on the console and, with the note below, on the node."""
+        self.line = line
+        self.console.set_description_str(f"UnHype: {line}", refresh=False)
+        self.text("\n".join(filter(None, (self.title, line, self.note))), at_once)
 
     def _preview(
         self, picture: Image.Image | None, history: History | None, total: int
     ) -> tuple[str, Image.Image, int] | None:
         """The preview in the form that ComfyUI takes, or None when there is nothing new to see."""
         self.thumbnails = picture or self.thumbnails
-        if history is None or not (picture or time.monotonic() - self.drawn >= _PAUSE):
+        if not self.pictures or history is None or not (picture or time.monotonic() - self.drawn >= _PAUSE):
             return None
         self.drawn = time.monotonic()
         return _preview(with_curve(self.thumbnails, history[0], total))
 
     def close(self) -> None:
         """End the console line, and leave no time on the node that nobody waits for."""
+        self._show(self.line.partition(", about")[0], at_once=True)
         self.console.close()
-        self.text(f"{self.stage_text.partition(', about')[0]}\n{self.note}".strip(), at_once=True)
 
 
 class DrawingProgress:

@@ -9,7 +9,7 @@ from ..evaluation.compare import compare, own_prompts, prompts_of
 from ..evaluation.decoding import vae_decoder
 from ..evaluation.report_page import report_page, report_text
 from ..evaluation.similarity import picture_encoder
-from ..hypernet.eraser import Eraser
+from ..hypernet.merged import AnyEraser
 from ..hypernet.patch import is_erased
 from ..training.prompts import PromptError
 from ..training.sampling import Drawing
@@ -48,7 +48,7 @@ class ErasureReport(io.ComfyNode):
         model: Any,
         clip: Any,
         vae: Any,
-        unhype: Eraser,
+        unhype: AnyEraser,
         prompts: str = "",
         sampler_name: str = _DEFAULT.sampler,
         clip_vision: Any = None,

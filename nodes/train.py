@@ -1,22 +1,21 @@
 """Train Erasure."""
 
-import json
 from typing import Any
 
-from comfy.cli_args import args
 from comfy_api.latest import io
 
 from ..evaluation.decoding import decoder
 from ..evaluation.page import to_tensor
 from ..evaluation.training_page import example_pairs, in_words, training_page
-from ..hypernet.eraser import Eraser
+from ..hypernet.merged import AnyEraser
 from ..training.plan import Request
 from ..training.presets import CUSTOM, with_preset
 from ..training.prompts import PromptError, parse_concepts
-from ..training.run import Outcome, train_erasure
+from ..training.run import train_erasure
 from ..training.settings import Settings
 from .folders import checkpoint_folder, encodings_folder, safe_name, training_folder
-from .progress import DrawingProgress, Progress, show_page, there_is_a_new_file
+from .progress import Progress, show_page, there_is_a_new_file
+from .running import pace_of, running, workflow
 from .schema import CATEGORY, PURPOSES, Hypernet, node_id, only_choices, only_links, schema
 from .shown import shown
 from .train_inputs import NAME, advanced_inputs, main_inputs, optional_inputs
@@ -75,7 +74,7 @@ class TrainErasure(io.ComfyNode):
         name: str = NAME,
         kind: str = Settings.kind,
         clip: Any = None,
-        start_from: Eraser | None = None,
+        start_from: AnyEraser | None = None,
         vae: Any = None,
         preset: str = CUSTOM,
         resume: bool = True,
@@ -101,33 +100,16 @@ class TrainErasure(io.ComfyNode):
             checkpoint_every=checkpoint_every,
             preview_every=preview_every,
             settings=settings,
-            file_metadata=_workflow(cls.hidden),
+            file_metadata=workflow(cls.hidden),
             decode=decoder(model, vae),
         )
-        outcome = _trained(model, clip, request, node)
-        remember(outcome.path.name)
-        there_is_a_new_file(node)
-        pairs = example_pairs(model, clip, outcome.eraser, request, DrawingProgress(node))
+        with running("Train Erasure", Progress(node, pace_of(request))) as progress:
+            outcome = train_erasure(model, clip, request, progress)
+            remember(outcome.path.name)
+            there_is_a_new_file(node)  # before the pictures, which an interrupt may end
+            pairs = example_pairs(model, clip, outcome.eraser, request, progress.drawing)
         sheet = training_page(outcome, pairs)
         show_page(node, sheet, "Done.")
         _, display = shown(cls, sheet, in_words(outcome))
         report = to_tensor(training_page(outcome, pairs, details=True))
         return io.NodeOutput(outcome.eraser, {"loss": outcome.losses}, report, ui=display)
-
-
-def _trained(model: Any, clip: Any, request: Request, node: str | None) -> Outcome:
-    progress = Progress(node)
-    try:
-        return train_erasure(model, clip, request, progress)
-    except PromptError as error:
-        raise PromptError(f"Train Erasure: {error}") from error
-    finally:
-        progress.close()
-
-
-def _workflow(hidden: Any) -> dict[str, str]:
-    """The graph that trained a file, so that the file dragged onto the canvas brings it back."""
-    if args.disable_metadata or hidden is None:
-        return {}
-    parts = {"prompt": hidden.prompt, **(hidden.extra_pnginfo or {})}
-    return {name: json.dumps(part) for name, part in parts.items() if part is not None}

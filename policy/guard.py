@@ -25,7 +25,7 @@ _OPTIONS = 4  # the place of transformer_options behind x among apply_model's ar
 log = logging.getLogger("unhype")
 
 
-class _Seen(Exception):  # noqa: N818 - it isn't an error
+class _Seen(Exception):
     """A question of `Guard.hold` has come to ours."""
 
 
@@ -48,13 +48,13 @@ class Guard:
                 "could be checked"
             )
         comfy.sampler_helpers.prepare_sampling = self._prepare_sampling(prepare)
-        BaseModel.apply_model = self._apply_model(apply)  # ty: ignore[invalid-assignment]
+        BaseModel.apply_model = self._apply_model(apply)
         if not self.hold():
             raise PolicyError("the functions that check models were set, and ComfyUI doesn't call them")
 
     def hold(self) -> bool:
         """Whether both functions still come to ours, perhaps by way of another pack's."""
-        bare = BaseModel.__new__(BaseModel)
+        bare = object.__new__(BaseModel)
         return _comes(lambda: comfy.sampler_helpers.prepare_sampling(_QUESTION, (), {}, {})) and _comes(
             lambda: BaseModel.apply_model(bare, _QUESTION, None)
         )

@@ -60,7 +60,7 @@ def _kind(model: Any) -> str:
 def _texts_of_running_graph() -> list[str]:
     from server import PromptServer  # scripts have none
 
-    context = get_executing_context()
-    running, _ = PromptServer.instance.prompt_queue.get_current_queue()
+    context, instance = get_executing_context(), PromptServer.instance
+    running, _ = instance.prompt_queue.get_current_queue()
     graphs = [item[2] for item in running if context is not None and item[1] == context.prompt_id]
     return [text.replace("\n", " ") for graph in graphs for text in texts_of(graph)]

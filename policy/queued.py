@@ -3,8 +3,9 @@
 import logging
 from typing import Any
 
-import nodes
 from server import PromptServer
+
+import nodes
 
 from .file import PolicyError
 from .guard import Guard
@@ -31,10 +32,10 @@ class Queued:
 
     def set(self) -> None:
         """Have ComfyUI call it. Raises `PolicyError` where that isn't possible."""
-        server = getattr(PromptServer, "instance", None)
-        if not hasattr(server, "add_on_prompt_handler") or not hasattr(server, "trigger_on_prompt"):
+        running: Any = getattr(PromptServer, "instance", None)
+        if not hasattr(running, "add_on_prompt_handler") or not hasattr(running, "trigger_on_prompt"):
             raise PolicyError("this ComfyUI has no PromptServer.add_on_prompt_handler, where graphs could be rewritten")
-        server.add_on_prompt_handler(self)
+        running.add_on_prompt_handler(self)
 
     def __call__(self, request: Any) -> Any:
         """The request with its graph rewritten, or with one that is refused: ComfyUI goes on after an exception."""

@@ -112,8 +112,9 @@ def _names_model(kind: Any) -> bool:
 
 
 def _may_be_model(kind: Any) -> bool:
-    # Packs of before `*` have a text as type that is unequal to none.
-    return isinstance(kind, str) and (not kind != MODEL or any(part in (MODEL, *_ANY) for part in _parts(kind)))
+    # Packs take anything by a type of their own that is unequal to none, and equal to none either.
+    unequal = kind != MODEL
+    return isinstance(kind, str) and (not unequal or any(part in (MODEL, *_ANY) for part in _parts(kind)))
 
 
 def _parts(kind: str) -> list[str]:

@@ -8,12 +8,12 @@ from weakref import WeakKeyDictionary
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
-from ..hypernet.deltas import PromptDeltas
 from ..hypernet.embedding import Conditioning
-from ..hypernet.eraser import Eraser
 from ..hypernet.errors import UserError
 from ..hypernet.families import Family
 from ..hypernet.files import check_fits, load, same_eraser
+from ..hypernet.merged import AnyEraser
+from ..hypernet.merged_deltas import deltas_of
 from ..hypernet.patch import KINDS, Erasure, apply_erasure, erasures_among
 from ..hypernet.targets import TargetLayer, configured_family, family_by_key, recognise, target_layers
 from .file import Policy, PolicyError
@@ -23,7 +23,7 @@ from .file import Policy, PolicyError
 class Rule:
     """An eraser that every model of its family must carry, at this strength or above. unknown: as `PromptDeltas`."""
 
-    eraser: Eraser
+    eraser: AnyEraser
     strength: float = 1.0
     unknown: str = "strict"
 
@@ -36,7 +36,7 @@ class Rule:
         """Whether an erasure is of the same eraser and at least as strict."""
         deltas = erasure.deltas
         strict = self.unknown != "strict" or deltas.fallback is not None
-        return strict and deltas.cache.strength >= self.strength and same_eraser(deltas.eraser, self.eraser)
+        return strict and deltas.strength >= self.strength and same_eraser(deltas.eraser, self.eraser)
 
 
 class Rules:
@@ -82,7 +82,7 @@ class Rules:
         except UserError as error:
             reason = str(error)
         own = [rule for rule in self.rules if rule.family == family]
-        if not own:
+        if family is None or not own:
             if self.other_models == "allow":
                 return ()
             families = ", ".join(dict.fromkeys(rule.family.title for rule in self.rules))
@@ -130,7 +130,7 @@ class Rules:
     def check_mappings(self, base_model: Any, mappings: Mapping[str, Conditioning]) -> None:
         """Raise `PolicyError` for a text, with its CONDITIONING, that a policy erases: nothing may be trained to it."""
         for rule in self.needed(base_model):
-            deltas = PromptDeltas(rule.eraser, rule.strength, unknown=rule.unknown)
+            deltas = deltas_of(rule.eraser, rule.strength, unknown=rule.unknown)
             for text, conditioning in mappings.items():
                 entries = [{**entry, "cross_attn": states} for states, entry in conditioning]
                 found, _ = deltas.parts(entries)
@@ -178,6 +178,6 @@ def rules_of(policy: Policy) -> Rules:
         if not entry.file.is_file():
             raise PolicyError(f"there is no eraser '{entry.file.name}' beside the policy file")
         eraser = load(entry.file)
-        PromptDeltas(eraser, entry.strength, unknown=entry.unknown_prompts)  # raises where 'strict' is impossible
+        deltas_of(eraser, entry.strength, unknown=entry.unknown_prompts)  # raises where 'strict' is impossible
         rules.append(Rule(eraser, entry.strength, entry.unknown_prompts))
     return Rules(rules, policy.other_models)

@@ -64,7 +64,7 @@ def _check(content: dict[str, Any], state: TrainingState) -> None:
     """Raise for a checkpoint that lacks something, or that holds what the state can't take."""
     torch.Generator().set_state(content["random"])
     _check_tensors(content["hypernet"], state.hypernet.state_dict())
-    for n, parameter in enumerate(state.hypernet.parameters()):
+    for n, parameter in enumerate(state.optimiser.param_groups[0]["params"]):
         moments = {"step": torch.tensor(0.0), "exp_avg": parameter, "exp_avg_sq": parameter}  # as Adam keeps them
         _check_tensors(content["optimiser"][n], moments)
     losses, retention = content["losses"], content["retention"]

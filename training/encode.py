@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from .regressor_fit import compressed, fit_regressor
 # Language models process a prompt of any length at once: no prompt has more tokens than this.
 _WHOLE_PROMPT = 65_536
 _BETWEEN_REPORTS = 16
+# Characters that the rest of a text's encoding takes as long as.
+_SIZE_OF_TEXT = 40
 
 
 OnProgress = Callable[[int, int], None]
@@ -153,14 +156,15 @@ def encode_prompts(
 
     drawn: texts whose token states the tasks need; train, held_out: those that the regressor is fitted and
     measured on; scored: those whose token states the token detector needs, with the name whose last token is
-    wanted, or "" for all tokens. on_progress(done, total) may raise to interrupt. Families whose c comes from the
-    tokens need no regressor. encoding: `one_by_one`, or `encode_batch.in_batches`. folder: where encodings are kept
-    from run to run.
+    wanted, or "" for all tokens. on_progress(done, total) counts characters, as the time goes, and may raise to
+    interrupt. Families whose c comes from the tokens need no regressor. encoding: `one_by_one`, or
+    `encode_batch.in_batches`. folder: where encodings are kept from run to run.
     """
     texts = list(dict.fromkeys([*drawn, *train, *held_out, *scored]))
     source, whole = family.embedding, set(drawn)
     skipping = skipping_last_layer(clip) if source == POOLED else None
     versions = [clip] if skipping is None else [clip, skipping]
+    on_progress(0, 1)
     with torch.no_grad():
         probes = [encode(version, "", source) for version in versions]
         _, chunk, width = probes[0].conditioning[0][0].shape
@@ -168,10 +172,12 @@ def encode_prompts(
         parts = [source, chunk, widths, *(tensor for probe in probes for tensor in (probe.c, probe.conditioning[0][0]))]
         kept = _Kept(clip, texts, whole, scored, folder, parts)
         found = kept.found
-        missing, before = [text for text in texts if text not in found], len(found)
+        missing = [text for text in texts if text not in found]
+        # Long texts take longer; kept ones take no time.
+        sizes = [0, *accumulate(_SIZE_OF_TEXT + len(text) for text in missing)]
 
         def report(done: int, total: int) -> None:
-            on_progress(before + done, before + total)
+            on_progress(sizes[done], max(1, sizes[total]))
 
         try:
             for prompts in encoding(versions, missing, source, report):

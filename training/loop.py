@@ -39,7 +39,8 @@ class TrainingState:
 
 def new_state(hypernet: Hypernet, settings: Settings, generator: Generator) -> TrainingState:
     """The state of a run before its first step."""
-    optimiser = torch.optim.Adam(hypernet.parameters(), lr=settings.learning_rate)
+    trained = [parameter for parameter in hypernet.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.Adam(trained, lr=settings.learning_rate)
     return TrainingState(hypernet, optimiser, generator)
 
 

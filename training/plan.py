@@ -12,6 +12,7 @@ from ..hypernet.base_model import base_model_of
 from ..hypernet.eraser import Eraser
 from ..hypernet.families import TOKENS, Family
 from ..hypernet.files import SUFFIX, check_fits, load
+from ..hypernet.merged import AnyEraser, MergedEraser
 from ..hypernet.network import Hypernet
 from ..hypernet.record import BaseModel
 from ..hypernet.targets import TargetLayer, layers_like, projection_layers, recognise, target_layers
@@ -21,7 +22,7 @@ from .settings import Settings
 from .written import Written, make_written
 
 # Part of every recipe: what else than settings and prompts decides a run. A new one makes old files train anew.
-_REVISION = "tokens"
+_REVISION = "closed form, neighbours"
 
 log = logging.getLogger("unhype")
 
@@ -44,7 +45,7 @@ class Request:
     checkpoints: Path
     settings: Settings = field(default_factory=Settings)
     encodings: Path | None = None
-    start_from: Eraser | None = None
+    start_from: AnyEraser | None = None
     resume: bool = True
     checkpoint_every: int = 50
     preview_every: int = 50
@@ -75,7 +76,7 @@ class Plan:
     def scored(self) -> dict[str, str]:
         """The texts that the token detector is fitted on, each with the concept that it names, "" for none."""
         benign = [*self.retain.train, *self.retain.held_out]
-        benign += [*self.written.benign, *self.written.held_out, *self.written.parts]
+        benign += [*self.written.benign, *self.written.held_out, *self.written.parts, *self.written.nouns]
         names = {text: self.concepts[n][0] for n, texts in enumerate(self.written.named) for text in texts}
         return dict.fromkeys(benign, "") | {p.prompt: self.concepts[p.concept][0] for p in self.phrases} | names
 
@@ -116,7 +117,7 @@ def make_plan(model: Any, request: Request) -> Plan:
 def _trained_layers(base_model: Any, family: Family, request: Request) -> tuple[TargetLayer, ...]:
     """The layers that a run trains: those of the eraser to go on from, or as the objective has them."""
     if request.start_from is not None:
-        return layers_like(base_model, family, request.start_from.hypernet.config.layers)
+        return layers_like(base_model, family, request.start_from.config.layers)
     layers = target_layers(base_model, family)
     if request.settings.objective == "attention" and not family.text_inputs:
         projections = projection_layers(base_model, family)
@@ -130,8 +131,13 @@ def _take_text(family: Family, layers: tuple[TargetLayer, ...]) -> bool:
     return any(own.source == TOKENS and own.name in names for own in family.projections)
 
 
-def _network_of(eraser: Eraser, family: Family, layers: tuple[TargetLayer, ...]) -> Hypernet:
+def _network_of(eraser: AnyEraser, family: Family, layers: tuple[TargetLayer, ...]) -> Hypernet:
     """The network of an eraser to go on from, if it is one that can be trained further on this model."""
+    if isinstance(eraser, MergedEraser):
+        raise TrainingError(
+            f"Train Erasure: hypernet '{eraser.name}' is merged of several, so there is no single network to go on "
+            "from. Leave 'start_from' empty, and join the new one with Merge Erasers."
+        )
     check_fits(eraser, family, layers)
     if not isinstance(eraser.hypernet, Hypernet):
         raise TrainingError(
@@ -158,7 +164,7 @@ def find_finished(plan: Plan) -> tuple[Path, Eraser | None]:
             eraser = load(path)
         except ValueError:
             eraser = None  # somebody else's file under that name: leave it alone
-        if eraser is not None:
+        if isinstance(eraser, Eraser):
             done = eraser.record.training
             if done.recipe == plan.recipe and done.settings.get("steps") == request.settings.steps:
                 return path, eraser

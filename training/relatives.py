@@ -14,8 +14,10 @@ from .encode import Prompts
 from .plan import Plan
 
 _WORDS = 6
-_LETTERS = 4  # of a word that may name a thing
-_COMMON = 0.02  # share of the prompts from which on a word names no thing, as 'photo'
+# Words between two things.
+_SEVERAL = {"with", "beside", "behind", "front", "and", "also"}
+_LETTERS = 3  # of a word that may name a thing
+_FEW, _COMMON = 4, 0.02  # share of the prompts from which on a word names no thing, as 'photo'
 
 
 def near_relatives(plan: Plan, prompts: Prompts, count: int = 3) -> list[str]:
@@ -25,13 +27,13 @@ def near_relatives(plan: Plan, prompts: Prompts, count: int = 3) -> list[str]:
     """
     own = set(chain(*plan.retain.preserved.values()))
     retained = [*plan.retain.train, *plan.retain.held_out]
-    texts = [text for text in retained if len(text.split()) <= _WORDS and text not in own]
+    texts = [text for text in retained if _is_plain(text) and text not in own]
     c = torch.stack([prompts.encoded[text].c for text in texts]).float()
     wordings = [[phrase.prompt for phrase in plan.phrases if phrase.concept == n] for n in range(len(plan.concepts))]
     concepts = torch.stack([torch.stack([prompts.encoded[text].c for text in own]).mean(0) for own in wordings]).float()
     near = cosine_similarity((c - c.mean(0)).unsqueeze(1), (concepts - c.mean(0)).unsqueeze(0), dim=-1).amax(1)
     things = [{word for word in text.lower().split() if len(word) >= _LETTERS} for text in texts]
-    often = {word for word, times in Counter(chain(*things)).items() if times > _COMMON * len(texts)}
+    often = {word for word, times in Counter(chain(*things)).items() if times > max(_FEW, _COMMON * len(texts))}
     chosen: dict[str, set[str]] = {}
     for place in near.argsort(descending=True).tolist():
         thing = things[place] - often
@@ -40,6 +42,12 @@ def near_relatives(plan: Plan, prompts: Prompts, count: int = 3) -> list[str]:
         if len(chosen) == count:
             break
     return list(chosen)
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a prompt is short and about one thing."""
+    words = text.split()
+    return len(words) <= _WORDS and "," not in text and _SEVERAL.isdisjoint(words)
 
 
 def kept_example(plan: Plan, near: Sequence[str]) -> str:

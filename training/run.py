@@ -4,7 +4,7 @@ import copy
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ..hypernet.families import TOKENS, Projection
 from ..hypernet.files import load, save
 from ..hypernet.network import Hypernet, HypernetConfig
 from ..policy.enforced import check_mappings, learning
+from . import closed_form
 from .callbacks import Checkpoints, Report, Reporter
 from .checkpoint import load_checkpoint
 from .encode import Prompts, encode, encode_prompts
@@ -27,16 +28,20 @@ from .loop import TrainingError, new_state, train
 from .memory import memory_line, memory_of
 from .plan import Plan, Request, find_finished, make_plan
 from .preview import Previewer
-from .relatives import kept_example, near_relatives
 from .prompts import Phrase
+from .relatives import kept_example, near_relatives
 from .retention import Retention
+from .settings import Settings
 from .tasks import Task
-from .tasks.attention import AttentionTask, PairedLayer, token_pairs, vector_pairs
+from .tasks.attention import AttentionTask, PairedLayer, retained_states, token_pairs, vector_pairs
 from .tasks.direct import DirectTask
 from .tasks.matching import PaperTask, ReleasedTask
 from .tasks.samples import diffusion_samples
 
 _DIFFUSION_TASKS = {"direct": DirectTask, "paper": PaperTask, "released": ReleasedTask}
+
+# The learning rate of steps that go on from the closed form, as a share.
+_POLISH = 0.025
 
 log = logging.getLogger("unhype")
 
@@ -98,25 +103,36 @@ def _run(model: Any, clip: Any, plan: Plan, path: Path, report: Report) -> Outco
         tokens = prompts.encoded[""].conditioning[0][0].shape[1]
         memory = memory_of(frozen, hypernet, settings, tokens)
         report("preparing", 0, 1, note=memory_line(memory, settings))
-        state = new_state(hypernet, settings, generator)
         with differentiable():
             task, retention = _task(clip, plan, frozen, prompts, report), _retention(plan, prompts, frozen.device)
+            frozen.load()
+            if isinstance(task, AttentionTask):
+                report("preparing", 0, 1)
+                concepts = torch.tensor([phrase.concept for phrase in (*plan.phrases, *plan.sentences)])
+                closed_form.start(hypernet, task, concepts, _embeddings(plan, prompts), generator)
+            state = new_state(hypernet, settings, generator)
             if plan.request.resume and load_checkpoint(state, checkpoints.path, plan.recipe):
                 log.info("UnHype: going on from the checkpoint at step %d.", state.step)
-            frozen.load()
             previewer = _previewer(clip, plan, frozen, prompts, near)
             reporter = Reporter(report, settings.steps, previewer, plan.request.preview_every)
             with checkpoints.kept(state):
-                reason = train(state, task, retention, settings, [checkpoints, reporter])
+                reason = train(state, task, retention, _steps(settings), [checkpoints, reporter])
         training = training_record(plan, prompts, state, retention, reason, time.monotonic() - started, near)
     finally:
         frozen.release()
     with checkpoints.kept(state):
         eraser = fit_eraser(plan, prompts, state.hypernet.cpu(), training, path.stem, partial(report, "finishing"))
         save(eraser, path, plan.request.file_metadata)
-        eraser = load(path)  # in the file's precision, so that the first use is like every later one
+        (eraser,) = load(path).parts  # in the file's precision, so that the first use is like every later one
     checkpoints.path.unlink(missing_ok=True)
     return Outcome(eraser, path, state.losses, reason)
+
+
+def _steps(settings: Settings) -> Settings:
+    """The settings of the steps: from the closed form on they are small ones."""
+    if settings.objective != "attention":
+        return settings
+    return replace(settings, learning_rate=_POLISH * settings.learning_rate)
 
 
 def _encode_all(clip: Any, plan: Plan, report: Report) -> Prompts:
@@ -130,13 +146,19 @@ def _encode_all(clip: Any, plan: Plan, report: Report) -> Prompts:
 
 
 def _new_hypernet(plan: Plan, width: int, generator: Generator) -> Hypernet:
-    """A new network, or a copy of the one to go on from. width: numbers in c."""
-    settings = plan.request.settings
+    """A new network, or a copy of the one to go on from. width: numbers in c.
+
+    In closed form the concepts of that one are erased anew, along with the others.
+    """
+    settings, count = plan.request.settings, len(plan.concepts)
+    if plan.start is not None and plan.start.config.embedding_width != width:
+        raise TrainingError("Train Erasure: the hypernet to continue from was trained with another CLIP.")
+    if settings.objective == "attention":
+        basis = min(settings.basis_of(count), *(layer.inputs for layer in plan.layers))
+        return Hypernet(HypernetConfig(width, plan.layers, rank=settings.rank, basis=basis, hidden=count), generator)
     if plan.start is None:
         config = HypernetConfig(width, plan.layers, rank=settings.rank, basis=settings.basis, hidden=settings.hidden)
         return Hypernet(config, generator)
-    if plan.start.config.embedding_width != width:
-        raise TrainingError("Train Erasure: the hypernet to continue from was trained with another CLIP.")
     return copy.deepcopy(plan.start).requires_grad_(True).train()
 
 
@@ -146,7 +168,9 @@ def _task(clip: Any, plan: Plan, frozen: FrozenModel, prompts: Prompts, report: 
     if settings.objective == "attention":
         phrases = [*plan.phrases, *plan.sentences]
         c = prompts.candidates(phrase.prompt for phrase in phrases).to(frozen.device)
-        return AttentionTask(_paired_layers(clip, frozen, phrases, prompts), len(plan.phrases), c, settings)
+        retained = [*plan.retain.train, *plan.written.benign]
+        layers = _paired_layers(clip, frozen, phrases, retained, prompts)
+        return AttentionTask(layers, len(plan.phrases), c, settings)
     c = prompts.candidates(phrase.prompt for phrase in plan.phrases).to(frozen.device)
     samples = diffusion_samples(
         frozen,
@@ -160,19 +184,35 @@ def _task(clip: Any, plan: Plan, frozen: FrozenModel, prompts: Prompts, report: 
     return _DIFFUSION_TASKS[settings.objective](samples, settings)
 
 
-def _paired_layers(clip: Any, frozen: FrozenModel, phrases: Sequence[Phrase], prompts: Prompts) -> list[PairedLayer]:
-    """The layers of the attention task with the pairs that each learns from."""
+def _paired_layers(
+    clip: Any, frozen: FrozenModel, phrases: Sequence[Phrase], retained: Sequence[str], prompts: Prompts
+) -> list[PairedLayer]:
+    """The layers of the attention task with the pairs that each learns from, and the inputs of retained prompts."""
     texts = {text for phrase in phrases for text in (phrase.prompt, phrase.mapping)}
     states = {text: prompts.encoded[text].conditioning[0][0][0].cpu() for text in texts}
     pairs = {TOKENS: token_pairs(clip, phrases, states)}
+    kept = {TOKENS: retained_states(prompts.scored, retained, prompts.widths, pairs[TOKENS].erased)}
     inputs = {own.name: own for own in frozen.family.projections}
     found = []
     for layer, module in zip(frozen.layers, frozen.target_modules, strict=True):
         own = inputs.get(layer.name, Projection(layer.name))
         if own.source not in pairs:
             pairs[own.source] = vector_pairs(phrases, {text: prompts.encoded[text].c for text in texts})
-        found.append(PairedLayer(module, pairs[own.source], frozen.modules(own.before)))
+            kept[own.source] = torch.stack([prompts.encoded[text].c for text in retained])
+        found.append(PairedLayer(module, pairs[own.source], kept[own.source], frozen.modules(own.before)))
     return found
+
+
+def _embeddings(plan: Plan, prompts: Prompts) -> closed_form.Embeddings:
+    """What the units of the trunk are made from."""
+    parts = []
+    for phrases in (plan.phrases, plan.sentences):
+        texts: list[list[str]] = [[] for _ in plan.concepts]
+        for phrase in phrases:
+            texts[phrase.concept].append(phrase.prompt)
+        parts.append([prompts.candidates(own)[: prompts.usual_candidates].flatten(0, 1) for own in texts])
+    retained = prompts.candidates([*plan.retain.train, *plan.written.parts]).flatten(0, 1)
+    return closed_form.Embeddings(*parts, retained)
 
 
 def _retention(plan: Plan, prompts: Prompts, device: torch.device) -> Retention:

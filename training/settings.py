@@ -13,6 +13,8 @@ _LENGTH = ("steps", "watch_every", "checkpointing")
 class Settings:
     """Everything besides prompts and model that decides the result of a run.
 
+    steps: after the closed form for the objective attention; the others, which have none, need some two hundred.
+    basis, hidden: sizes of H for those others.
     gamma: push away from the erased prediction; 1 in the paper, and pictures then look burnt at a high CFG.
     eta: step of the matching objective on the mean squared error (times the output's elements it is the eta
     of a summed loss, 100 to 1000 works).
@@ -23,7 +25,7 @@ class Settings:
     concept among other things, shared out among the concepts.
     """
 
-    steps: int = 200
+    steps: int = 20
     seed: int = 0
     kind: str = "object"
     objective: str = "attention"
@@ -48,6 +50,10 @@ class Settings:
     kept_steps: int = 6
     checkpointing: bool = True
     watch_every: int = 10
+
+    def basis_of(self, concepts: int) -> int:
+        """The basis that so many concepts need at once, as far as the file's size allows."""
+        return min(concepts * self.rank, max(8 * self.basis, self.rank))
 
     def recipe(self, *parts: Any) -> str:
         """A hash of `parts` (JSON values) and of all settings that shape a single step.

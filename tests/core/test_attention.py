@@ -227,7 +227,7 @@ def task(unchanged=0, candidates=1, settings=MANY):
     same = normal(unchanged, 5, 6, seed=3)
     pairs = TokenPairs(*(torch.cat([normal(1, 5, 6, seed=seed), same]) for seed in (1, 2)))
     c = normal(candidates, len(pairs), 3, seed=4)
-    return AttentionTask([PairedLayer(network_of([layer]).only, pairs)], 1, c, settings)
+    return AttentionTask([PairedLayer(network_of([layer]).only, pairs, pairs.erased[0])], 1, c, settings)
 
 
 def new_hypernet():
@@ -268,7 +268,10 @@ def test_each_layer_learns_from_its_own_input():
     layers, norm = [TargetLayer("tokens", 6, 4), TargetLayer("vector", 3, 4)], torch.nn.LayerNorm(6)
     network = network_of(layers)
     pairs, vectors = (TokenPairs(normal(2, *shape, seed=5), normal(2, *shape, seed=6)) for shape in ((5, 6), (1, 3)))
-    paired = [PairedLayer(network.tokens, pairs, (norm,)), PairedLayer(network.vector, vectors)]
+    paired = [
+        PairedLayer(network.tokens, pairs, pairs.erased[0], (norm,)),
+        PairedLayer(network.vector, vectors, vectors.erased[0]),
+    ]
     X, changes = AttentionTask(paired, 2, normal(1, 2, 3), Settings()).batch(torch.tensor([1]))
     torch.testing.assert_close(X[0], norm(pairs.erased[1:]))
     torch.testing.assert_close(changes[0], (norm(pairs.mapping[1:]) - norm(pairs.erased[1:])) @ network.tokens.weight.T)
@@ -300,7 +303,10 @@ def learnt():
     wordings = [phrase.prompt for phrase in phrases]
     pairs = token_pairs(WordClip(), phrases, states)
     attention = AttentionTask(
-        [PairedLayer(module, pairs) for module in modules], len(phrases), prompts.candidates(wordings), settings
+        [PairedLayer(module, pairs, pairs.erased[0]) for module in modules],
+        len(phrases),
+        prompts.candidates(wordings),
+        settings,
     )
     retention = Retention(*(prompts.candidates(part).flatten(0, 1) for part in (train_on, held_out, wordings)))
     hypernet = Hypernet(HypernetConfig(WordClip.WIDTH, layers, hidden=32), seeded(0))

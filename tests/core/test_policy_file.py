@@ -87,7 +87,7 @@ def test_a_file_that_is_no_policy_is_refused(tmp_path, text, words):
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path):
-    with pytest.raises(PolicyError, match="there is no file policy.json"):
+    with pytest.raises(PolicyError, match=r"there is no file policy\.json"):
         read_policy(tmp_path / "policy.json")
     with pytest.raises(PolicyError, match=r"policy\.json can't be read"):
         read_policy(written(tmp_path, json.dumps(ONE), "utf-16"))

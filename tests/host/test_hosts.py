@@ -15,7 +15,11 @@ from benchmarks.environment import HOSTS, ROOT
 
 PACK = [
     ROOT / "__init__.py",
-    *(path for room in ("hypernet", "training", "evaluation", "nodes") for path in (ROOT / room).rglob("*.py")),
+    *(
+        path
+        for room in ("hypernet", "policy", "training", "evaluation", "nodes")
+        for path in (ROOT / room).rglob("*.py")
+    ),
 ]
 HOST_PACKAGES = (
     "comfy",
@@ -29,6 +33,7 @@ HOST_PACKAGES = (
 )
 # Outside `nodes/`, the only modules that import ComfyUI.
 DOORS = {"hypernet/patch.py", "training/encode_batch.py", "training/frozen.py", "training/sampling.py"}
+DOORS |= {f"policy/{name}.py" for name in ("guard", "log", "place", "queued", "rules")}
 # The pack's names for the host's objects; names of its own objects don't belong here.
 OBJECTS = {"clone": "patcher", "patcher": "patcher", "guider": "guider"}
 # What the pack looks for before it uses it, since older hosts do without.
@@ -159,7 +164,9 @@ def test_a_missing_symbol_is_named():
 
 
 def test_the_engine_imports_comfyui_in_few_places_only():
-    engine = [path for path in PACK if path.relative_to(ROOT).parts[0] in ("hypernet", "training", "evaluation")]
+    engine = [
+        path for path in PACK if path.relative_to(ROOT).parts[0] in ("hypernet", "policy", "training", "evaluation")
+    ]
     importing = [path for path in engine if _imported(ast.parse(path.read_text("utf-8")))]
     assert {path.relative_to(ROOT).as_posix() for path in importing} == DOORS
 

@@ -2,12 +2,14 @@
 
 import json
 import logging
+from types import SimpleNamespace
 
 import comfy.sampler_helpers
 import folder_paths
 import pytest
 import server
 from comfy.model_base import BaseModel
+from comfy_execution.utils import CurrentNodeContext
 from core_parts import POOLED
 from policies import strict_eraser
 from tiny import prompt, sample
@@ -180,6 +182,25 @@ def test_an_error_of_our_own_refuses_the_graph(host, policy, monkeypatch):
     (node,) = host.trigger_on_prompt({"prompt": GRAPH})["prompt"].values()
     assert node["class_type"] == REFUSAL_NODE
     assert "can't check" in node["inputs"]["reason"]
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_log_holds_texts_only_if_its_owner_asks(host, policy, model, caplog, asked):
+    caplog.set_level(logging.INFO)
+    content = {"erasers": [{"file": "school.safetensors"}], "log_prompts": asked}
+    policy.write_text(json.dumps(content), "utf-8")
+    start(policy)
+    texts = {"3": {"class_type": "CLIPTextEncode", "inputs": {"text": "a\ncat", "clip": ["1", 1]}}}
+    host.prompt_queue = SimpleNamespace(get_current_queue=lambda: ([(0, "other", GRAPH), (1, "mine", texts)], []))
+    with CurrentNodeContext("mine", "2"):
+        sample(protected(model), prompt(1), prompt(2))
+        with pytest.raises(PolicyError):
+            sample(model, prompt(1), prompt(2))
+    lines = [record.getMessage() for record in caplog.records if "graph mine, node 2: Stable" in record.getMessage()]
+    assert [words in line for words, line in zip(("draws with school.", "is refused."), lines, strict=True)] == [
+        True
+    ] * 2
+    assert [line.endswith(" Its texts: a cat") for line in lines] == [asked] * 2
 
 
 def test_the_hosts_own_nodes_have_types():

@@ -10,19 +10,22 @@ from unhype.hypernet.record import HypernetFileError
 from unhype.training.loop import TrainingError
 from unhype.training.plan import make_plan
 
+TWO = "cat -> tree\ndog -> house"
+
 pytestmark = pytest.mark.usefixtures("as_a_node_runs")
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     """A trained eraser of two concepts, of another size than the requests ask for."""
-    wish = request_in(tmp_path_factory.mktemp("start"), "cat -> tree\ndog -> house", rank=1, basis=3, hidden=5)
-    return load(go(tiny_model(), wish).path)
+    options = {"rank": 1, "basis": 3, "hidden": 5, "objective": "direct"}
+    return load(go(tiny_model(), request_in(tmp_path_factory.mktemp("start"), TWO, **options)).path)
 
 
 def test_concepts_join_and_weights_are_the_start_of_the_new_ones(model, ask, start):
     kept = {name: weight.clone() for name, weight in start.hypernet.state_dict().items()}
-    wish = ask("DOG -> lamp\nbird", start_from=start, steps=1, rank=4, learning_rate=1e-12)
+    options = {"steps": 1, "rank": 4, "learning_rate": 1e-12, "objective": "direct"}
+    wish = ask("DOG -> lamp\nbird", start_from=start, **options)
     grown = go(model, wish).eraser
     assert grown.record.concepts == (("cat", "tree"), ("DOG", "lamp"), ("bird", ""))
     assert grown.hypernet.config == start.hypernet.config
@@ -31,6 +34,16 @@ def test_concepts_join_and_weights_are_the_start_of_the_new_ones(model, ask, sta
     assert all(torch.equal(weight, kept[name]) for name, weight in start.hypernet.state_dict().items())
     assert not any(weight.requires_grad for weight in start.hypernet.parameters())
     assert go(model, wish).reason == "already trained"
+
+
+def test_in_closed_form_the_concepts_of_the_start_are_erased_anew(model, ask, tmp_path):
+    first = load(go(model, request_in(tmp_path, TWO)).path)
+    grown = go(model, ask("bird", start_from=first)).eraser
+    alone = go(model, ask(f"{TWO}\nbird")).eraser
+    assert grown.record.concepts == (("cat", "tree"), ("dog", "house"), ("bird", ""))
+    assert grown.hypernet.config == alone.hypernet.config
+    for name, weight in grown.hypernet.state_dict().items():
+        torch.testing.assert_close(weight, alone.hypernet.state_dict()[name])
 
 
 def test_another_start_is_another_run(model, ask, start):

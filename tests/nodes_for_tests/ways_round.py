@@ -1,6 +1,7 @@
 """Nodes that bring a model to a sampler where no link shows it, as node packs do, for tests of a policy."""
 
 import copy
+import itertools
 
 import comfy.model_patcher
 import comfy.sample
@@ -9,10 +10,11 @@ import comfy.samplers
 import comfy.sd
 import comfy.utils
 import folder_paths
-import nodes
 from comfy_api.latest import io
 from comfy_execution.graph_utils import GraphBuilder
 from server import PromptServer
+
+import nodes
 
 _Pipe = io.Custom("UNHYPE_TEST_PIPE")
 _STEPS, _CFG, _SEED = 2, 1.0, 7
@@ -145,12 +147,24 @@ class Changed(io.ComfyNode):
         return io.NodeOutput({"model": changed}, changed)
 
 
+class HiddenSampler(io.ComfyNode):
+    """Samples with a patcher of its own over the model that it gets."""
+
+    @classmethod
+    def define_schema(cls):
+        return _schema("HiddenSampler", [io.Model.Input("model"), *_drawn()], [io.Latent.Output()])
+
+    @classmethod
+    def execute(cls, model, conditioning, latent):
+        return io.NodeOutput(_sampled(_remade(model), conditioning, latent))
+
+
 class _Forgetful(comfy.samplers.Sampler):
     """A sampler that drops the options that it gets."""
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, *_, **__):
         x = noise
-        for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+        for sigma, following in itertools.pairwise(sigmas):
             denoised = model_wrap(x, sigma.expand(len(x)), model_options={"transformer_options": {}}, seed=0)
             x = denoised + (x - denoised) * following / sigma
         return x
@@ -252,7 +266,7 @@ class Anything:
     CATEGORY, FUNCTION, RETURN_TYPES = "UnHype", "run", (_Anything("*"),)
 
     @classmethod
-    def INPUT_TYPES(cls):  # noqa: N802 - the host's name
+    def INPUT_TYPES(cls):
         return {"required": {"value": (_Anything("*"),)}}
 
     def run(self, value):
@@ -265,7 +279,7 @@ class AnyLoader:
     CATEGORY, FUNCTION, RETURN_TYPES = "UnHype", "run", (_Anything("*"), _Anything("*"))
 
     @classmethod
-    def INPUT_TYPES(cls):  # noqa: N802 - the host's name
+    def INPUT_TYPES(cls):
         return {"required": {"ckpt_name": ("STRING",)}}
 
     def run(self, ckpt_name):
@@ -278,7 +292,7 @@ class AnySampler:
     CATEGORY, FUNCTION, RETURN_TYPES = "UnHype", "run", ("LATENT",)
 
     @classmethod
-    def INPUT_TYPES(cls):  # noqa: N802 - the host's name
+    def INPUT_TYPES(cls):
         return {"required": {name: (_Anything("*"),) for name in ("model", "conditioning", "latent")}}
 
     def run(self, model, conditioning, latent):
@@ -299,7 +313,19 @@ def _undone(request):
     return request
 
 
-NODES = [LoadPipe, ToPipe, FromPipe, PipeSampler, LoadAndSample, Changed, OwnWay, Expand, Models, LastModel]
+NODES = [
+    LoadPipe,
+    ToPipe,
+    FromPipe,
+    PipeSampler,
+    LoadAndSample,
+    HiddenSampler,
+    Changed,
+    OwnWay,
+    Expand,
+    Models,
+    LastModel,
+]
 
 
 def register():

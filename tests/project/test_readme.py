@@ -137,7 +137,7 @@ def troubles():
 
 
 def test_messages_in_the_table_of_troubles_are_ones_that_the_pack_gives():
-    rooms = ("hypernet", "training", "evaluation", "nodes")
+    rooms = ("hypernet", "policy", "training", "evaluation", "nodes")
     source = "".join(path.read_text("utf-8") for room in rooms for path in (ROOT / room).glob("*.py"))
     joined = re.sub(r'"\s*\n\s*f?"', "", source)
     said = list(troubles())

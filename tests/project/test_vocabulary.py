@@ -83,13 +83,14 @@ def docstrings(text):
 
 # Where prose stands, and how to get it out of a file.
 PROSE = (
-    *((f"{room}/**/*.py", docstrings) for room in ("hypernet", "training", "evaluation", "nodes")),
+    *((f"{room}/**/*.py", docstrings) for room in ("hypernet", "policy", "training", "evaluation", "nodes")),
     ("CONTRIBUTING.md", markdown),
     ("SECURITY.md", markdown),
     ("benchmarks/*.py", docstrings),
     ("README.md", markdown),
     ("CHANGELOG.md", markdown),
     ("web/docs/*.md", markdown),
+    ("docs/*.md", markdown),
     ("web/js/*.js", comments),
     ("benchmarks/README.md", markdown),
     ("benchmarks/lab/README.md", markdown),

@@ -207,6 +207,27 @@ def test_a_list_without_files_says_how_to_get_one(web, server, no_files, tmp_pat
     web.open()
 
 
+def test_an_error_is_shown_in_our_own_words(web, server, no_files, tmp_path):
+    """Of a node that runs, and of one that the server refuses."""
+    if not web.page.evaluate("Boolean(app.extensionManager?.toast)"):
+        pytest.skip("this interface has no messages of packs")
+    workflow = read("train_sd15")
+    (trainer,) = (node for node in workflow["nodes"] if node["type"] == TRAINER)
+    trainer["widgets_values"][1] = '"Crosby, Stills and Nash -> a band'
+    path = tmp_path / "refused.json"
+    path.write_text(json.dumps(workflow), "utf-8")
+    web.drop(path)
+    web.wait_for_nodes(kinds(path))
+    web.press_run()
+    expect(web.page.locator(".p-toast").get_by_text("Train Erasure, 'concepts': ")).to_be_visible()
+    web.shot("error_refused")
+    web.page.evaluate("app.graph.clear(); app.graph.add(LiteGraph.createNode('UnHypeLoadHypernet'))")
+    web.press_run()
+    expect(web.page.locator(".p-toast").get_by_text("Load UnHype Hypernet, 'hypernet': ")).to_be_visible()
+    web.shot("error_while_running")
+    web.open()
+
+
 VALUES = (
     "(kind) => Object.fromEntries(app.graph._nodes.find((n) => n.type === kind).widgets.map((w) => [w.name, w.value]))"
 )

@@ -13,7 +13,16 @@ from benchmarks.graph import NOTES, WORKFLOWS, to_prompt, widget_values
 from benchmarks.thumbnails import thumbnails
 from unhype.hypernet.files import load, open_checked
 
-NAMES = ("train_sd15", "apply_sd15", "before_after_sd15", "report_sd15", "demo", "train_flux", "apply_flux")
+NAMES = (
+    "erase_sd15",
+    "train_sd15",
+    "apply_sd15",
+    "before_after_sd15",
+    "report_sd15",
+    "demo",
+    "train_flux",
+    "apply_flux",
+)
 
 
 def test_every_workflow_is_known_here_and_has_a_thumbnail():

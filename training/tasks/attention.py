@@ -88,6 +88,22 @@ def token_pairs(clip: Any, phrases: Sequence[Phrase], states: Mapping[str, Tenso
     return TokenPairs(pad_sequence(erased, batch_first=True), pad_sequence(mapping, batch_first=True))
 
 
+def retained_states(
+    scored: Mapping[str, Tensor], texts: Sequence[str], widths: Sequence[int], like: Tensor, most: int = 8192
+) -> Tensor:
+    """Token states (n, in) of retained texts, at most so many, in the size of the states `like` (..., in).
+
+    scored: text to states (tokens, in) as `token_detector.unit_states` scales those of each encoder; widths: of the
+    encoders whose states lie side by side.
+    """
+    states = torch.cat([scored[text] for text in texts])
+    states = states[:: -(-len(states) // most)].float()
+    tokens = like.flatten(0, -2)
+    tokens = tokens[tokens.any(-1)]
+    sizes = [part.square().mean().sqrt() for part in tokens.split(list(widths), -1)]
+    return torch.cat([part * size for part, size in zip(states.split(list(widths), -1), sizes, strict=True)], -1)
+
+
 def vector_pairs(phrases: Sequence[Phrase], vectors: Mapping[str, Tensor]) -> TokenPairs:
     """The pooled embeddings of phrases as `TokenPairs` of one token; vectors: text to its own (in,)."""
     sides = ([phrase.prompt for phrase in phrases], [phrase.mapping for phrase in phrases])
@@ -96,14 +112,18 @@ def vector_pairs(phrases: Sequence[Phrase], vectors: Mapping[str, Tensor]) -> To
 
 @dataclass(frozen=True)
 class PairedLayer:
-    """A target layer and the pairs of prompts that it learns from. before: modules that its input passes first."""
+    """A target layer and the pairs of prompts that it learns from.
+
+    before: modules that its input passes first. retained: (n, in), states of prompts that must stay as they are.
+    """
 
     module: Module
     pairs: TokenPairs
+    retained: Tensor
     before: tuple[Module, ...] = ()
 
 
-def _output(module: Module, X: Tensor) -> Tensor:
+def output_of(module: Module, X: Tensor) -> Tensor:
     """What a module of the model makes of X, fp32. Its weights may be quantised or paged, which it takes care of."""
     weight = next(module.parameters(), None)
     plain = weight is not None and weight.dtype in (torch.float16, torch.bfloat16)
@@ -117,7 +137,7 @@ def changes_of(modules: Sequence[Module], X_p: Tensor, X_m: Tensor) -> list[Tens
 
     Computed by the layers themselves; a bias cancels out.
     """
-    return [_output(module, X_m) - _output(module, X_p) for module in modules]
+    return [output_of(module, X_m) - output_of(module, X_p) for module in modules]
 
 
 def attention_loss(
@@ -164,20 +184,25 @@ class AttentionTask:
             alike.setdefault((id(layer.pairs), *map(id, layer.before)), []).append(number)
         for numbers in alike.values():
             first = self.layers[numbers[0]]
-            X_p, X_m = self._inputs(first, index)
+            X_p, X_m = self.inputs(first, index)
             changes = changes_of([self.layers[number].module for number in numbers], X_p, X_m)
             found |= {number: (X_p, change) for number, change in zip(numbers, changes, strict=True)}
         X, changes = zip(*(found[number] for number in range(len(self.layers))), strict=True)
         return list(X), list(changes)
 
-    def _inputs(self, layer: PairedLayer, index: Tensor) -> list[Tensor]:
+    def inputs(self, layer: PairedLayer, index: Tensor) -> list[Tensor]:
         """The inputs of a layer for the pairs `index`, erased and mapping, (n, tokens, in) each."""
         sides = [side[index].to(self.c.device).float() for side in (layer.pairs.erased, layer.pairs.mapping)]
-        used = sum(side.abs().amax((0, 2)) for side in sides).nonzero()  # some encoders pad with zeros
+        used = torch.stack([side.abs().amax((0, 2)) for side in sides]).sum(0).nonzero()  # some encoders pad with zeros
         sides = [side[:, : int(used.max()) + 1] for side in sides]
+        return [self.passed(layer, side) for side in sides]
+
+    def passed(self, layer: PairedLayer, X: Tensor) -> Tensor:
+        """States as they are behind the modules before a layer, fp32 on the device that computes."""
+        X = X.to(self.c.device).float()
         for module in layer.before:
-            sides = [_output(module, side) for side in sides]
-        return sides
+            X = output_of(module, X)
+        return X
 
     def loss(self, hypernet: Hypernet, generator: Generator) -> Tensor:
         """The mean of L_s over a batch, a scalar."""

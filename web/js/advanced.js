@@ -1,5 +1,5 @@
-// Folds the advanced fields of this pack's nodes away in the classic canvas, under a button: the host's node says which
-// they are, but only its newer renderer folds them.
+// Folds the advanced fields of this pack's nodes away in the classic canvas, under a button: the nodes say which fields
+// those are, but only the newer renderer folds them.
 
 import { app } from "../../../scripts/app.js"
 
@@ -14,7 +14,15 @@ app.registerExtension({
     if (!node.comfyClass?.startsWith("UnHype") || !node.toggleAdvanced) return
     const folded = node.widgets?.filter((widget) => widget.options?.advanced) ?? []
     if (!folded.length) return
-    for (const widget of folded) widget.advanced = true
+    for (const widget of folded) {
+      widget.advanced = true
+      // A field that is only `advanced` isn't drawn, but the canvas keeps its place free.
+      Object.defineProperty(widget, "hidden", {
+        get: () => !node.showAdvanced && !LiteGraph.vueNodesMode,
+        set: () => {},
+        configurable: true,
+      })
+    }
     const button = node.addWidget("button", BUTTON, null, () => {
       node.toggleAdvanced()
       button.label = node.showAdvanced ? HIDE : SHOW

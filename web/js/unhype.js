@@ -7,6 +7,7 @@ import { nodeAt } from "./graph.js"
 const NODES = new Set([
   "UnHypeLoadHypernet",
   "UnHypeTrainErasure",
+  "UnHypeMergeErasers",
   "UnHypeInspectPrompt",
   "UnHypeErasureReport",
   "UnHypeImportWeights",

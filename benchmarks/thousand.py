@@ -1,0 +1,186 @@
+"""A thousand concepts in parts: `python3 dev.py bench thousand [--processes N] [--json FILE] [--publish]`.
+
+The names are those that the lab model draws, less the ones that are scored as kept, and those of `thousand.txt`. The
+parts are trained by torchrun as `commands/train.py` does (`thousand_parts`), and merged; erasers of fewer concepts are
+merges of the first parts. Of each are measured what a prompt costs, the file, its memory, pictures of erased and kept
+names as in the erasure benchmark, and benign prompts.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from itertools import accumulate
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from . import commandline, pack
+from .environment import ROOT, cache_folder, say
+from .publish import MEASURED, device, markdown, publish
+
+pack.load_pack()
+
+from unhype.hypernet.files import load, save, tensors_of  # noqa: E402
+from unhype.hypernet.merging import merge  # noqa: E402
+from unhype.hypernet.patch import apply_erasure  # noqa: E402
+from unhype.training.prompts import mentions  # noqa: E402
+
+from . import measures, ours, protocol  # noqa: E402
+from .baselines.erased_model import unchanged  # noqa: E402
+from .erasure import QUICK, Bench  # noqa: E402
+from .lab.vocabulary import CLASSES  # noqa: E402
+from .thousand_curve import curve  # noqa: E402
+
+NAMES = ROOT / "benchmarks" / "thousand.txt"
+MAPPINGS = {"object": protocol.MAPPING, "person": "a person", "style": "a photograph"}
+_PART = 25
+COUNTS = (1, 10, 100, 250, 500, 1000)
+
+
+class Part(NamedTuple):
+    """Names of one kind that one eraser is trained on."""
+
+    kind: str
+    names: tuple[str, ...]
+
+    @property
+    def lines(self) -> str:
+        """The list as Train Erasure takes it."""
+        return "\n".join(f"{name} -> {MAPPINGS[self.kind]}" for name in self.names)
+
+
+def parts() -> list[Part]:
+    """All parts: the first ones are a single class and the other nine, so that there are merges of 1 and of 10."""
+    lines = [line.split("|") for line in NAMES.read_text("utf-8").splitlines() if not line.startswith("#")]
+    first = measures.many_names(1)
+    named = [("object", name) for name in measures.many_names(len(lines)) if name not in first]
+    named += [(kind.strip(), name.strip()) for kind, name in lines]
+    found = [Part("object", tuple(first)), Part("object", tuple(name for _, name in named[: len(CLASSES) - 1]))]
+    for kind in MAPPINGS:
+        own = [name for other, name in named[len(CLASSES) - 1 :] if other == kind]
+        starts = range(0, len(own), _PART)
+        found += [Part(kind, tuple(own[start : start + _PART])) for start in starts]
+    return found
+
+
+def train(folder: Path, processes: int, count: int) -> dict[str, float]:
+    """Train the first `count` parts in so many processes: seconds in all, and the sum of the processes' peaks in bytes.
+
+    Parts that are there from before are not trained again, and the seconds are then those of the rest.
+    """
+    started = time.perf_counter()
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
+    words = [sys.executable, *torchrun, "-m", "benchmarks.thousand_parts", str(folder), str(count)]
+    subprocess.run(words, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
+    peaks = [int(path.read_text("ascii")) for path in folder.glob("*.peak")]
+    return {"seconds": time.perf_counter() - started, "peak": sum(peaks), "processes": processes}
+
+
+def benign(bench: Bench, names: list[str], erased: ours.Ours) -> tuple[int, int]:
+    """How many benign prompts that mention no erased name are below the threshold, and of how many."""
+    groups = protocol.benign_prompts("cat")
+    texts = [text for group in ("everyday", "long") for text in groups[group] if not mentions(text, names)]
+    return sum(erased.below_threshold(bench.conditioning(text)) for text in texts), len(texts)
+
+
+def measured(bench: Bench, folder: Path, own: list[Part]) -> dict[str, float]:
+    """What is measured of the merge of these parts."""
+    names = [name for part in own for name in part.names]
+    files = [folder / f"{number:03}.safetensors" for number in range(len(own))]
+    path = folder / "merged" / f"{len(names)}.safetensors"
+    save(merge(map(load, files), path.stem), path)
+    eraser = load(path)
+    numbers = sum(tensor.numel() for tensor in tensors_of(eraser).values())
+    model = apply_erasure(bench.lab.patcher, eraser)
+    size = path.stat().st_size
+    erased = ours.Ours("ours", model, unchanged, 0.0, numbers, size, eraser=eraser)
+    row = measures.many_concepts(bench, names, erased)
+    below, total = benign(bench, names, erased)
+    return {
+        "concepts": len(names),
+        "parts": len(own),
+        "milliseconds_a_prompt": row["milliseconds_a_prompt"],
+        "bytes": size,
+        "memory": numbers * 4,
+        **{name: row[name] for name in ("erased", "erased_base", "kept", "kept_base", "near", "neighbours", "h_c")},
+        "kept_below_threshold": row["below_threshold"],
+        "benign_below_threshold": below / total,
+        "benign": total,
+    }
+
+
+def run(folder: Path, processes: int, concepts: int) -> dict[str, object]:
+    """Everything of at most `concepts`, from parts that were trained before and those that are missing."""
+    every = parts()
+    sums = accumulate(len(part.names) for part in every)
+    every = every[: sum(count <= concepts for count in sums)]
+    training = train(folder, processes, len(every))
+    say(f"{sum(len(part.names) for part in every)} concepts trained in {training['seconds']:.0f} s")
+    bench, rows, count = Bench(QUICK, folder / "bench"), [], 0
+    for number, part in enumerate(every, start=1):
+        before, count = count, count + len(part.names)
+        if any(before < wanted <= count for wanted in COUNTS):
+            rows.append(measured(bench, folder, every[:number]))
+            say(json.dumps(rows[-1]))
+    return {"device": device(), "training": training, "rows": rows}
+
+
+def table(found: dict) -> str:
+    """The figures as Markdown."""
+    header = (
+        "concepts",
+        "parts",
+        "ms a prompt",
+        "file, MB",
+        "memory, MB",
+        "erased names still drawn",
+        "kept names drawn",
+        "H_c",
+        "benign prompts unchanged",
+    )
+    rows = [
+        (
+            str(row["concepts"]),
+            str(row["parts"]),
+            f"{row['milliseconds_a_prompt']:.1f}",
+            f"{row['bytes'] / 1e6:.1f}",
+            f"{row['memory'] / 1e6:.1f}",
+            f"{row['erased']:.3f}",
+            f"{row['kept']:.3f}",
+            f"{row['h_c']:.3f}",
+            f"{row['benign_below_threshold']:.3f}",
+        )
+        for row in found["rows"]
+    ]
+    training = found["training"]
+    words = (
+        f"Training all parts took {training['seconds'] / 60:.1f} minutes in {training['processes']} processes of one "
+        f"thread, which took {training['peak'] / 1e9:.1f} GB of memory together at their peaks."
+    )
+    return f"{markdown(header, rows)}\n\n{words}"
+
+
+def main() -> int:
+    """Command line."""
+    options = commandline.parser("bench thousand").parse_args()
+    folder = cache_folder() / "thousand"
+    if options.fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    with torch.inference_mode():
+        found = run(folder, options.processes or os.cpu_count() or 1, options.concepts)
+    say(table(found))
+    picture = folder / "thousand.png"
+    curve(found["rows"]).save(picture)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    if options.publish:
+        publish("thousand", found, table(found), picture, MEASURED)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

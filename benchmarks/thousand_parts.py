@@ -1,0 +1,45 @@
+"""One process of `thousand.train`: trains its share of the parts on the lab's model, with what users' training does."""
+
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from . import pack
+
+pack.load_pack()
+
+from unhype.training.plan import Request  # noqa: E402
+from unhype.training.processes import join_processes, train_in_parts  # noqa: E402
+from unhype.training.settings import Settings  # noqa: E402
+
+from .environment import say  # noqa: E402
+from .lab.measure import Lab  # noqa: E402
+from .thousand import parts  # noqa: E402
+
+
+def main(folder: Path, count: int) -> int:
+    """Train the first `count` parts, and write the peak of this process in bytes."""
+    join_processes()
+    lab = Lab()
+    whole = Request("", "", folder, "", folder / "checkpoints", Settings(), folder / "encodings", preview_every=0)
+    requests = [
+        replace(whole, concepts=part.lines, name=f"{number:03}", settings=replace(whole.settings, kind=part.kind))
+        for number, part in enumerate(parts()[:count])
+    ]
+
+    def report_of(number):
+        say(f"part {number + 1} of {len(requests)}")
+        return lambda *_, **__: None
+
+    with torch.inference_mode():
+        train_in_parts(lab.patcher, lab.clip, requests, report_of)
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"))
+    (folder / f"{torch.distributed.get_rank()}.peak").write_text(str(int(peak[1]) * 1024), "ascii")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))

@@ -1,0 +1,158 @@
+"""Which tokens of a prompt get which delta from a merged eraser, see ``merged``.
+
+Each part looks for its own concepts as it would alone, with its own candidate embeddings, and generates its factors
+for the same batches, so that they are equal bit for bit. Of each chunk there answer
+
+- the parts of the concepts that its tokens name: where the words are there, what other parts detect in c is a relative
+  of them;
+- without such a name, the part of the top concept that is detected in c;
+- and every part that detects something in c and can't look for all of its names: without a token detector, or with one
+  to which the tokens of a name were unknown in training.
+"""
+
+from collections.abc import Sequence
+
+from .deltas import Part, PromptDeltas
+from .embedding import Chunk, Entry, chunks_of, with_estimates
+from .files import same_eraser
+from .merged import AnyEraser, MergedEraser
+
+_MARK = 2  # bytes
+
+
+class MergedDeltas(PromptDeltas):
+    """The parts of prompts that a merged eraser changes. own: what each of its parts would change alone."""
+
+    eraser: MergedEraser
+
+    def __init__(self, eraser: MergedEraser, own: Sequence[PromptDeltas]) -> None:
+        first = own[0]
+        self.eraser, self.joint = eraser, first.joint
+        self.strength, self.gate = max(part.strength for part in own), all(part.gate for part in own)
+        self.unknown = "strict" if any(part.unknown == "strict" for part in own) else first.unknown
+        self.own = [
+            PromptDeltas(part.eraser, part.strength, part.gate, part.unknown, part.joint, n.to_bytes(_MARK, "big"))
+            for n, part in enumerate(own)
+        ]
+        self.fallback = next((part.fallback for part in self.own if part.fallback is not None), None)
+
+    def parts(self, entries: list[Entry]) -> tuple[list[list[tuple[Part, ...]]], bool]:
+        """See `PromptDeltas.parts`."""
+        prompts_of = [self._prompts(entry) for entry in entries]
+        unknown = self._fill([prompt for prompts in prompts_of for prompt in prompts])
+        found = [[self.merged(self._answers(prompt)) for prompt in prompts] for prompts in prompts_of]
+        for own in self.own:
+            own.cache.trim()
+        return found, unknown
+
+    def _prompts(self, entry: Entry) -> list[list[list[Chunk]]]:
+        """The chunks of every prompt of an entry, once for each part of the eraser."""
+        record, width = self.eraser.record, self.eraser.config.embedding_width
+        prompts = chunks_of(entry, record.embedding, width, record.text_encoder.chunk)
+        return [self._own_chunks(chunks) for chunks in prompts]
+
+    def _own_chunks(self, chunks: list[Chunk]) -> list[list[Chunk]]:
+        detector, owners = self.eraser.names
+        prompts: list[list[Chunk]] = [[] for _ in self.own]
+        for chunk in chunks:
+            tokens, named = chunk.tokens, dict[int, tuple[int, ...]]()
+            if tokens is not None and detector is not None and detector.fits(tokens):
+                for n, k in map(owners.__getitem__, detector.named(tokens)):
+                    named[n] = (*named.get(n, ()), k)
+            blank = tokens is not None and not bool(tokens.any())
+            for n, (own, prompt) in enumerate(zip(self.own, prompts, strict=True)):
+                seen = chunk if blank else with_estimates(chunk, own.eraser.regressor)
+                if _names_seen(own, chunk):
+                    seen = seen._replace(named=named.get(n, ()), unknown=False)
+                prompt.append(seen)
+        return prompts
+
+    def _fill(self, prompts: list[list[list[Chunk]]]) -> bool:
+        """Generate the factors of all parts; returns whether some text is unknown to one of them."""
+        unknown = False
+        for n, own in enumerate(self.own):
+            chunks = [chunk for prompt in prompts for chunk in prompt[n]]
+            own.fill(chunks)
+            unknown = unknown or any(chunk.unknown for chunk in chunks)
+        return unknown
+
+    def _answers(self, prompt: list[list[Chunk]]) -> list[Part]:
+        """The `Part`s of a prompt, of each of its chunks one by one."""
+        found = [own.found_in(chunks) for own, chunks in zip(self.own, prompt, strict=True)]
+        answers, chosen = list[Part](), set[int]()
+        for chunks in zip(*prompt, strict=True):
+            at = [[part for part in parts if part.span.start == chunks[0].start] for parts in found]
+            if self.fallback is not None or not all(chunk.unknown for chunk in chunks):
+                chosen = self._answering(chunks, at)
+            answers += [part for n, parts in enumerate(at) if n in chosen for part in parts]
+        return answers
+
+    def _answering(self, chunks: Sequence[Chunk], found: list[list[Part]]) -> set[int]:
+        """The numbers of the eraser's parts that answer a chunk. found: what each of them has for it."""
+        scores = {n: max(part.score for part in parts) for n, parts in enumerate(found) if parts}
+        if not scores:
+            return set()
+        named = {n for n, chunk in enumerate(chunks) if chunk.named}
+        top = set() if named else {max(scores, key=lambda n: scores[n])}
+        if all(chunk.unknown for chunk in chunks):
+            return top
+        blind = {n for n in scores if not (_names_seen(self.own[n], chunks[n]) and _knows_names(self.own[n]))}
+        return named | top | blind
+
+    def merged(self, parts: list[Part]) -> tuple[Part, ...]:
+        """See `PromptDeltas.merged`; joint layers take from each part of the eraser what they take from it alone."""
+        if not self.joint:
+            return super().merged(parts)
+        of_each = [[part for part in parts if part.key[:_MARK] == own.mark] for own in self.own]
+        return tuple(part for own, found in zip(self.own, of_each, strict=True) for part in own.merged(found))
+
+    def unreadable(self) -> tuple[Part, ...]:
+        """See `PromptDeltas.unreadable`."""
+        prompt = [[Chunk(0, 1, (), True)] for _ in self.own]
+        self._fill([prompt])
+        return self.merged(self._answers(prompt))
+
+    def clear(self) -> None:
+        """Drop the factors of a sampling that is over."""
+        for own in self.own:
+            own.clear()
+
+
+def _names_seen(own: PromptDeltas, chunk: Chunk) -> bool:
+    """Whether the token detector of a part, if it has one, takes the tokens of a chunk."""
+    detector = own.eraser.token_detector
+    return detector is not None and chunk.tokens is not None and detector.fits(chunk.tokens)
+
+
+def _knows_names(own: PromptDeltas) -> bool:
+    """Whether a token detector has weights for each concept, see `training.token_fit`."""
+    detector = own.eraser.token_detector
+    return detector is not None and bool(detector.weight.any(1).all())
+
+
+def joined(first: PromptDeltas, second: PromptDeltas) -> MergedDeltas:
+    """Two as one, in this order; a part that both have counts once, with the stricter values of both."""
+    own = list(_own(first))
+    for new in _own(second):
+        same = next((n for n, former in enumerate(own) if same_eraser(former.eraser, new.eraser)), None)
+        if same is None:
+            own.append(new)
+        else:
+            former = own[same]
+            strength, gate = max(former.strength, new.strength), former.gate and new.gate
+            unknown = "strict" if "strict" in (former.unknown, new.unknown) else new.unknown
+            own[same] = PromptDeltas(former.eraser, strength, gate, unknown, former.joint)
+    return MergedDeltas(MergedEraser(tuple(part.eraser for part in own), second.eraser.name), own)
+
+
+def _own(deltas: PromptDeltas) -> Sequence[PromptDeltas]:
+    return deltas.own if isinstance(deltas, MergedDeltas) else (deltas,)
+
+
+def deltas_of(
+    eraser: AnyEraser, strength: float = 1.0, gate: bool = True, unknown: str = "base", joint: bool = False
+) -> PromptDeltas:
+    """The `PromptDeltas` of an eraser, merged or not."""
+    if not isinstance(eraser, MergedEraser):
+        return PromptDeltas(eraser, strength, gate, unknown, joint)
+    return MergedDeltas(eraser, [PromptDeltas(part, strength, gate, unknown, joint) for part in eraser.parts])
