@@ -54,7 +54,9 @@ class Graph:
             change = nag if self.guidance == "nag" else GUIDANCE[self.guidance]
             parts.append(lambda model: change(model, texts))
         if eraser is not None:
-            parts.insert(len(parts) if self.last else 0, lambda model: apply_erasure(model, eraser, unknown=self.unknown))
+            parts.insert(
+                len(parts) if self.last else 0, lambda model: apply_erasure(model, eraser, unknown=self.unknown)
+            )
         for part in parts:
             model = part(model)
         return model
