@@ -71,7 +71,7 @@ def parts() -> list[Part]:
 
 
 def train(folder: Path, processes: int, count: int) -> dict[str, float]:
-    """Train the first `count` parts in so many processes: seconds in all, and the sum of the processes' peaks in bytes.
+    """Train the first `count` parts in so many processes: seconds in all, and the sums of their peaks and CPU times.
 
     Parts that are there from before are not trained again, and the seconds are then those of the rest.
     """
@@ -79,8 +79,9 @@ def train(folder: Path, processes: int, count: int) -> dict[str, float]:
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
     words = [sys.executable, *torchrun, "-m", "benchmarks.thousand_parts", str(folder), str(count)]
     subprocess.run(words, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
-    peaks = [int(path.read_text("ascii")) for path in folder.glob("*.peak")]
-    return {"seconds": time.perf_counter() - started, "peak": sum(peaks), "processes": processes}
+    costs = [json.loads((folder / f"rank{rank}.json").read_text("ascii")) for rank in range(processes)]
+    sums = {name: sum(cost[name] for cost in costs) for name in costs[0]}
+    return {"seconds": time.perf_counter() - started, "processes": processes, **sums}
 
 
 def benign(bench: Bench, names: list[str], erased: ours.Ours) -> tuple[int, int]:
@@ -173,8 +174,9 @@ def table(found: dict) -> str:
     ]
     training = found["training"]
     words = (
-        f"Training all parts took {training['seconds'] / 60:.1f} minutes in {training['processes']} processes of one "
-        f"thread, which took {training['peak'] / 1e9:.1f} GB of memory together at their peaks."
+        f"Training all parts took {training['cpu_seconds'] / 60:.1f} minutes of CPU time, with "
+        f"{training['processes']} processes of one thread {training['seconds'] / 60:.1f} minutes beside whatever else "
+        f"ran, and {training['peak'] / 1e9:.1f} GB of memory at the processes' peaks together."
     )
     return f"{markdown(header, rows)}\n\n{words}"
 

@@ -1,7 +1,9 @@
 """One process of `thousand.train`: trains its share of the parts on the lab's model, with what users' training does."""
 
+import json
 import re
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from .thousand import parts  # noqa: E402
 
 
 def main(folder: Path, count: int) -> int:
-    """Train the first `count` parts, and write the peak of this process in bytes."""
+    """Train the first `count` parts, and write the peak of this process in bytes and its CPU time."""
     join_processes()
     lab = Lab()
     whole = Request("", "", folder, "", folder / "checkpoints", Settings(), folder / "encodings", preview_every=0)
@@ -37,7 +39,8 @@ def main(folder: Path, count: int) -> int:
     with torch.inference_mode():
         train_in_parts(lab.patcher, lab.clip, requests, report_of)
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"))
-    (folder / f"{torch.distributed.get_rank()}.peak").write_text(str(int(peak[1]) * 1024), "ascii")
+    cost = {"peak": int(peak[1]) * 1024, "cpu_seconds": time.process_time()}
+    (folder / f"rank{torch.distributed.get_rank()}.json").write_text(json.dumps(cost), "ascii")
     return 0
 
 
