@@ -106,7 +106,7 @@ def milliseconds(bench: Bench, eraser: AnyEraser, rounds: int = 20) -> float:
 def measured(bench: Bench, folder: Path, own: list[Part]) -> dict[str, float]:
     """What is measured of the merge of these parts."""
     names = [name for part in own for name in part.names]
-    files = [folder / f"{number:03}.safetensors" for number in range(len(own))]
+    files = [folder / name for name in json.loads((folder / "parts.json").read_text("ascii"))[: len(own)]]
     path = folder / "merged" / f"{len(names)}.safetensors"
     save(merge(map(load, files), path.stem), path)
     eraser = load(path)

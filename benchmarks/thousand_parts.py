@@ -13,6 +13,7 @@ from . import pack
 
 pack.load_pack()
 
+from unhype.hypernet.files import SUFFIX  # noqa: E402
 from unhype.training.plan import Request  # noqa: E402
 from unhype.training.processes import join_processes, train_in_parts  # noqa: E402
 from unhype.training.settings import Settings  # noqa: E402
@@ -23,7 +24,7 @@ from .thousand import parts  # noqa: E402
 
 
 def main(folder: Path, count: int) -> int:
-    """Train the first `count` parts, and write the peak of this process in bytes and its CPU time."""
+    """Train the first `count` parts, and write the peak of this process in bytes and its CPU time; the first one the parts' files."""
     join_processes()
     lab = Lab()
     whole = Request("", "", folder, "", folder / "checkpoints", Settings(), folder / "encodings", preview_every=0)
@@ -37,7 +38,10 @@ def main(folder: Path, count: int) -> int:
         return lambda *_, **__: None
 
     with torch.inference_mode():
-        train_in_parts(lab.patcher, lab.clip, requests, report_of)
+        erasers = train_in_parts(lab.patcher, lab.clip, requests, report_of)
+    if erasers:
+        names = [f"{eraser.name}{SUFFIX}" for eraser in erasers]
+        (folder / "parts.json").write_text(json.dumps(names), "ascii")
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"))
     cost = {"peak": int(peak[1]) * 1024, "cpu_seconds": time.process_time()}
     (folder / f"rank{torch.distributed.get_rank()}.json").write_text(json.dumps(cost), "ascii")
