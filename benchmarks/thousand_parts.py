@@ -24,7 +24,7 @@ from .thousand import parts  # noqa: E402
 
 
 def main(folder: Path, count: int) -> int:
-    """Train the first `count` parts; write the peak of this process in bytes, its CPU time, and the names of the files."""
+    """Train the first `count` parts; write this process's peak in bytes, its CPU time, and the names of the files."""
     join_processes()
     lab = Lab()
     whole = Request("", "", folder, "", folder / "checkpoints", Settings(), folder / "encodings", preview_every=0)
