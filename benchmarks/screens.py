@@ -17,7 +17,7 @@ from .chromium import chromium
 from .environment import ROOT, say
 from .graph import WORKFLOWS
 from .publish import RESULTS
-from .server import PACKS, ComfyServer
+from .server import PACKS, ComfyServer, interface_arguments
 
 sys.path.insert(0, str(ROOT / "tests"))  # for the driver of the browser, which the tests have
 
@@ -51,8 +51,23 @@ _ADD_REPORT = """([trainer, values]) => {
   for (const widget of node.widgets) widget.value = values[widget.name] ?? widget.value
   node.setSize([560, node.size[1]])
 }"""
+_MERGE = """() => {
+  app.graph.clear()
+  const add = (kind, x, y) => {
+    const node = LiteGraph.createNode(kind)
+    node.pos = [x, y]
+    app.graph.add(node)
+    return node
+  }
+  const files = [0, 160].map((y) => add("UnHypeLoadHypernet", 0, y))
+  const merge = add("UnHypeMergeErasers", 400, 0)
+  files.forEach((file, slot) => file.connect(0, merge, slot))
+  merge.connect(0, add("UnHypeApplyErasure", 800, 0), "unhype")
+}"""
 _WATCH = """window.seenTexts = []
   app.api.addEventListener("progress_text", ({ detail }) => window.seenTexts.push(detail.text))"""
+# Whether a line has said so far that this share of a stage is done.
+_LATER = "window.seenTexts.some((text) => parseInt(text.match(/, (\\d+)%/)?.[1]) >= 100 * {})"
 _FINISHED = """(kind) => { const node = app.graph._nodes.find((one) => one.type === kind)
   return node.imgs?.length && node.widgets.some((one) => one.name === "result" && one.value) }"""
 # The part of the window that nodes of these types take.
@@ -64,6 +79,7 @@ _BOX = """(kinds) => {
            height: (bottom - top) * scale }
 }"""
 _PARTS = {
+    "erase_sd15": ("UnHypeEraseConcept", ("CheckpointLoaderSimple", "UnHypeEraseConcept", "KSampler")),
     "train_sd15": ("UnHypeTrainErasure", ("CheckpointLoaderSimple", TRAINER)),
     "apply_sd15": (
         "UnHypeApplyErasure",
@@ -112,20 +128,27 @@ class Screens:
             size = (_HELP_WIDTH, part.height * _HELP_WIDTH // part.width)
             part.convert("RGB").resize(size, Image.Resampling.LANCZOS).quantize(64).save(HELP / f"{name}.png")
 
+    def merging(self) -> None:
+        """Merge Erasers between two files and Apply Concept Erasure, for its help page."""
+        self.web.page.evaluate(_MERGE)
+        self.web.show()
+        if not self.suffix:
+            self._part("UnHypeMergeErasers", ("UnHypeLoadHypernet", "UnHypeMergeErasers", "UnHypeApplyErasure"))
+
     def training(self) -> None:
         """The demo with another concept, at three moments and at its end."""
         web = self.web
         web.drop(WORKFLOWS["demo"])
         web.page.wait_for_function("(kind) => app.graph._nodes.some((node) => node.type === kind)", arg=TRAINER)
-        values = {"concepts": f"{CONCEPT} -> {MAPPING}", "name": CONCEPT, "preview_every": 60}
+        values = {"concepts": f"{CONCEPT} -> {MAPPING}", "name": CONCEPT, "preview_every": 10}
         for name, value in values.items():
             web.widget(TRAINER, name, value)
         web.page.evaluate(_WATCH)
         web.press_run()
         for moment, ready in (
             ("begin", "window.seenTexts.length > 0"),
-            ("preview", "window.seenTexts.some((text) => /step ([89]\\d|1\\d\\d) of/.test(text))"),
-            ("late", "window.seenTexts.some((text) => /step 1[6-9]\\d of/.test(text))"),
+            ("encoding", _LATER.format(0.1)),
+            ("late", _LATER.format(0.6)),
         ):
             web.page.wait_for_function(ready, timeout=_MINUTES)
             web.show(TRAINER)
@@ -185,9 +208,13 @@ def main() -> int:
         chosen = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}
         settings.write_text(json.dumps(chosen | {"Comfy.VueNodes.Enabled": options.nodes2}), "utf-8")
         make_named_files(Path(base))
-        with ComfyServer(base, packs=PACKS) as server, web_page(chromium(), server.url, shots) as web:
+        running = ComfyServer(base, packs=PACKS, arguments=interface_arguments(options.interface))
+        with running as server, web_page(chromium(), server.url, shots) as web:
             screens = Screens(web, server, "_nodes2" if options.nodes2 else "")
-            parts = {"templates": [screens.templates], "run": [screens.training, screens.reports, screens.error]}
+            parts = {
+                "templates": [screens.templates, screens.merging],
+                "run": [screens.training, screens.reports, screens.error],
+            }
             for part in options.only or parts:
                 for step in parts[part]:
                     step()

@@ -1,14 +1,17 @@
 """Erase Concept."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from comfy_api.latest import io
 
+from ..evaluation.sentences import erases
 from ..hypernet.merging import merge
 from ..hypernet.patch import apply_erasure
 from ..training.parts import in_parts, trained
 from ..training.plan import Request
 from ..training.prompts import TEMPLATES, PromptError, parse_concepts
+from ..training.run import Outcome
 from ..training.settings import Settings
 from .folders import checkpoint_folder, encodings_folder, safe_name, training_folder
 from .progress import NodeText, Progress, there_is_a_new_file
@@ -31,7 +34,7 @@ class EraseConcept(io.ComfyNode):
             category=CATEGORY,
             description="Makes a model unable to draw what you write here; other prompts stay the same. The first run "
             "trains, later ones find it in models/unhype.",
-            search_aliases=[*PURPOSES],
+            search_aliases=[*PURPOSES, "negative", "negative prompt"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to protect. The one you connect here stays as it is."),
                 io.Clip.Input("clip", tooltip="The CLIP that belongs to the model."),
@@ -39,8 +42,8 @@ class EraseConcept(io.ComfyNode):
                     "concepts",
                     multiline=True,
                     default="cat -> tree",
-                    tooltip="What to erase, one a line: 'concept -> what to draw instead'. A new line trains that one "
-                    "alone.",
+                    tooltip="What to erase, one a line: 'cat, kitten -> tree'. After the arrow: what is drawn instead. "
+                    "Put a name with a comma in quotes.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -48,6 +51,7 @@ class EraseConcept(io.ComfyNode):
                     min=0.0,
                     max=3.0,
                     step=0.05,
+                    optional=True,
                     tooltip="How far the erasure goes. 0 changes and trains nothing, 1 erases fully, more may erase "
                     "stubborn wordings and spoil pictures.",
                 ),
@@ -92,7 +96,7 @@ class EraseConcept(io.ComfyNode):
             lines = in_parts(concepts, 1)
         except PromptError as error:
             raise PromptError(f"{_NAME}: {error}") from error
-        erasers = []
+        outcomes: list[Outcome] = []
         for number, line in enumerate(lines):
             request = Request(
                 concepts=line,
@@ -106,11 +110,18 @@ class EraseConcept(io.ComfyNode):
                 file_metadata=workflow(cls.hidden),
             )
             title = f"{number + 1} of {len(lines)}: {line}" if len(lines) > 1 else ""
-            with running(_NAME, Progress(node, pace_of(request), (number, len(lines)), title)) as progress:
-                outcome = trained(model, clip, request, progress)
-            erasers.append(outcome.eraser)
-            remember(outcome.path.name)
+            report = Progress(node, pace_of(request), (number, len(lines)), title, pictures=False)
+            with running(_NAME, report) as progress:
+                outcomes.append(trained(model, clip, request, progress))
+            remember(outcomes[-1].path.name)
         there_is_a_new_file(node)
         text = NodeText(node)
-        eraser = merge(erasers, ", ".join(part.name for part in erasers[:3]))
+        eraser = merge([outcome.eraser for outcome in outcomes], ", ".join(one.eraser.name for one in outcomes[:3]))
+        text(f"{erases(eraser.record)} {_found(outcomes)}", True)
         return io.NodeOutput(apply_erasure(model, eraser, strength, tell=lambda line: text(line, True), joins=True))
+
+
+def _found(outcomes: Sequence[Outcome]) -> str:
+    """Which files are new, and that the others were there."""
+    new = [outcome.path.name for outcome in outcomes if outcome.reason != "already trained"]
+    return f"Saved as {', '.join(new)}." if new else "Trained before."

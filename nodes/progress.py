@@ -73,9 +73,18 @@ class Progress:
     """Passed to training as its `report`; every call lets ComfyUI interrupt the run.
 
     part: of several trainings in one node the number of this one, from 0, and how many there are. title: a first line.
+    pictures: whether the node has room for previews.
     """
 
-    def __init__(self, node_id: str | None, pace: Pace, part: tuple[int, int] = (0, 1), title: str = "") -> None:
+    def __init__(
+        self,
+        node_id: str | None,
+        pace: Pace,
+        part: tuple[int, int] = (0, 1),
+        title: str = "",
+        pictures: bool = True,
+    ) -> None:
+        self.pictures = pictures
         self.bar = comfy.utils.ProgressBar(_UNITS)
         self.text, self.pace, self.part, self.title = NodeText(node_id), pace, part, title
         self.note, self.line, self.drawn = "", "", 0.0
@@ -116,7 +125,7 @@ class Progress:
     ) -> tuple[str, Image.Image, int] | None:
         """The preview in the form that ComfyUI takes, or None when there is nothing new to see."""
         self.thumbnails = picture or self.thumbnails
-        if history is None or not (picture or time.monotonic() - self.drawn >= _PAUSE):
+        if not self.pictures or history is None or not (picture or time.monotonic() - self.drawn >= _PAUSE):
             return None
         self.drawn = time.monotonic()
         return _preview(with_curve(self.thumbnails, history[0], total))

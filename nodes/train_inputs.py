@@ -62,9 +62,8 @@ def main_inputs() -> list[Any]:
             min=1,
             max=100_000,
             optional=True,
-            tooltip="Training steps. The objective attention starts from a solution in closed form, so that 20 are "
-            "enough, also for many concepts; the others need about 200. Training stops by itself when it begins to "
-            "change prompts that it should leave alone.",
+            tooltip="Training steps. 20 are enough for the objective attention, also for many concepts; the others "
+            "need about 200. Training stops by itself before others change.",
         ),
         io.Int.Input(
             "seed",

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from chunks import NEGATIVE, concat
-from prompt_parts import GUIDER_PARTS, control_net, controlled
+from prompt_parts import control_net, controlled
 from tiny import TOKENS, sample
 
 from unhype.hypernet.patch import apply_erasure
