@@ -24,7 +24,7 @@ RADII, ITERATIONS = (0.4, 0.6), 100
 _RATE = 0.1
 # A score is aimed below the threshold of 1, with something to spare for rounding; the penalty grows and shrinks by
 # this factor a step.
-_BELOW, _GROWTH = 0.97, 1.2
+BELOW, _GROWTH = 0.97, 1.2
 WORDS_TRIED, WORDS_APPENDED = 100, 4
 
 
@@ -56,11 +56,15 @@ def noisy_targets(frozen, settings, prompt, empty, generator):
 
 
 def highest_score(eraser, states):
-    """The detector's highest score over the candidate embeddings of token states (1, n, width); differentiable."""
+    """The detectors' highest score for token states (1, n, width), over candidate embeddings and tokens;
+    differentiable."""
     candidates = [pooled(states)]
     if eraser.regressor is not None:
         candidates += [c.unsqueeze(0) for c in eraser.regressor.candidates(states[0])]
-    return eraser.score(torch.cat(candidates)).amax()
+    score = eraser.score(torch.cat(candidates)).amax()
+    if eraser.token_detector is None:
+        return score
+    return torch.maximum(score, eraser.token_detector(states[0]).amax())
 
 
 def _soft_factors(eraser, states, score, count):
@@ -88,8 +92,8 @@ def optimise(target, states, eraser, radius):
         error = (predict_from_states(target, moved, layers) - target.e_p).square().mean()
         scale = scale or error.item()
         # A score below the threshold is the shorter way: the base model then draws from the tokens unchanged.
-        below = score.item() < _BELOW
-        loss = error / scale + penalty * torch.relu(score - _BELOW)
+        below = score.item() < BELOW
+        loss = error / scale + penalty * torch.relu(score - BELOW)
         penalty = penalty / _GROWTH if below else penalty * _GROWTH
         if below and error.item() < lowest:
             best, lowest = moved.detach(), error.item()
@@ -102,8 +106,10 @@ def optimise(target, states, eraser, radius):
 
 
 def predict_from_states(target, states, layers):
-    """The model's predictions of all samples for token states that gradients flow through."""
-    conds = [{"c_crossattn": CONDCrossAttn(states)} for _ in target.z]
+    """The model's predictions of all samples for token states that gradients flow through, of one prompt or of one for
+    each sample."""
+    rows = states.expand(len(target.z), -1, -1)
+    conds = [{"c_crossattn": CONDCrossAttn(row.unsqueeze(0))} for row in rows]
     return target.frozen.predict(target.z, target.sigma, conds, layers)
 
 

@@ -105,6 +105,13 @@ def _prompts(parser: ArgumentParser) -> None:
     parser.add_argument("--publish", action="store_true", help="put the tables into benchmarks/README.md and results")
 
 
+def _attack(parser: ArgumentParser) -> None:
+    parser.add_argument("--quick", action="store_true", help="two classes, one search for each")
+    parser.add_argument("--only", nargs="+", help="these classes alone")
+    _json(parser)
+    parser.add_argument("--publish", action="store_true", help="put the table into benchmarks/README.md and results")
+
+
 def _thousand(parser: ArgumentParser) -> None:
     _number(parser, "--concepts", 1000, "how many at most")
     parser.add_argument("--processes", type=int, help="that share the training (default: the cores)")
@@ -195,6 +202,7 @@ COMMANDS = {
     "bench bypass": Command("Every way a prompt reaches the sampler.", _bypass, ("benchmarks.bypass",)),
     "bench detector": Command("Candidates for the detector, on texts alone.", _detector, ("benchmarks.detector",)),
     "bench prompts": Command("Prompts as people write them.", _prompts, ("benchmarks.prompts",)),
+    "bench attack": Command("Attacks on erased models, ours and rivals.", _attack, ("benchmarks.attack",)),
     "bench thousand": Command("One to a thousand concepts, in parts.", _thousand, ("benchmarks.thousand",)),
     "lab base": Command("Train the lab's small SD 1.x model.", _lab_base, ("benchmarks.lab", "base")),
     "lab flux": Command("Train the lab's small Flux.", _lab_flux, ("benchmarks.lab", "flux")),

@@ -58,8 +58,9 @@ CHOSEN_ON = {
 _SIMILAR = 0.5
 
 
-def fisher(wordings, sentences_, benign, ridge):
+def fisher(wordings, sentences_, benign, near, near_weight, ridge):
     """Fisher's discriminant (C + ridge * mean variance)^-1 (m_k - m_0), C the covariance within wordings and benign."""
+    del near, near_weight
     mean, center = torch.cat([wordings.repeat(10, 1), sentences_]).mean(0), benign.mean(0)
     within = [part - part.mean(0) for part in (torch.cat([wordings.repeat(10, 1), sentences_]), benign)]
     covariance = sum(part.T @ part / len(part) for part in within) / 2
@@ -67,9 +68,9 @@ def fisher(wordings, sentences_, benign, ridge):
     return _from_median(w, wordings, center)
 
 
-def mean_difference(wordings, sentences_, benign):
+def mean_difference(wordings, sentences_, benign, near, near_weight):
     """The direction from the mean benign prompt to the mean wording."""
-    del sentences_
+    del sentences_, near, near_weight
     center = benign.mean(0)
     return _from_median(wordings.mean(0) - center, wordings, center)
 

@@ -61,6 +61,9 @@ class Plan:
 QUICK = Plan(4, tuple(CLASSES), ("bird",), ("bird",), (0,), (1, 10, 100), ("cat",), tuple(CLASSES))
 FULL = Plan(40, tuple(CLASSES), tuple(CLASSES), tuple(CLASSES), (0, 1, 2), (1, 10, 100), tuple(CLASSES), tuple(CLASSES))
 
+# Of the lab's Flux, where every training by diffusion takes minutes.
+FLUX = Plan(4, ("bird", "cat", "ship"), (), ("bird",), (0,), (), (), ())
+
 
 def methods(family="sd15"):
     """Name to erase(lab, concepts, retain, seed, settings), ours first. The rivals are for SD models."""
@@ -237,6 +240,8 @@ def main():
     options = commandline.parser("bench erasure").parse_args()
     workers = options.workers or (1 if torch.cuda.is_available() else os.cpu_count())
     plan = QUICK if options.quick else FULL
+    if options.quick and options.family == "flux":
+        plan = FLUX
     plan = replace(plan, rival_classes=plan.classes) if options.rivals else plan
     family = "" if options.family == "sd15" else f"{options.family}-"
     folder = cache_folder() / f"erasure-{family}{'quick' if options.quick else 'full'}"

@@ -112,7 +112,7 @@ def erase(lab, concepts, retain, seed, settings):
     phrases += sentences(concepts, settings.kind, retain.distractors, settings.sentences)
     texts = dict.fromkeys(["", *(text for phrase in phrases for text in (phrase.prompt, phrase.mapping))])
     written = make_written(concepts, settings.kind, retain)
-    scored = [*chain(*written.named), *written.benign, *written.held_out, *written.parts]
+    scored = [*chain(*written.named), *written.benign, *written.held_out, *written.parts, *written.nouns]
     texts = list(dict.fromkeys([*texts, *retain.train, *retain.held_out, *scored]))
     skipping = lab.clip.clone()
     skipping.clip_layer(-2)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from . import ours
+from . import ours, text_lab
 from .environment import digest
 from .lab.measure import Lab, encode, sample_conditioning
 
@@ -17,7 +17,8 @@ _AT_ONCE = 16
 def caching_lab(family="sd15"):
     """The lab of a family with a `CachingClip`."""
     lab = Lab(family)
-    lab.clip = ours.CachingClip(lab.clip)
+    # Flux's prompts are of several lengths.
+    lab.clip = (ours if family == "sd15" else text_lab).CachingClip(lab.clip)
     return lab
 
 

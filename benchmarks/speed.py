@@ -263,11 +263,14 @@ def main():
     if options.stages:
         from . import stages
 
-        found = {"device": device(), "runs": stages.measure(say)}
-        if options.json:
-            options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
-        if options.publish:
-            publish("stages", found, markdown(stages.HEADER, stages.table(found["runs"])), page=MEASURED)
+        def keep(runs):
+            found = {"device": device(), "runs": runs}
+            if options.json:
+                options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+            if options.publish:
+                publish("stages", found, markdown(stages.HEADER, stages.table(runs)), page=MEASURED)
+
+        stages.measure(say, keep)
         return
     results = {"device": device(), "sampling": {}, "training": {}}
     plan = {"SD 1.5": (64, 20), "SDXL": (128, 20)} if options.gpu else {"SD 1.5": (32, 4)}

@@ -27,11 +27,12 @@ STAGES = ("encoding prompts", "preparing", "training", "finishing")
 RUNS = (
     ("cat -> tree, first", "sd15", 1, False),
     ("cat -> tree, encodings known", "sd15", 1, True),
-    ("10 concepts, first", "sd15", 10, False),
-    ("100 concepts, first", "sd15", 100, False),
-    ("100 concepts, encodings known", "sd15", 100, True),
     ("Flux, cat -> tree, first", "flux", 1, False),
     ("Flux, cat -> tree, encodings known", "flux", 1, True),
+    ("10 concepts, first", "sd15", 10, False),
+    ("10 concepts, encodings known", "sd15", 10, True),
+    ("100 concepts, first", "sd15", 100, False),
+    ("100 concepts, encodings known", "sd15", 100, True),
 )
 # Seconds between two reports that are kept.
 _PAUSE = 0.5
@@ -47,7 +48,9 @@ class Recorder:
     def __call__(self, stage, done, total, *_args, **_options):
         now = time.process_time() - self.cpu
         if not self.starts or self.starts[-1][0] != stage:
-            self.starts.append((stage, now, time.perf_counter() - self.begun))
+            # What comes before the first report belongs to its stage.
+            start = (now, time.perf_counter() - self.begun) if self.starts else (0.0, 0.0)
+            self.starts.append((stage, *start))
         elif now - self.reports[-1][0] < _PAUSE:
             return
         self.reports.append((round(now, 2), stage, done, total))
@@ -85,14 +88,15 @@ def run(name, family, count, encodings):
     }
 
 
-def measure(say):
-    """All of RUNS."""
+def measure(say, keep):
+    """All of RUNS; keep(runs so far) is called after each."""
     found = []
     with tempfile.TemporaryDirectory(prefix="unhype-bench-") as folder:
         for number, (name, family, count, known) in enumerate(RUNS):
             path = Path(folder) / str(number - known)
             found.append(run(name, family, count, path))
             say("  ".join(table(found)[-1]))
+            keep(found)
     return found
 
 

@@ -101,7 +101,10 @@ def _file(kind: str, name: str) -> str:
 
     if Path(name).is_file():
         return name
-    return folder_paths.get_full_path_or_raise(kind, name)
+    found = folder_paths.get_full_path(kind, name)
+    if found is None:
+        raise SystemExit(f"There is no file '{name}', neither here nor in ComfyUI's models/{kind}.")
+    return found
 
 
 def _interrupt(*_: Any) -> None:

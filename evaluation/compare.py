@@ -1,6 +1,6 @@
 """The same prompts from the same noise, with and without an eraser, and how far the pictures differ."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -113,14 +113,15 @@ def compare(
     decode: Decode,
     report: PairReport,
     encoder: PictureEncoder | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> list[Pair]:
     """Draw each text with `model` and with `eraser` applied to it. Returns a `Pair` a text, in their order.
 
     model, clip: ComfyUI's MODEL and CLIP. The second picture is drawn whatever the detector finds: that it is
     the same has to be seen, not assumed. encoder: for the `Similarity` of each erased picture; a third picture
-    is drawn for it. Raises as `patch.apply_erasure`.
+    is drawn for it. tell: as `patch.apply_erasure` takes it. Raises as that.
     """
-    patched = apply_erasure(model, eraser)
+    patched = apply_erasure(model, eraser, tell=tell)
     negative, done = _conditioning(clip, ""), 0
     pairs: list[Pair] = []
     prompts = [_examined(clip, eraser, text, encoder is not None) for text in texts]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import cosine_similarity
 
-from ..hypernet.embedding import Chunk, Conditioning, entries_of
+from ..hypernet.embedding import Chunk, Conditioning, Entry, entries_of
 from ..hypernet.eraser import Eraser
 from ..hypernet.merged import AnyEraser
 
@@ -40,14 +40,19 @@ def detect(eraser: AnyEraser, conditioning: Conditioning) -> list[Detection]:
     Of a chunk's candidate embeddings the one with the highest score is shown, and of a merged eraser the part in which
     that is highest.
     """
-    found = [_detections(part, conditioning) for part in eraser.parts]
+    entries = entries_of(conditioning)
+    return [detection for entry, values in enumerate(entries) for detection in detect_entry(eraser, values, entry)]
+
+
+def detect_entry(eraser: AnyEraser, values: Entry, entry: int = 0) -> list[Detection]:
+    """The `Detection` of every chunk of one entry, whose number is `entry`."""
+    found = [_detections(part, values, entry) for part in eraser.parts]
     return [strongest(same) for same in zip(*found, strict=True)]
 
 
-def _detections(eraser: Eraser, conditioning: Conditioning) -> list[Detection]:
+def _detections(eraser: Eraser, values: Entry, entry: int) -> list[Detection]:
     return [
         _detection(eraser, chunk, (entry, row, number))
-        for entry, values in enumerate(entries_of(conditioning))
         for row, chunks in enumerate(eraser.chunks(values))
         for number, chunk in enumerate(chunks)
     ]

@@ -6,6 +6,7 @@ A box carries the pooled vector of its text. One that names an erased concept is
 from torch import Tensor
 
 from .embedding import Entry
+from .merged import AnyEraser
 from .texts import SamplingTexts
 
 # GLIGEN takes the vector before the projection, which is c in this family alone.
@@ -24,10 +25,17 @@ def without_erased_boxes(entry: Entry, texts: SamplingTexts) -> Entry:
     return entry if len(kept) == len(boxes) else {**entry, "gligen": (kind, model, kept)}
 
 
-def _is_erased(vector: Tensor, texts: SamplingTexts) -> bool:
-    eraser = texts.deltas.eraser
+def is_erased_box(vector: Tensor, eraser: AnyEraser) -> bool | None:
+    """Whether the text of a box with this pooled vector names an erased concept; None where that can't be known."""
     fits = eraser.record.family == _SAME_VECTOR and vector.shape[-1] == eraser.config.embedding_width
     if not fits or eraser.detector is None:
+        return None
+    return bool((eraser.score(vector.reshape(1, -1).float().to(eraser.device)) >= 1).any())
+
+
+def _is_erased(vector: Tensor, texts: SamplingTexts) -> bool:
+    erased = is_erased_box(vector, texts.deltas.eraser)
+    if erased is None:
         texts.warn(texts.deltas.unknown_message("the text of a GLIGEN box"))
         return texts.strict
-    return bool((eraser.score(vector.reshape(1, -1).float().to(eraser.device)) >= 1).any())
+    return erased

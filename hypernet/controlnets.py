@@ -32,17 +32,22 @@ def with_control_texts(
     ]
 
 
+def own_text(entry: Entry) -> Entry | None:
+    """Text that is for an entry's ControlNet alone, as an entry of its own, or None."""
+    return {"cross_attn": entry[TEXT], "pooled_output": entry.get(_POOLED)} if TEXT in entry else None
+
+
 def _readable(entry: Entry, parts: Sequence[tuple[Part, ...]], texts: SamplingTexts) -> tuple[Tensor | None, bool]:
     """The tokens (n, length, in) that an entry's ControlNet may read, None without one; whether some are erased."""
     states = entry.get(TEXT, entry.get("cross_attn"))
     if "control" not in entry or states is None:
         return None, False
-    if TEXT in entry:
-        parts = texts.parts_of_entry({"cross_attn": states, "pooled_output": entry.get(_POOLED)})
+    if (own := own_text(entry)) is not None:
+        parts = texts.parts_of_entry(own)
     if not any(parts):
         return states, False
     blank = states.clone()
-    for row, own in enumerate(parts):
-        for part in own:
+    for row, parts_of_row in enumerate(parts):
+        for part in parts_of_row:
             blank[row % len(blank), part.span.start : part.span.stop] = 0
     return blank, True

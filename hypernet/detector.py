@@ -9,26 +9,39 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from .neighbours import Neighbours
+
 _STEERED = 0.5
+# From this score on a prompt says what the concept's own wordings say, whatever else is near. Theirs are 1 / 0.6 and
+# higher, see `calibrate`.
+_UNDISPUTED = 1.6
+# What a disputed score is lowered to.
+_BELOW = 0.99
 
 
 class Detector(Module):
     """f_k(c) = w_k c + b_k, one score for each concept k, scaled so that the threshold of each is 1.
 
-    weight: (concepts, width), bias: (concepts,), fp32; the concepts are those of the file's record.
+    weight: (concepts, width), bias: (concepts,), fp32; the concepts are those of the file's record. neighbours: what
+    takes weak scores back, None where the file has none.
     """
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, neighbours: Neighbours | None = None) -> None:
         super().__init__()
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
+        self.neighbours = neighbours
 
     def scores(self, c: Tensor) -> Tensor:
         """The score of every concept: (p, width) to (p, concepts)."""
-        return c.to(self.weight) @ self.weight.T + self.bias
+        scores = c.to(self.weight) @ self.weight.T + self.bias
+        if self.neighbours is None:
+            return scores
+        disputed = (scores < _UNDISPUTED) & self.neighbours.closer(c)
+        return torch.where(disputed, scores.clamp(max=_BELOW), scores)
 
     def forward(self, c: Tensor) -> Tensor:
         """max_k f_k(c): (p, width) to (p,); 1 and above is detected."""

@@ -109,9 +109,12 @@ class NetworkCall:
             self.embedded.append(_Known(ref(states), numbers, self._stacked(numbers, states.shape[1])))
 
     def has_embedded(self, states: Tensor) -> bool:
-        """Whether states (n, length, width) came out of the text embedding."""
+        """Whether every row of states (n, length, width) came out of the text embedding."""
         tensors = [own for known in self.embedded if (own := known.tokens()) is not None]
-        return any(own is states for own in tensors) or any(same_tensor(own, states) for own in tensors)
+        if any(own is states or same_tensor(own, states) for own in tensors):
+            return True
+        rows = [row for own in tensors for row in own]
+        return all(any(same_tensor(row, own) for row in rows) for own in states)
 
     # Joint attention
 

@@ -21,6 +21,7 @@ from .detector import Detector
 from .eraser import Eraser
 from .families import Family
 from .merged import AnyEraser, MergedEraser, check_one_base
+from .neighbours import Neighbours
 from .network import Hypernet, HypernetConfig
 from .published import PublishedConfig, PublishedHypernet
 from .record import FORMAT, FORMAT_MERGED, HypernetFileError, Record, describe, described_parts, short, tensor_names
@@ -31,6 +32,7 @@ from .token_detector import TokenDetector
 SUFFIX = ".safetensors"
 _REGRESSOR = {part: f"regressor.{part}" for part in ("up", "down", "bias", "key")}
 _DETECTOR, _CONCEPTS = ("detector.weight", "detector.bias"), "concept_embeddings"
+_NEIGHBOURS = "detector.neighbours.embeddings"
 _TOKEN_DETECTOR = ("token_detector.weight", "token_detector.bias")
 
 
@@ -202,7 +204,8 @@ def _eraser_of(
     regressor = None
     if widths := record.text_encoder.widths:
         regressor = PooledRegressor(tuple(widths), **{part: tensors[name] for part, name in _REGRESSOR.items()})
-    detector = Detector(*(tensors[name] for name in _DETECTOR)) if _DETECTOR[0] in tensors else None
+    neighbours = Neighbours(tensors[_NEIGHBOURS], tensors[_CONCEPTS]) if record.text_encoder.neighbours else None
+    detector = Detector(*(tensors[name] for name in _DETECTOR), neighbours) if _DETECTOR[0] in tensors else None
     token_detector = None
     if widths := record.text_encoder.token_widths:
         token_detector = TokenDetector(tuple(widths), *(tensors[name] for name in _TOKEN_DETECTOR))
@@ -229,6 +232,8 @@ def _shapes(config: HypernetConfig | PublishedConfig, record: Record, has_detect
         shapes |= dict(zip(_TOKEN_DETECTOR, ((concepts, sum(widths)), (len(widths), concepts)), strict=True))
     if has_detector:
         shapes |= {_DETECTOR[0]: (concepts, width), _DETECTOR[1]: (concepts,)}
+    if encoder.neighbours:
+        shapes[_NEIGHBOURS] = (encoder.neighbours, width)
     return shapes
 
 

@@ -6,7 +6,8 @@ for the same batches, so that they are equal bit for bit. Of each chunk there an
 - the parts of the concepts that its tokens name: where the words are there, what other parts detect in c is a relative
   of them;
 - without such a name, the part of the top concept that is detected in c;
-- and every part that detects something in c and has no token detector for it.
+- and every part that detects something in c and can't look for all of its names: without a token detector, or with one
+  to which the tokens of a name were unknown in training.
 """
 
 from collections.abc import Sequence
@@ -95,7 +96,7 @@ class MergedDeltas(PromptDeltas):
         top = set() if named else {max(scores, key=lambda n: scores[n])}
         if all(chunk.unknown for chunk in chunks):
             return top
-        blind = {n for n in scores if not _names_seen(self.own[n], chunks[n])}
+        blind = {n for n in scores if not (_names_seen(self.own[n], chunks[n]) and _knows_names(self.own[n]))}
         return named | top | blind
 
     def merged(self, parts: list[Part]) -> tuple[Part, ...]:
@@ -121,6 +122,12 @@ def _names_seen(own: PromptDeltas, chunk: Chunk) -> bool:
     """Whether the token detector of a part, if it has one, takes the tokens of a chunk."""
     detector = own.eraser.token_detector
     return detector is not None and chunk.tokens is not None and detector.fits(chunk.tokens)
+
+
+def _knows_names(own: PromptDeltas) -> bool:
+    """Whether a token detector has weights for each concept, see `training.token_fit`."""
+    detector = own.eraser.token_detector
+    return detector is not None and bool(detector.weight.any(1).all())
 
 
 def joined(first: PromptDeltas, second: PromptDeltas) -> MergedDeltas:

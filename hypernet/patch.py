@@ -213,7 +213,7 @@ def apply_erasure(
             _remove(clone, former.key)
     deltas = deltas_of(eraser, strength, gate, unknown, family.joint)
     for former in erasures_among(clone.wrappers) if joins else ():
-        if former.joins:
+        if former.joins and former.deltas.eraser.config.layers == eraser.config.layers:
             deltas = joined(former.deltas, deltas)
             _remove(clone, former.key)
     taken = {erasure.key for erasure in erasures_among(clone.wrappers)}

@@ -16,11 +16,12 @@ from .families import POOLED, TOKENS
 from .network import HypernetConfig
 from .published import KIND, PublishedConfig
 
-FORMAT = "4"
+FORMAT = "6"
 # Of a merged file, which holds the descriptions of its parts, each in a format of its own.
 FORMAT_MERGED = "5"
-# Format 3 had no token detector. Format 2 had other names for the same things: of fields of the record and of tensors.
-_FORMAT_3, _FORMAT_2 = "3", "2"
+# Format 4 had no neighbours, format 3 no token detector. Format 2 had other names for the same things: of fields of the
+# record and of tensors.
+_FORMAT_4, _FORMAT_3, _FORMAT_2 = "4", "3", "2"
 _RENAMED = {
     "base": {"weight_spread": "weight_std"},
     "reading": {"tokens": "chunk"},
@@ -69,7 +70,8 @@ class TextEncoder:
 
     widths, layers, rank: of the file's `PooledRegressor`: the widths of the states that it takes, the encoder
     layers that it knows and the rank of its maps; empty and 0 without one. token_widths: the widths of the states
-    that the file's `TokenDetector` takes, empty without one.
+    that the file's `TokenDetector` takes, empty without one. neighbours: how many embeddings the file's `Neighbours`
+    are, 0 without them.
     """
 
     chunk: int = 0
@@ -77,6 +79,7 @@ class TextEncoder:
     layers: int = 0
     rank: int = 0
     token_widths: list[int] = field(default_factory=list)
+    neighbours: int = 0
 
 
 @dataclass(frozen=True)
@@ -164,10 +167,10 @@ def describe(metadata: Mapping[str, str] | None, name: str) -> tuple[HypernetCon
             f"'{name}' is a safetensors file but no UnHype hypernet (a LoRA or a checkpoint perhaps). "
             "Pick a file that Train Erasure wrote."
         )
-    if metadata.get("unhype.format") not in (FORMAT, _FORMAT_3, _FORMAT_2):
+    if metadata.get("unhype.format") not in (FORMAT, _FORMAT_4, _FORMAT_3, _FORMAT_2):
         raise HypernetFileError(
             f"'{name}' has UnHype format {short(metadata.get('unhype.format'))}, this version reads {_FORMAT_2} to "
-            f"{FORMAT_MERGED}. Update the UnHype node pack, or train the file again if it is an old one."
+            f"{FORMAT}. Update the UnHype node pack, or train the file again if it is an old one."
         )
     try:
         parts = metadata["unhype.config"], metadata["unhype.record"]
@@ -290,6 +293,8 @@ def _check_encoder(encoder: TextEncoder) -> None:
         raise ValueError(f"the regressor knows {encoder.layers!r} layers of the text encoder")
     if not has_regressor <= encoder.rank <= _MAX_TOKENS:
         raise ValueError(f"the regressor's maps have rank {encoder.rank!r}")
+    if not 0 <= encoder.neighbours <= (encoder.chunk and _MAX_TOKENS):
+        raise ValueError(f"the number of neighbours is {encoder.neighbours!r}")
 
 
 def _is_number(value: Any) -> bool:

@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ..evaluation.bars import bar_picture
 from ..evaluation.detection import detect, report_text
+from ..evaluation.other_text import other_text
 from ..hypernet.embedding import Conditioning
 from ..hypernet.merged import AnyEraser
 from .schema import CATEGORY, Hypernet, only_links, schema
@@ -37,6 +38,6 @@ class InspectPrompt(io.ComfyNode):
     def execute(cls, unhype: AnyEraser, conditioning: Conditioning) -> io.NodeOutput:
         only_links("Inspect Prompt", unhype=unhype, conditioning=conditioning)
         detections = detect(unhype, conditioning)
-        text = report_text(detections)
+        text = "\n".join([report_text(detections), *other_text(unhype, conditioning)])
         image, display = shown(cls, bar_picture(detections), text)
         return io.NodeOutput(text, image, ui=display)

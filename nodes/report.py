@@ -65,8 +65,9 @@ class ErasureReport(io.ComfyNode):
         headings = {text: heading for heading, group in own.items() for text in group}
         texts, node = texts or list(headings), node_id(cls)
         progress = DrawingProgress(node)
-        pairs = compare(model, clip, unhype, texts, drawing, vae_decoder(vae), progress, picture_encoder(clip_vision))
-        warnings = [_ERASED_BEFORE] if is_erased(model) else []
+        told, encoder = list[str](), picture_encoder(clip_vision)
+        pairs = compare(model, clip, unhype, texts, drawing, vae_decoder(vae), progress, encoder, told.append)
+        warnings = [*dict.fromkeys(told), *([_ERASED_BEFORE] if is_erased(model) else [])]
         sheet = report_page(unhype, pairs, warnings, headings)
         show_page(node, sheet, "Done.")
         text = report_text(unhype, pairs, drawing, warnings, headings)

@@ -62,8 +62,8 @@ def main_inputs() -> list[Any]:
             min=1,
             max=100_000,
             optional=True,
-            tooltip="Training steps. 20 are enough for the objective attention, also for many concepts; the others need "
-            "about 200. Training stops by itself before others change.",
+            tooltip="Training steps. 20 are enough for the objective attention, also for many concepts; the others "
+            "need about 200. Training stops by itself before others change.",
         ),
         io.Int.Input(
             "seed",

@@ -54,7 +54,7 @@ class Guard:
 
     def hold(self) -> bool:
         """Whether both functions still come to ours, perhaps by way of another pack's."""
-        bare = BaseModel.__new__(BaseModel)
+        bare = object.__new__(BaseModel)
         return _comes(lambda: comfy.sampler_helpers.prepare_sampling(_QUESTION, (), {}, {})) and _comes(
             lambda: BaseModel.apply_model(bare, _QUESTION, None)
         )

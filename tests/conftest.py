@@ -28,6 +28,7 @@ def pytest_addoption(parser):
     parser.addoption("--patches", type=int, default=200, help="random attention patches in test_random_patches.py")
     parser.addoption("--files", type=int, default=30, help="damaged files in test_fuzz.py")
     parser.addoption("--shots", help="folder for the screenshots of test_browser.py; a temporary one without it")
+    parser.addoption("--nodes2", action="store_true", help="Nodes 2.0 in the browser tests of one renderer")
     parser.addoption("--interface", help="version of another web interface than this ComfyUI's own")
     parser.addoption("--seed", type=int, default=0, help="where random graphs and files start from")
 
@@ -96,6 +97,7 @@ def web(server, pytestconfig, tmp_path_factory):
     settings.parent.mkdir(parents=True, exist_ok=True)
     chosen = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}
     chosen["LiteGraph.Canvas.MinFontSizeForLOD"] = 0  # words stay on nodes, however small the screenshot shows them
+    chosen["Comfy.VueNodes.Enabled"] = pytestconfig.getoption("--nodes2")
     settings.write_text(json.dumps(chosen), "utf-8")
     with web_page(chromium(), server.url, shots) as page:
         yield page

@@ -10,6 +10,7 @@ from torch.nn import Linear, Module
 
 from unhype.hypernet.detector import Detector
 from unhype.hypernet.eraser import Eraser
+from unhype.hypernet.neighbours import Neighbours
 from unhype.hypernet.network import Hypernet, HypernetConfig
 from unhype.hypernet.record import BaseModel, Record, TextEncoder
 from unhype.hypernet.regressor import PooledRegressor
@@ -191,6 +192,8 @@ def small_eraser(
         encoder = TextEncoder(TOKENS, list(regressor.widths), layers, rank)
     if token_detector is not None:
         encoder = replace(encoder, token_widths=list(token_detector.widths))
+    if detector is not None and detector.neighbours is not None:
+        encoder = replace(encoder, neighbours=len(detector.neighbours.embeddings))
     record = Record("sd15", tuple(concepts), BaseModel("BaseModel", [0.5] * len(LAYERS)), text_encoder=encoder)
     hypernet = moved_hypernet(**network)
     return Eraser(hypernet, record, "small", detector, regressor, concept_embeddings, token_detector)
@@ -232,9 +235,9 @@ def full_eraser():
     """An eraser with everything that a file may hold."""
     c = normal(len(CONCEPTS), POOLED, seed=8).half().float()
     tokens = TokenDetector((CONTEXT,), *(normal(*shape, seed=9).half().float() for shape in SHAPES_OF_TOKENS))
-    return small_eraser(
-        detector=random_detector(), regressor=random_regressor(), concept_embeddings=c, token_detector=tokens
-    )
+    detector = random_detector()
+    detector.neighbours = Neighbours(normal(3, POOLED, seed=10).half().float(), c)
+    return small_eraser(detector=detector, regressor=random_regressor(), concept_embeddings=c, token_detector=tokens)
 
 
 def same_tensors(one, other):

@@ -3,9 +3,10 @@
 A support vector machine with squared hinges on either side: f(c) = w (c - m) / r + b shall be at least 1 for
 a concept's wordings and at most 0 for retained prompts,
 
-    sum_i p_i max(0, 1 - f(c_i))^2 + mean_j max(0, f(c_j))^2 + lambda |w|^2,
+    sum_i p_i max(0, 1 - f(c_i))^2 + mean_j max(0, f(c_j))^2 + mu mean_l max(0, f(n_l))^2 + lambda |w|^2,
 
-m and r the mean of the retained prompts and their mean distance from it. Only prompts near the concept count,
+m and r the mean of the retained prompts and their mean distance from it, n_l the embeddings of the nouns nearest to
+the concept (``nouns``). Only prompts near the concept count,
 so that a relative to preserve moves the boundary where a hundred distant prompts don't, and the short w leaves
 a margin for unseen wordings and against attacks. The difference of the means and Fisher's discriminant are
 measured beside it (`dev.py bench detector`).
@@ -15,11 +16,17 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ..hypernet.detector import Detector, calibrate
+from ..hypernet.neighbours import Neighbours
 
-# lambda
-_WIDTH = 0.01
+# lambda and mu, the latter for one concept. With a hundred it is half as large: the neighbours of all dispute a score.
+_WIDTH, _NEAR_WEIGHT, _HALVED_AT = 0.01, 0.1, 100
+# How many of the nouns count in the fit of a concept, and how many of them a file holds.
+_NEAR, _KEPT = 60, 8
+# Nouns so close to a concept, by the cosine of what sets them apart from other nouns, may be other words for it.
+_SAME = 0.75
 # Plain wordings count more than the sentences that hold them, of which there are many more.
 _WORDING_WEIGHT = 10.0
 
@@ -31,15 +38,23 @@ _FALSE_ALARMS = 0.005
 _ABOVE, _HIGHEST = 1.01, 0.8
 
 
-def widest_margin(wordings: Tensor, sentences: Tensor, benign: Tensor, width: float = _WIDTH) -> tuple[Tensor, Tensor]:
+def widest_margin(
+    wordings: Tensor,
+    sentences: Tensor,
+    benign: Tensor,
+    near: Tensor,
+    near_weight: float = _NEAR_WEIGHT,
+    width: float = _WIDTH,
+) -> tuple[Tensor, Tensor]:
     """w (d,) and b of one concept, so that w c + b is about 1 for its wordings and 0 or less for benign prompts.
 
-    wordings: (n, d) c of its phrasings; sentences: (m, d) of prompts that name it among other things, m may be 0;
-    benign: (k, d). width: lambda, the larger the wider. fp32 in and out, solved in fp64.
+    wordings: (n, d) c of its phrasings; sentences: (m, d) of prompts that name it among other things; benign: (k, d);
+    near: (l, d) of nouns near it. m and l may be 0. near_weight: mu; width: lambda, the larger the wider. fp32 in and
+    out, solved in fp64.
     """
     center = benign.double().mean(0)
     positive, negative = torch.cat([wordings, sentences]).double() - center, benign.double() - center
-    scale = negative.square().sum(1).mean().sqrt()
+    scale, close = negative.square().sum(1).mean().sqrt(), near.double() - center
     weights = torch.cat([torch.full((len(wordings),), _WORDING_WEIGHT), torch.ones(len(sentences))]).double()
     weights = weights / weights.sum()
     w, b = center.new_zeros(center.shape, requires_grad=True), center.new_zeros(1, requires_grad=True)
@@ -50,6 +65,8 @@ def widest_margin(wordings: Tensor, sentences: Tensor, benign: Tensor, width: fl
         missed = weights @ torch.relu(1 - (positive @ w / scale + b)).square()
         alarms = torch.relu(negative @ w / scale + b).square().mean()
         total = missed + alarms + width * w.square().sum()
+        if len(close):
+            total = total + near_weight * torch.relu(close @ w / scale + b).square().mean()
         total.backward()
         return total
 
@@ -65,18 +82,24 @@ def fit_detector(
     held_out: Tensor,
     preserved: Tensor | None = None,
     report: Callable[[int, int], None] = lambda *_: None,
+    nouns: Tensor | None = None,
 ) -> Detector:
     """Fit a `Detector` and calibrate each concept's threshold on prompts that are not in the fit.
 
     wordings, sentences: one (n, d) tensor for each concept; benign: (k, d); held_out: (candidates, k, d), of a
     prompt the highest score counts; preserved: (k, d) of the prompts of the user's list, which stay below the
     threshold unless a concept can't be separated from them. All fp32 on the CPU. report(done, total) is called
-    before each concept and may raise to interrupt. The threshold of every concept is 1.
+    before each concept and may raise to interrupt. nouns: (candidates, k, d) of everyday nouns, of which the
+    neighbours are taken. The threshold of every concept is 1.
     """
     weight, bias = [], []
-    for own, sentence in zip(wordings, sentences, strict=True):
+    concepts = torch.stack([own.mean(0) for own in wordings])
+    near_weight = _NEAR_WEIGHT / (1 + len(wordings) / _HALVED_AT)
+    bank = benign[:0].unsqueeze(0) if nouns is None else nouns
+    nearest = neighbours_of(concepts, bank[0])
+    for own, sentence, indices in zip(wordings, sentences, nearest, strict=True):
         report(len(weight), len(wordings))
-        w, b = widest_margin(own, sentence, benign)
+        w, b = widest_margin(own, sentence, benign, bank[:, indices].flatten(0, 1), near_weight)
         benign_scores, scores = (held_out @ w + b).amax(0), own @ w + b
         # A false alarm of any concept is one: each gets its share of them.
         threshold = calibrate(benign_scores, scores, false_alarms=_FALSE_ALARMS / len(wordings))
@@ -86,4 +109,22 @@ def fit_detector(
         threshold = max(threshold, _LEAST)
         weight.append(w / threshold)
         bias.append(b / threshold)
-    return Detector(torch.stack(weight), torch.stack(bias))
+    kept = sorted({index for indices in nearest for index in indices[:_KEPT]})
+    neighbours = Neighbours(bank[0, kept], concepts) if kept else None
+    return Detector(torch.stack(weight), torch.stack(bias), neighbours)
+
+
+def neighbours_of(concepts: Tensor, nouns: Tensor) -> list[list[int]]:
+    """The indices of the nouns (n, d) that count in the fit of each concept (k, d), the nearest first."""
+    return _alike(concepts, nouns).argsort(dim=1, descending=True)[:, :_NEAR].tolist()
+
+
+def unlike(concepts: Tensor, nouns: Tensor) -> list[int]:
+    """The indices of the nouns (n, d) that are no other words for one of the concepts (k, d)."""
+    return (_alike(concepts, nouns).amax(0) < _SAME).nonzero().flatten().tolist()
+
+
+def _alike(concepts: Tensor, nouns: Tensor) -> Tensor:
+    """The cosines of what sets each apart from the mean noun, (k, n)."""
+    center = nouns.mean(0)
+    return normalize(concepts - center, dim=1) @ normalize(nouns - center, dim=1).T

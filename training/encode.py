@@ -164,6 +164,7 @@ def encode_prompts(
     source, whole = family.embedding, set(drawn)
     skipping = skipping_last_layer(clip) if source == POOLED else None
     versions = [clip] if skipping is None else [clip, skipping]
+    on_progress(0, 1)
     with torch.no_grad():
         probes = [encode(version, "", source) for version in versions]
         _, chunk, width = probes[0].conditioning[0][0].shape

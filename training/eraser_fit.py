@@ -12,7 +12,7 @@ from ..hypernet.eraser import Eraser
 from ..hypernet.network import Hypernet
 from ..hypernet.record import Record, TrainingRun
 from ..hypernet.token_detector import TokenDetector
-from .detector_fit import fit_detector
+from .detector_fit import fit_detector, unlike
 from .encode import Prompts
 from .loop import TrainingState
 from .plan import Plan
@@ -75,6 +75,9 @@ def fit_eraser(
         return [prompts.candidates(part)[:usual].flatten(0, 1) for part in parts]
 
     preserved = [*chain(*retain.preserved.values(), plan.written.parts)]
+    embeddings, nouns = _concept_embeddings(plan, prompts), list(plan.written.nouns)
+    if nouns:
+        nouns = [nouns[index] for index in unlike(embeddings, prompts.candidates(nouns)[0])]
     detector = fit_detector(
         of_concepts(plan.phrases),
         of_concepts(plan.sentences),
@@ -82,9 +85,12 @@ def fit_eraser(
         prompts.candidates([*retain.held_out, *plan.written.held_out]),
         prompts.candidates(preserved).flatten(0, 1) if preserved else None,
         report,
+        prompts.candidates(nouns) if nouns else None,
     )
+    if detector.neighbours is not None:
+        detector.neighbours.own = embeddings  # as in the file
     detector = detector.half().float()
-    token_detector = _token_detector(plan, prompts, preserved, report)
+    token_detector = _token_detector(plan, prompts, preserved, nouns, report)
     trunk = hypernet.trunk.weight[:, : hypernet.config.embedding_width]
     prompts = prompts.compressed(torch.cat([_DETECTOR_COUNTS * detector.weight, trunk]))
 
@@ -105,13 +111,14 @@ def fit_eraser(
     encoder = prompts.text_encoder
     if token_detector is not None:
         encoder = replace(encoder, token_widths=list(token_detector.widths))
+    if detector.neighbours is not None:
+        encoder = replace(encoder, neighbours=len(detector.neighbours.embeddings))
     record = Record(plan.family.key, plan.concepts, plan.base, training, encoder, plan.family.embedding)
-    embeddings = _concept_embeddings(plan, prompts)
     return Eraser(hypernet, record, name, detector, prompts.regressor, embeddings, token_detector)
 
 
 def _token_detector(
-    plan: Plan, prompts: Prompts, preserved: list[str], report: Callable[[int, int], None]
+    plan: Plan, prompts: Prompts, preserved: list[str], nouns: list[str], report: Callable[[int, int], None]
 ) -> TokenDetector | None:
     """The token detector in a file's precision, None where the tokens of a name can't be found."""
     retain, written = plan.retain, plan.written
@@ -133,7 +140,19 @@ def _token_detector(
         return None
     benign = torch.cat(states_of([*retain.train, *written.benign, *written.parts]))
     held_out = states_of([*retain.held_out, *written.held_out])
-    return fit_token_detector(names, benign, held_out, states_of(preserved), prompts.widths, report).half().float()
+    return (
+        fit_token_detector(
+            names,
+            benign,
+            held_out,
+            states_of(preserved),
+            prompts.widths,
+            report,
+            nouns=torch.cat(states_of(nouns)) if nouns else None,
+        )
+        .half()
+        .float()
+    )
 
 
 def _concept_embeddings(plan: Plan, prompts: Prompts) -> Tensor:

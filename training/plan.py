@@ -22,7 +22,7 @@ from .settings import Settings
 from .written import Written, make_written
 
 # Part of every recipe: what else than settings and prompts decides a run. A new one makes old files train anew.
-_REVISION = "closed form"
+_REVISION = "closed form, neighbours"
 
 log = logging.getLogger("unhype")
 
@@ -76,7 +76,7 @@ class Plan:
     def scored(self) -> dict[str, str]:
         """The texts that the token detector is fitted on, each with the concept that it names, "" for none."""
         benign = [*self.retain.train, *self.retain.held_out]
-        benign += [*self.written.benign, *self.written.held_out, *self.written.parts]
+        benign += [*self.written.benign, *self.written.held_out, *self.written.parts, *self.written.nouns]
         names = {text: self.concepts[n][0] for n, texts in enumerate(self.written.named) for text in texts}
         return dict.fromkeys(benign, "") | {p.prompt: self.concepts[p.concept][0] for p in self.phrases} | names
 

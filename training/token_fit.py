@@ -4,7 +4,8 @@ As in `detector_fit`, a support vector machine with squared hinges: the name's t
 prompts, score at least 1 and all tokens of benign prompts at most 0. The states are whitened first with the
 covariance C of the benign ones, T T' = (C + rho I)^-1, which folds into the weights: directions in which benign tokens
 differ a lot say little about a concept. Of the benign tokens, which are some 100,000, each fit takes those with the
-highest scores and a sample of the rest, twice over.
+highest scores and a sample of the rest, twice over. The tokens of the nouns that score highest (``nouns``) are a third
+term: things near a concept are few among benign tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,6 +22,10 @@ _ROUNDS, _HARDEST, _SAMPLED, _ITERATIONS = 2, 1000, 500, 100
 # Of the names' tokens this share may score below the weakest that counts: in some prompts the end is cut off.
 _WEAKEST = 0.02
 _LEAST, _ABOVE, _HIGHEST = 0.01, 1.01, 0.8
+# How many tokens of nouns each fit takes, and mu.
+_NEAR, _NEAR_WEIGHT = 100, 1.0
+# Nearer to the names than the detector on c, which is there for other wordings. See `calibrate`.
+_REACH, _CEILING = 0.3, 0.75
 _ESTIMATED, _WIDEST = 10_000, 4096
 # Numbers of benign states that a fit takes at most: they are held some times over.
 _MOST_NUMBERS = 60_000_000
@@ -44,16 +49,16 @@ def whitening(states: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(lower, torch.eye(len(lower), dtype=lower.dtype), upper=False).T.float()
 
 
-def hinge_fit(names: Tensor, benign: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
+def hinge_fit(names: Tensor, benign: Tensor, near: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
     """w (d,) and b that minimise, with f(x) = w (x - m) / r + b,
 
-        mean_i max(0, 1 - f(x_i))^2 + mean_j max(0, f(x_j))^2 + lambda |w|^2
+        mean_i max(0, 1 - f(x_i))^2 + mean_j max(0, f(x_j))^2 + mu mean_l max(0, f(x_l))^2 + lambda |w|^2
 
-    over the tokens of the name (n, d) and benign tokens (k, d); m the `center` (d,), r the benign mean distance
-    from it. Returned so that the score is w x + b.
+    over the tokens of the name (n, d), benign tokens (k, d) and tokens of nouns `near` it (l, d), l may be 0; m the
+    `center` (d,), r the benign mean distance from it. Returned so that the score is w x + b.
     """
     scale = (benign - center).square().sum(1).mean().sqrt()
-    positive, negative = (names - center) / scale, (benign - center) / scale
+    positive, negative, close = ((states - center) / scale for states in (names, benign, near))
     w, b = center.new_zeros(center.shape, requires_grad=True), center.new_zeros(1, requires_grad=True)
     solver = torch.optim.LBFGS([w, b], max_iter=_ITERATIONS, tolerance_grad=1e-7, line_search_fn="strong_wolfe")
 
@@ -62,6 +67,8 @@ def hinge_fit(names: Tensor, benign: Tensor, center: Tensor) -> tuple[Tensor, Te
         missed = torch.relu(1 - (positive @ w + b)).square().mean()
         alarms = torch.relu(negative @ w + b).square().mean()
         total = missed + alarms + _WIDTH * w.square().sum()
+        if len(close):
+            total = total + _NEAR_WEIGHT * torch.relu(close @ w + b).square().mean()
         total.backward()
         return total
 
@@ -78,6 +85,7 @@ def fit_token_detector(
     widths: tuple[int, ...],
     report: Callable[[int, int], None] = lambda *_: None,
     false_alarms: float = 0.005,
+    nouns: Tensor | None = None,
 ) -> TokenDetector:
     """Fit a `TokenDetector` and calibrate each concept's threshold on prompts that are not in the fit.
 
@@ -86,16 +94,18 @@ def fit_token_detector(
     highest score counts; preserved: the same for prompts that stay below the threshold unless a concept can't be
     separated from them; widths: of the text encoders whose states lie side by side. false_alarms: share of the
     held-out prompts that may be detected, for all concepts and encoders together. report(done, total) may raise to
-    interrupt.
+    interrupt. nouns: (l, in), all tokens of prompts about everyday nouns that stay below the threshold.
     """
     weights, biases, first, steps = [], [], 0, _ROUNDS * len(names)
     lengths = [len(states) for states in (*held_out, *preserved)]
     others = torch.cat([*held_out, *preserved])
+    nouns = benign[:0] if nouns is None else nouns
     for number, width in enumerate(widths):
         part = slice(first, first + width)
         rows, constants = _fit_encoder(
             [unit_states(states[:, part].float()) for states in names],
             unit_states(benign[:, part].float()),
+            unit_states(nouns[:, part].float()),
             lambda done, number=number: report(number * steps + done, len(widths) * steps),
         )
         scores = unit_states(others[:, part].float()) @ rows.T + constants
@@ -109,7 +119,7 @@ def fit_token_detector(
             benign_scores = highest[: len(held_out), k]
             # Where the tokens can't be separated they stay undetected, and the detector on c decides alone.
             overlap = torch.quantile(benign_scores, 1 - _OVERLAP).item()
-            threshold = max(calibrate(benign_scores, weakest, share), _ABOVE * overlap)
+            threshold = max(calibrate(benign_scores, weakest, share, _REACH, _CEILING), _ABOVE * overlap)
             if preserved:
                 above = _ABOVE * highest[len(held_out) :, k].max().item()
                 threshold = max(threshold, min(above, _HIGHEST * weakest.item()))
@@ -121,19 +131,22 @@ def fit_token_detector(
     return TokenDetector(widths, torch.cat(weights, 1), torch.stack(biases))
 
 
-def _fit_encoder(names: Sequence[Tensor], benign: Tensor, report: Callable[[int], None]) -> tuple[Tensor, Tensor]:
+def _fit_encoder(
+    names: Sequence[Tensor], benign: Tensor, nouns: Tensor, report: Callable[[int], None]
+) -> tuple[Tensor, Tensor]:
     """Rows (concepts, width) and constants (concepts,) of one encoder, not yet scaled to their thresholds."""
     report(0)
     benign = benign[:: -(-benign.numel() // _MOST_NUMBERS)]
     root = whitening(benign)
-    benign, names = _whitened(benign, root), [_whitened(states, root) for states in names]
+    benign, nouns = _whitened(benign, root), _whitened(nouns, root)
+    names = [_whitened(states, root) for states in names]
     center = benign.mean(0)
     # A concept without tokens keeps this row, which is below every threshold.
     rows = torch.stack([states.mean(0) - center if len(states) else torch.zeros_like(center) for states in names])
     constants = torch.tensor([0.0 if len(states) else -1.0 for states in names])
     generator = torch.Generator().manual_seed(0)
     for number in range(_ROUNDS):
-        scores = benign @ rows.T
+        scores, near = benign @ rows.T, nouns @ rows.T
         for k, states in enumerate(names):
             report(number * len(names) + k)
             if not len(states):
@@ -141,7 +154,8 @@ def _fit_encoder(names: Sequence[Tensor], benign: Tensor, report: Callable[[int]
             hardest = scores[:, k].topk(min(_HARDEST, len(benign))).indices
             sampled = torch.randint(len(benign), (_SAMPLED,), generator=generator)
             chosen = torch.cat([hardest, sampled]).unique()
-            rows[k], constants[k] = hinge_fit(states, benign[chosen], center)
+            closest = near[:, k].topk(min(_NEAR, len(nouns))).indices
+            rows[k], constants[k] = hinge_fit(states, benign[chosen], nouns[closest], center)
     return _whitened(rows, root if root.dim() == 1 else root.T), constants
 
 

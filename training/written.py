@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
+from .nouns import neighbour_prompts
 from .prompts import TEMPLATES, RetainSplit, content_lines, fill, is_held_out, mentions, shuffled
 
 _PHRASES_FILE = Path(__file__).with_name("phrases.tsv")
@@ -104,13 +105,14 @@ class Written:
     """Prompts as people write them, for the detector.
 
     named: for each concept those that hold its name. benign, held_out: those that hold none, for the fit and for the
-    calibration. parts: those that hold one word of a name of several.
+    calibration. parts: those that hold one word of a name of several. nouns: those about everyday things.
     """
 
     named: tuple[tuple[str, ...], ...]
     benign: tuple[str, ...]
     held_out: tuple[str, ...]
     parts: tuple[str, ...]
+    nouns: tuple[str, ...]
 
 
 def make_written(concepts: Sequence[tuple[str, str]], kind: str, retain: RetainSplit) -> Written:
@@ -130,6 +132,7 @@ def make_written(concepts: Sequence[tuple[str, str]], kind: str, retain: RetainS
         (*benign, *train.texts[:_PHRASES_ALONE]),
         (*unseen, *held_out.texts[:_PHRASES_ALONE]),
         parts_of_names(concepts, kind),
+        neighbour_prompts(concepts, kind),
     )
 
 

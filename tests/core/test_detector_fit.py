@@ -18,20 +18,21 @@ def test_the_widest_margin_by_hand(shift):
     2 (1 - 2 x - b) = (x + b) / 4 + x / 10 and 1 - 2 x - b = (x + b) / 4.
     """
     shift = torch.tensor(shift)
-    w, b = widest_margin(torch.tensor([[2.0, 0.0]]).expand(3, 2) + shift, NONE, BENIGN + shift, width=0.1)
+    w, b = widest_margin(torch.tensor([[2.0, 0.0]]).expand(3, 2) + shift, NONE, BENIGN + shift, NONE, width=0.1)
     torch.testing.assert_close(w, torch.tensor([2 / 3, 0.0]), rtol=1e-4, atol=1e-6)
     assert b.item() == pytest.approx(-0.4 - 2 / 3 * shift[0].item(), abs=1e-4)
 
 
 def test_no_other_score_has_a_smaller_loss():
     """The loss of the module, written out again, at the solution and beside it."""
-    wordings, sentences, benign = (torch.randn(n, 5, generator=seeded(n)) + at for n, at in ((8, 2), (30, 1), (60, 0)))
-    w, b = widest_margin(wordings, sentences, benign)
+    sizes = ((8, 2), (30, 1), (60, 0), (12, 0.5))
+    wordings, sentences, benign, near = (torch.randn(n, 5, generator=seeded(n)) + at for n, at in sizes)
+    w, b = widest_margin(wordings, sentences, benign, near, near_weight=0.4)
     scale = (benign - benign.mean(0)).square().sum(1).mean().sqrt()
 
     def loss(w, b):
         missed = [torch.relu(1 - (part @ w + b)).square().sum() for part in (wordings, sentences)]
-        alarms = torch.relu(benign @ w + b).square().mean()
+        alarms = torch.relu(benign @ w + b).square().mean() + 0.4 * torch.relu(near @ w + b).square().mean()
         return ((10 * missed[0] + missed[1]) / (10 * 8 + 30) + alarms + 0.01 * (scale * w).square().sum()).item()
 
     generator = seeded(0)
@@ -45,7 +46,7 @@ def test_far_benign_prompts_do_not_bend_it():
     """Ten times as far on the side away from the concept they change the mean, and so nothing but scale and shift."""
     wordings = torch.tensor([[3.0, 0.5], [3.0, -0.5]])
     near = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
-    w, _ = widest_margin(wordings, NONE, torch.cat([near, torch.tensor([[-5.0, 30.0], [-5.0, -30.0]])]))
+    w, _ = widest_margin(wordings, NONE, torch.cat([near, torch.tensor([[-5.0, 30.0], [-5.0, -30.0]])]), NONE)
     assert abs(w[1].item()) < 1e-3 * w[0].item()
 
 

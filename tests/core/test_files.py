@@ -146,7 +146,7 @@ def test_the_model_library_finds_its_keys(family, architecture, tmp_path):
 
 def test_our_own_keys_are_readable_json(path):
     found = metadata_of(path)
-    assert found["unhype.format"] == "4"
+    assert found["unhype.format"] == "6"
     assert json.loads(found["unhype.config"])["embedding_width"] == POOLED
     assert json.loads(found["unhype.record"])["training"]["losses"] == [1.5, 0.5]
 
@@ -224,9 +224,9 @@ def test_a_file_without_metadata_is_refused_alike(tmp_path):
 
 
 def test_a_newer_format_asks_for_an_update(path):
-    rewrite(path, metadata=lambda words: words.update({"unhype.format": "6"}))
+    rewrite(path, metadata=lambda words: words.update({"unhype.format": "9"}))
     message = refusal(path)
-    assert "has UnHype format 6, this version reads 2 to 5" in message
+    assert "has UnHype format 9, this version reads 2 to 6" in message
     assert message.endswith("Update the UnHype node pack, or train the file again if it is an old one.")
 
 

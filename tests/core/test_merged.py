@@ -23,7 +23,7 @@ from unhype.hypernet.files import load, metadata_of, same_eraser, save, tensors_
 from unhype.hypernet.merged import MergedEraser
 from unhype.hypernet.merged_deltas import deltas_of, joined
 from unhype.hypernet.merging import merge
-from unhype.hypernet.record import HypernetFileError, TrainingRun
+from unhype.hypernet.record import FORMAT, HypernetFileError, TrainingRun
 from unhype.hypernet.rows import RowTable
 from unhype.hypernet.token_detector import TokenDetector, unit_states
 
@@ -123,6 +123,13 @@ def test_a_part_without_a_token_detector_answers_whatever_it_detects():
     blind = part("dog", {"cat": 1.5}, sees=False, seed=1)
     parts = found(merge([CAT, blind], "all"), "cat")
     assert same(parts, [*found(CAT, "cat"), *found(blind, "cat")])
+
+
+def test_a_part_whose_token_detector_lacks_a_name_answers_whatever_it_detects():
+    blind = part("dog", {"cat": 1.5}, seed=1)
+    nameless = TokenDetector((CONTEXT,), torch.zeros(1, CONTEXT), torch.full((1, 1), -1.0))
+    blind = replace(blind, token_detector=nameless)
+    assert same(found(merge([CAT, blind], "all"), "cat"), [*found(CAT, "cat"), *found(blind, "cat")])
 
 
 def test_parts_of_different_ranks_stand_in_one_batch():
@@ -250,7 +257,7 @@ def test_a_merged_file_shows_its_concepts_and_its_format(written):
     assert metadata["unhype.format"] == "5"
     assert metadata["modelspec.title"] == "UnHype: cat, dog, boat"
     assert "unhype.config" not in metadata
-    assert metadata_of(CAT)["unhype.format"] == "4", "files of one part are as they were"
+    assert metadata_of(CAT)["unhype.format"] == FORMAT, "files of one part have none of their own"
 
 
 def _without_detector(tensors, metadata):

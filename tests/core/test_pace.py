@@ -7,7 +7,8 @@ import pytest
 
 from unhype.training.pace import ENCODING, FINISHING, PREPARING, TRAINING, Pace, expected_seconds
 
-RECORDED = json.loads((Path(__file__).parents[1] / "data" / "pace.json").read_text("utf-8"))
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "stages.json"
+RECORDED = json.loads(RESULTS.read_text("utf-8"))["runs"]
 
 
 def replayed(pace, clock, reports):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from core_parts import full_eraser, same_tensors
+from core_parts import full_eraser, random_detector, same_tensors
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -128,9 +128,9 @@ RUN = TrainingRun(
 def test_every_part_of_a_file_of_format_2_is_found(tmp_path):
     """The regressor too, which the small file above has none of."""
     eraser = full_eraser()
-    encoder = replace(eraser.record.text_encoder, token_widths=[])
+    encoder = replace(eraser.record.text_encoder, token_widths=[], neighbours=0)
     record = replace(eraser.record, training=RUN, text_encoder=encoder)
-    eraser = replace(eraser, record=record, token_detector=None)
+    eraser = replace(eraser, record=record, token_detector=None, detector=random_detector())
     path = tmp_path / "full.safetensors"
     save(eraser, path)
     in_format_2(path)

@@ -11,7 +11,7 @@ from benchmarks.environment import ROOT
 
 # The modules that know ComfyUI, and those that call them.
 DOORS = {"hypernet.patch", "training.encode_batch", "training.frozen", "training.sampling", "training.preview"}
-DOORS |= {"training.run"}
+DOORS |= {"training.run", "training.parts", "training.processes"}
 DOORS |= {f"policy.{name}" for name in ("guard", "log", "place", "queued", "rules", "start")}
 PATHS = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

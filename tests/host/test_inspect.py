@@ -10,6 +10,7 @@ from tiny import POOLED
 import nodes
 from unhype.evaluation.bars import bar_picture
 from unhype.evaluation.detection import detect, prompt_result, report_text, shown_score
+from unhype.evaluation.other_text import other_text
 from unhype.nodes.inspect import InspectPrompt
 
 pytestmark = pytest.mark.usefixtures("as_a_node_runs")
@@ -80,3 +81,23 @@ def test_the_node_gives_text_and_picture_and_shows_both(texts):
 
 def test_a_score_below_the_threshold_is_not_rounded_up_to_it():
     assert [shown_score(score) for score in (0.01, 0.5, 0.997, 1.0, 2.34)] == ["0.01", "0.5", "0.99", "1", "2.3"]
+
+
+def test_text_that_enters_beside_the_prompt_has_a_line_of_its_own(texts):
+    def with_others(boxes=(), control=None):
+        values = {"gligen": ("position", None, [(text[0][1]["pooled_output"], 8, 8, 0, 0) for text in boxes])}
+        if control is not None:
+            values |= {"cross_attn_controlnet": control[0][0], "pooled_output_controlnet": None}
+        return [[tokens, {**former, **values}] for tokens, former in texts.boat]
+
+    assert other_text(texts.eraser, texts.cat) == []
+    assert other_text(texts.eraser, with_others([texts.cat, texts.lamp])) == [
+        "GLIGEN box 1: erased: the box is left out.",
+        "GLIGEN box 2: stays as it is.",
+    ]
+    assert other_text(texts.eraser, with_others(control=texts.cat))[-1].endswith("erased: it reads nothing there.")
+    assert other_text(texts.eraser, with_others(control=texts.lamp))[-1].endswith("stays as it is.")
+    unreadable = replace(texts.eraser, detector=None)
+    assert other_text(unreadable, with_others([texts.cat]))[0].endswith("can't be read. 'unknown_prompts' decides.")
+    pictures = [[tokens, {**values, "unclip_conditioning": []}] for tokens, values in texts.boat]
+    assert InspectPrompt.execute(texts.eraser, pictures).args[0].endswith("A picture as a prompt: it isn't checked.")

@@ -8,6 +8,7 @@ import pytest
 from tiny import TinyClip, tiny_model
 
 from benchmarks.environment import ROOT
+from benchmarks.server import host_tree
 from unhype.commands import train as command
 from unhype.hypernet.files import load, same_eraser, tensors_of
 from unhype.hypernet.merging import merge
@@ -72,6 +73,16 @@ def test_an_interrupted_process_loses_nothing(singles, tmp_path):
     assert "going on from the checkpoint at step 2." in output
     assert not kept.exists()
     assert same_eraser(load(folder / "ours.safetensors"), merge(singles, "ours"))
+
+
+def test_the_script_finds_comfyui_on_the_path(tmp_path):
+    (tmp_path / "list.txt").write_text("cat -> tree", "utf-8")
+    script = ROOT / "commands" / "train.py"
+    words = [str(tmp_path / "list.txt"), "--name", "ours", "--checkpoint", "nowhere.safetensors"]
+    environ = {**os.environ, "PYTHONPATH": str(host_tree())}
+    done = subprocess.run([sys.executable, script, *words], env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.endswith("'nowhere.safetensors', neither here nor in ComfyUI's models/checkpoints.\n")
 
 
 @pytest.mark.parametrize(

@@ -258,3 +258,18 @@ def test_the_eraser_of_another_model_is_refused_as_by_apply(model):
     with pytest.raises(ValueError) as by_report:
         compared(model, other, ["a cat"])
     assert str(by_report.value) == str(by_apply.value)
+
+
+def test_what_ran_without_erasure_is_told(model, eraser):
+    told = []
+
+    def patch(q, keys, values, options):
+        longer = torch.cat([keys, torch.randn(1, 2, keys.shape[2], generator=seeded(3)).expand(len(keys), -1, -1)], 1)
+        return q, longer, longer
+
+    clone = model.clone()
+    clone.set_model_attn2_patch(patch)
+    for changed, expected in ((model, 0), (clone, 1)):
+        compare(changed, TinyClip(), eraser, [*BELOW], DRAWING, decoder(model, None), without_report, tell=told.append)
+        assert len(set(told)) == expected
+    assert "text that another node brings into the model" in told[0]

@@ -54,7 +54,11 @@ def learned(request, tmp_path_factory):
 def test_the_loss_of_every_objective_falls(learned):
     losses = learned[1].losses
     assert len(losses) == LEARNING["steps"]
-    assert sum(losses[-8:]) < 0.6 * sum(losses[:8])
+    if learned[1].eraser.record.training.settings["objective"] == "attention":
+        # In closed form it is low from the first step on; where nothing changes it would be 2/3.
+        assert max(losses) < 0.2
+    else:
+        assert sum(losses[-8:]) < 0.6 * sum(losses[:8])
 
 
 @pytest.mark.parametrize("learned", ["direct"], indirect=True)

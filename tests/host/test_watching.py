@@ -51,7 +51,7 @@ def test_the_memory_of_an_attention_step_is_what_backward_keeps(model, ask, monk
             saved[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        given.append((hypernet, self.pairs.erased.shape[1]))
+        given.append((hypernet, self.layers[0].pairs.erased.shape[1]))
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             return loss(self, hypernet, generator)
 

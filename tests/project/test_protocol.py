@@ -8,6 +8,8 @@ import torch
 
 from benchmarks import protocol, scores
 from benchmarks.lab.vocabulary import CLASSES, NAMES
+from benchmarks.neighbours import NAMES_OF_SEVERAL_WORDS, wordings
+from unhype.training.nouns import neighbour_prompts, nouns
 from unhype.training.prompts import phrasings, retain_split, sentences
 from unhype.training.settings import Settings
 
@@ -94,3 +96,15 @@ def test_auc_counts_pairs():
     assert scores.auc([3.0, 4.0], [1.0, 2.0]) == 1.0
     assert scores.auc([1.0], [2.0]) == 0.0
     assert scores.auc(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 2.0])) == pytest.approx(0.625)
+
+
+def test_no_noun_that_shows_neighbours_is_scored():
+    prompts = neighbour_prompts([("marzipan", "")], "object")
+    scored = {*protocol.names_for_scoring(), *(word for concept in CLASSES for word in protocol.RELATIVES[concept])}
+    scored |= {word for concept in CLASSES for words in wordings(concept).values() for word in words}
+    scored -= set(CLASSES)
+    halves = [phrase for kind in NAMES_OF_SEVERAL_WORDS.values() for phrases in kind.values() for phrase in phrases]
+    pattern = re.compile(rf"\b({'|'.join(map(re.escape, scored))})s?\b", re.IGNORECASE)
+    assert [prompt for prompt in prompts if pattern.search(prompt)] == []
+    assert [phrase for phrase in halves if any(noun in phrase for noun in nouns() if " " in noun)] == []
+    assert {prompt.lower() for prompt in prompts}.isdisjoint(set().union(*map(scoring_texts, CLASSES)))

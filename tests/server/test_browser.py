@@ -26,7 +26,9 @@ PROMPTS = "\n".join(f"{words} {name}" for words in ("a", "a photo of a") for nam
 _WIDTH_OF_PAGE = """(kind) => {
   const node = app.graph._nodes.find((one) => one.type === kind), page = node.imgs[0]
   const preview = node.widgets.find((widget) => widget.name === "$$canvas-image-preview")
-  return preview.computedHeight * page.naturalWidth / page.naturalHeight / node.size[0]
+  const element = LiteGraph.vueNodesMode && document.querySelector(`[data-node-id="${node.id}"] .image-preview img`)
+  const height = element ? element.offsetHeight : preview.computedHeight
+  return height * page.naturalWidth / page.naturalHeight / node.size[0]
 }"""
 _LAST_TEXT = "(kind) => window.seenTexts[app.graph._nodes.find((node) => node.type === kind).id]"
 # More than anybody waits for: training is stopped on its way. Then it ends after these, if it can.

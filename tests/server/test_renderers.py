@@ -12,7 +12,7 @@ from graphs import SIDE, kinds, read, training_prompt, with_own_clip
 REPORT = "UnHypeErasureReport"
 HEIGHT = 400  # of a page, at least
 RENDERERS = {"classic": False, "nodes2": True}
-# The report's node, in the workflow or in the first subgraph of it, and what is drawn on it, in the units of the canvas.
+# The report's node, in the workflow or in the first subgraph of it, and what is drawn on it, in the canvas's units.
 _NODE = """const root = app.rootGraph ?? app.graph
   const all = [root, ...(root.subgraphs?.values() ?? [])].flatMap((graph) => graph._nodes)
   const node = all.find((one) => one.type === "UnHypeErasureReport")"""
