@@ -209,6 +209,7 @@ def test_a_list_without_files_says_how_to_get_one(web, server, no_files, tmp_pat
 
 def test_an_error_is_shown_in_our_own_words(web, server, no_files, tmp_path):
     """Of a node that runs, and of one that the server refuses."""
+    web.open()  # its lists are read when the page is
     if not web.page.evaluate("Boolean(app.extensionManager?.toast)"):
         pytest.skip("this interface has no messages of packs")
     workflow = read("train_sd15")
