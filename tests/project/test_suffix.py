@@ -32,7 +32,7 @@ def test_words_are_of_one_token_and_none_is_a_name(clip):
 
 
 def test_the_search_lowers_the_error(clip, monkeypatch):
-    """Against a stand-in for the model: the error is the distance of the last word's state from that of a wanted one."""
+    """Against a stand-in for the model: the error is the distance of the last word's state from a wanted one."""
     wanted = states_of(clip, token_embeddings(clip, f"{PROMPT} yellow").unsqueeze(0))[0, 6]
     monkeypatch.setattr(suffix, "errors", lambda _, states: (states[:, 6] - wanted).square().mean(1))
     monkeypatch.setattr(suffix, "Target", lambda *parts: parts)
