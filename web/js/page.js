@@ -42,16 +42,21 @@ function fitPage(picture) {
   else picture.style.minHeight = `${height}px` // a live preview
 }
 
+/** The interface's store of outputs and previews, in newer ones; it has no call for what follows. */
+function outputStore() {
+  return app.extensionManager?._p?._s?.get("nodeOutput")
+}
+
 /** In Nodes 2.0: take the former page away when the first live preview of a new one comes. */
 function dropPage({ detail }) {
   const node = LiteGraph.vueNodesMode && nodeOf(detail.displayNodeId)
-  if (isOurs(node)) delete app.nodeOutputs[locatorOf(node)]
+  if (!isOurs(node)) return
+  for (const outputs of [outputStore()?.nodeOutputs, app.nodeOutputs]) delete outputs?.[locatorOf(node)]
 }
 
 /** Drop a node's live preview: Nodes 2.0 would show it below the result, and in place of a page that comes later. */
 function dropPreview(node) {
-  // The interface has no call for it; its stores are the only way.
-  app.extensionManager?._p?._s?.get("nodeOutput")?.revokePreviewsByLocatorId?.(locatorOf(node))
+  outputStore()?.revokePreviewsByLocatorId?.(locatorOf(node))
 }
 
 app.registerExtension({
