@@ -41,6 +41,7 @@ from .thousand_curve import curve  # noqa: E402
 NAMES = ROOT / "benchmarks" / "thousand.txt"
 MAPPINGS = {"object": protocol.MAPPING, "person": "a person", "style": "a photograph"}
 _PART = 25
+_CURVES = "Quality, cost of a prompt, file size and memory against the number of concepts."
 COUNTS = (1, 10, 100, 250, 500, 1000)
 
 
@@ -178,7 +179,7 @@ def table(found: dict) -> str:
         f"{training['processes']} processes of one thread {training['seconds'] / 60:.1f} minutes beside whatever else "
         f"ran, and {training['peak'] / 1e9:.1f} GB of memory at the processes' peaks together."
     )
-    return f"{markdown(header, rows)}\n\n{words}"
+    return f"{markdown(header, rows)}\n\n{words}\n\n![{_CURVES}](results/thousand.png)"
 
 
 def main() -> int:
