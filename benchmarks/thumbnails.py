@@ -87,7 +87,7 @@ def _pairs(family, things, side, columns=1):
 def _report():
     """A part of a report, close enough to be read: of the erased and of the kept prompts."""
     with Image.open(_REPORT) as page:
-        return page.crop((0, 138, 436, 138 + 436)).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+        return page.crop((0, 98, 436, 98 + 436)).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
 
 
 def thumbnails():

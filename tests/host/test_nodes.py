@@ -31,9 +31,11 @@ from unhype.training.prompts import PromptError
 from unhype.training.settings import Settings
 
 IDS = (
+    "UnHypeEraseConcept",
     "UnHypeLoadHypernet",
     "UnHypeApplyErasure",
     "UnHypeTrainErasure",
+    "UnHypeMergeErasers",
     "UnHypeHypernetToLora",
     "UnHypeInspectPrompt",
     "UnHypeImportWeights",

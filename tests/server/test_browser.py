@@ -133,8 +133,12 @@ def test_the_palette_finds_our_nodes_by_what_they_are_for(web, search_words):
         web.page.keyboard.type(words)
         results = web.page.locator("[data-testid=result-item], .p-autocomplete-option")
         expect(results.filter(has_text=re.compile("|".join(OURS))).first).to_be_attached()
-        first = results.all_inner_texts()[:FIRST]
-        if not any(name in text for name in OURS for text in first):
+        for _ in range(100):  # until the list is that of the words
+            first = results.all_inner_texts()[:FIRST]
+            if found := any(name in text for name in OURS for text in first):
+                break
+            web.page.wait_for_timeout(100)
+        if not found:
             missed[words] = first
         web.page.keyboard.press("Escape")
         expect(results).to_have_count(0)
@@ -205,6 +209,7 @@ def test_a_list_without_files_says_how_to_get_one(web, server, no_files, tmp_pat
 
 def test_an_error_is_shown_in_our_own_words(web, server, no_files, tmp_path):
     """Of a node that runs, and of one that the server refuses."""
+    web.open()  # its lists are read when the page is
     if not web.page.evaluate("Boolean(app.extensionManager?.toast)"):
         pytest.skip("this interface has no messages of packs")
     workflow = read("train_sd15")
