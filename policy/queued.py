@@ -31,8 +31,14 @@ class Queued:
         self.guard = guard
 
     def set(self) -> None:
-        """Have ComfyUI call it. Raises `PolicyError` where that isn't possible."""
+        """Have ComfyUI call it. Raises `PolicyError` where that isn't possible.
+
+        A script, such as the training command, has no server and no graphs; the guard stands there all the same.
+        """
         running: Any = getattr(PromptServer, "instance", None)
+        if running is None:
+            log.warning("UnHype policy: no server runs here. Models without the erasers of the policy draw nothing.")
+            return
         if not hasattr(running, "add_on_prompt_handler") or not hasattr(running, "trigger_on_prompt"):
             raise PolicyError("this ComfyUI has no PromptServer.add_on_prompt_handler, where graphs could be rewritten")
         running.add_on_prompt_handler(self)

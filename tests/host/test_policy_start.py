@@ -16,10 +16,10 @@ from tiny import prompt, sample
 
 from benchmarks.environment import ROOT
 from unhype.hypernet.files import save
-from unhype.policy.enforced import _enforced, enforced, protected
+from unhype.policy.enforced import _enforced, enforced, learning, protected
 from unhype.policy.file import PolicyError
 from unhype.policy.place import policy_file
-from unhype.policy.queued import Queued, types_of
+from unhype.policy.queued import types_of
 from unhype.policy.rewrite import POLICY_NODE, REFUSAL_NODE
 from unhype.policy.start import start
 
@@ -130,11 +130,9 @@ def test_a_host_that_may_let_visitors_write_there_is_refused(policy, monkeypatch
     assert "may let visitors write" in enforced().problem
 
 
-@pytest.mark.parametrize("missing", ["instance", "handler", "function"])
+@pytest.mark.parametrize("missing", ["handler", "function"])
 def test_a_host_without_a_hook_is_refused(policy, monkeypatch, missing):
-    if missing == "instance":
-        monkeypatch.delattr(server.PromptServer, "instance")
-    elif missing == "handler":
+    if missing == "handler":
         monkeypatch.delattr(Instance, "add_on_prompt_handler")
     else:
         monkeypatch.delattr(BaseModel, "apply_model")
@@ -209,7 +207,12 @@ def test_the_hosts_own_nodes_have_types():
     assert types_of("NodeOfNoPack") is None
 
 
-def test_a_handler_needs_a_server(monkeypatch):
+def test_a_script_without_a_server_trains_and_draws_nothing_bare(policy, model, monkeypatch, caplog):
     monkeypatch.delattr(server.PromptServer, "instance")
-    with pytest.raises(PolicyError, match="add_on_prompt_handler"):
-        Queued(None).set()
+    start(policy)
+    assert "no server runs here" in caplog.text
+    with pytest.raises(PolicyError):
+        sample(model, prompt(1), prompt(2))
+    sample(protected(model), prompt(1), prompt(2))
+    with learning():
+        sample(model, prompt(1), prompt(2))
