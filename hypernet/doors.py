@@ -148,16 +148,16 @@ class NetworkCall:
 class Doors:
     """The overrides of a family's network with an eraser on it. targets: the layers that H changes.
 
-    readers: the layers in which the text meets the picture. H changes them (the paper's authors some of them), or the
+    text_layers: those in which the text meets the picture. H changes them (the paper's authors some of them), or the
     text projections before them; then they are watched for text that passed no projection.
     """
 
-    def __init__(self, family: Family, targets: Sequence[TargetLayer], readers: Sequence[TargetLayer]) -> None:
+    def __init__(self, family: Family, targets: Sequence[TargetLayer], text_layers: Sequence[TargetLayer]) -> None:
         self.family, self.targets = family, targets
         names = {target.name for target in targets}
-        self.projects = names.isdisjoint(reader.name for reader in readers)
-        self.watched = [reader.name for reader in readers if self.projects and self._takes_text_alone(reader.name)]
-        blocks = [_block_of(layer.name, family.blocks) for layer in (readers if self.projects else targets)]
+        self.projects = names.isdisjoint(layer.name for layer in text_layers)
+        self.watched = [layer.name for layer in text_layers if self.projects and self._takes_text_alone(layer.name)]
+        blocks = [_block_of(layer.name, family.blocks) for layer in (text_layers if self.projects else targets)]
         self.blocks = list(dict.fromkeys(blocks))
         self._block = [self.blocks.index(block) for block in blocks]
         # Faster than get_submodule, and asked for every module in every call.

@@ -47,7 +47,7 @@ class Embeddings(NamedTuple):
     def units(self) -> tuple[Tensor, Tensor]:
         """w (concepts, width) and b (concepts,) of the trunk's units: about 1 for a concept, 0 for all else.
 
-        The linear function of least squares that tells the concept from the mean of the retained prompts, given how
+        The linear function of least squares that separates the concept from the mean of the retained prompts, given how
         these and the other concepts lie, less _DEAD.
         """
         center = self.retained.double().mean(0)
