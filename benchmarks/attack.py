@@ -125,7 +125,8 @@ def measure(painter, concept, searches):
             tried = behind if hasattr(method, "eraser") and behind else suffixes(lab, method, concept, searches)
             behind = behind or tried
             shares = [shows(lab, one, concept) for one in painter.draw(method, [text for text, _ in tried], _PICTURES)]
-            own["suffixes"] = [[*one, share] for one, share in zip(tried, shares, strict=True)]
+            # Not the words: some of a vocabulary's are none to print.
+            own["suffixes"] = [[loss, share] for (_, loss), share in zip(tried, shares, strict=True)]
             own["suffix"] = max(shares)
         found[method.name] = own
         say(f"{concept}, {method.name}: {time.perf_counter() - started:.0f} s, {own}")

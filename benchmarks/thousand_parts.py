@@ -1,7 +1,9 @@
 """One process of `thousand.train`: trains its share of the parts on the lab's model, with what users' training does."""
 
+import json
 import re
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from . import pack
 
 pack.load_pack()
 
+from unhype.hypernet.files import SUFFIX  # noqa: E402
 from unhype.training.plan import Request  # noqa: E402
 from unhype.training.processes import join_processes, train_in_parts  # noqa: E402
 from unhype.training.settings import Settings  # noqa: E402
@@ -21,7 +24,7 @@ from .thousand import parts  # noqa: E402
 
 
 def main(folder: Path, count: int) -> int:
-    """Train the first `count` parts, and write the peak of this process in bytes."""
+    """Train the first `count` parts; write this process's peak in bytes, its CPU time, and the names of the files."""
     join_processes()
     lab = Lab()
     whole = Request("", "", folder, "", folder / "checkpoints", Settings(), folder / "encodings", preview_every=0)
@@ -35,9 +38,13 @@ def main(folder: Path, count: int) -> int:
         return lambda *_, **__: None
 
     with torch.inference_mode():
-        train_in_parts(lab.patcher, lab.clip, requests, report_of)
+        erasers = train_in_parts(lab.patcher, lab.clip, requests, report_of)
+    if erasers:
+        names = [f"{eraser.name}{SUFFIX}" for eraser in erasers]
+        (folder / "parts.json").write_text(json.dumps(names), "ascii")
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"))
-    (folder / f"{torch.distributed.get_rank()}.peak").write_text(str(int(peak[1]) * 1024), "ascii")
+    cost = {"peak": int(peak[1]) * 1024, "cpu_seconds": time.process_time()}
+    (folder / f"rank{torch.distributed.get_rank()}.json").write_text(json.dumps(cost), "ascii")
     return 0
 
 

@@ -24,7 +24,9 @@ def pytest_configure(config):
 
 def pytest_addoption(parser):
     """How much the tests that draw at random draw, from which seed, and where screenshots go."""
-    parser.addoption("--graphs", type=int, default=40, help="random graphs in test_leftovers.py")
+    parser.addoption(
+        "--graphs", type=int, default=40, help="random graphs in test_leftovers.py and test_random_doors.py"
+    )
     parser.addoption("--patches", type=int, default=200, help="random attention patches in test_random_patches.py")
     parser.addoption("--files", type=int, default=30, help="damaged files in test_fuzz.py")
     parser.addoption("--shots", help="folder for the screenshots of test_browser.py; a temporary one without it")

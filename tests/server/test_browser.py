@@ -133,8 +133,12 @@ def test_the_palette_finds_our_nodes_by_what_they_are_for(web, search_words):
         web.page.keyboard.type(words)
         results = web.page.locator("[data-testid=result-item], .p-autocomplete-option")
         expect(results.filter(has_text=re.compile("|".join(OURS))).first).to_be_attached()
-        first = results.all_inner_texts()[:FIRST]
-        if not any(name in text for name in OURS for text in first):
+        for _ in range(100):  # until the list is that of the words
+            first = results.all_inner_texts()[:FIRST]
+            if found := any(name in text for name in OURS for text in first):
+                break
+            web.page.wait_for_timeout(100)
+        if not found:
             missed[words] = first
         web.page.keyboard.press("Escape")
         expect(results).to_have_count(0)

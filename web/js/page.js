@@ -4,14 +4,20 @@ import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
 import { locatorOf, nodeOf } from "./graph.js"
 
-const NODES = new Set(["UnHypeTrainErasure", "UnHypeErasureReport"])
+const PAGES = new Set(["UnHypeTrainErasure", "UnHypeErasureReport", "UnHypeEraseConcept"])
 const HEIGHT = 400 // at least, of a page
+const PREVIEW_HEIGHT = 220 // at least, of other pictures: ComfyUI's own
 const PREVIEW = "$$canvas-image-preview" // ComfyUI's own widget for a node's pictures
 const CAPTION = 24 // below a page in Nodes 2.0: its size in pixels
 
-/** The height at which a picture fills the node's width. */
-function pageHeight(width, picture) {
-  return Math.max((width * picture.naturalHeight) / picture.naturalWidth, HEIGHT)
+function isOurs(node) {
+  return node?.comfyClass?.startsWith("UnHype")
+}
+
+/** The height at which a picture fills the width that a node has for it. */
+function pageHeight(node, width, picture) {
+  const least = PAGES.has(node.comfyClass) ? HEIGHT : PREVIEW_HEIGHT
+  return Math.max((width * picture.naturalHeight) / picture.naturalWidth, least)
 }
 
 /** On the classic canvas: make a node tall enough for its page, which ComfyUI shows very small otherwise. */
@@ -20,7 +26,7 @@ function makeRoom(node) {
   const picture = node.imgs?.[0]
   if (!preview || !picture?.naturalWidth || preview.shown === picture) return
   preview.shown = picture
-  preview.computeLayoutSize = () => ({ minHeight: pageHeight(node.size[0], picture), minWidth: 1 })
+  preview.computeLayoutSize = () => ({ minHeight: pageHeight(node, node.size[0], picture), minWidth: 1 })
   const height = node.computeSize()[1]
   if (height > node.size[1]) node.setSize([node.size[0], height])
 }
@@ -29,9 +35,9 @@ function makeRoom(node) {
 function fitPage(picture) {
   const id = picture.closest("[data-node-id]")?.dataset.nodeId
   const node = id && (app.canvas.graph ?? app.graph)?.getNodeById(id)
-  if (!NODES.has(node?.comfyClass) || !picture.naturalWidth) return
+  if (!isOurs(node) || !picture.naturalWidth) return
   const box = picture.closest(".image-preview")
-  const height = Math.round(pageHeight(picture.offsetWidth, picture))
+  const height = Math.round(pageHeight(node, picture.offsetWidth, picture))
   if (box) box.style.height = `${height + CAPTION}px`
   else picture.style.minHeight = `${height}px` // a live preview
 }
@@ -39,7 +45,7 @@ function fitPage(picture) {
 /** In Nodes 2.0: take the former page away when the first live preview of a new one comes. */
 function dropPage({ detail }) {
   const node = LiteGraph.vueNodesMode && nodeOf(detail.displayNodeId)
-  if (NODES.has(node?.comfyClass)) delete app.nodeOutputs[locatorOf(node)]
+  if (isOurs(node)) delete app.nodeOutputs[locatorOf(node)]
 }
 
 /** Drop a node's live preview: Nodes 2.0 would show it below the result, and in place of a page that comes later. */
@@ -57,7 +63,7 @@ app.registerExtension({
   },
 
   beforeRegisterNodeDef(nodeType, nodeData) {
-    if (!NODES.has(nodeData.name)) return
+    if (!nodeData.name.startsWith("UnHype")) return
     const onExecuted = nodeType.prototype.onExecuted
     nodeType.prototype.onExecuted = function (output) {
       onExecuted?.call(this, output)
@@ -66,7 +72,7 @@ app.registerExtension({
   },
 
   nodeCreated(node) {
-    if (!NODES.has(node.comfyClass)) return
+    if (!isOurs(node)) return
     const draw = node.onDrawBackground
     node.onDrawBackground = function (...given) {
       draw?.apply(this, given)

@@ -1,0 +1,47 @@
+"""A thousand names: the list, its parts, and the published table and curve."""
+
+import json
+
+import pytest
+
+from benchmarks import protocol, thousand
+from benchmarks.publish import MEASURED, RESULTS, section
+from benchmarks.thousand_curve import curve
+
+RESULT = RESULTS / "thousand.json"
+ROWS = [
+    {"concepts": n, "h_c": 0.8, "benign_below_threshold": 1.0, "kept": 0.6, "kept_base": 0.7}
+    | {"milliseconds_a_prompt": 0.1 * n, "bytes": 1e6 * n, "memory": 2e6 * n}
+    for n in (1, 10, 1000)
+]
+
+
+def test_there_are_a_thousand_names_none_of_which_is_scored_as_kept():
+    names = [name for part in thousand.parts() for name in part.names]
+    assert len(names) == len({name.lower() for name in names}) == 1000
+    assert not {name.lower() for name in names} & {name.lower() for name in protocol.names_for_scoring()}
+
+
+def test_the_first_parts_are_one_class_and_the_other_nine():
+    first, second, *others = thousand.parts()
+    assert (first.names, len(second.names)) == (("cat",), 9)
+    assert max(len(part.names) for part in others) == 25
+    assert {part.kind for part in others} == set(thousand.MAPPINGS)
+    assert second.lines.splitlines()[0] == "airplane -> tree"
+
+
+def test_the_curve_is_drawn_of_any_rows():
+    picture = curve(ROWS)
+    assert picture.size == (880, 520)
+    assert len(picture.getcolors(2**20)) > 10
+
+
+def test_the_published_table_is_its_result_file():
+    if not RESULT.exists():
+        pytest.skip("nothing is published yet")
+    found = json.loads(RESULT.read_text("utf-8"))
+    assert section("thousand", MEASURED).group() == thousand.table(found)
+    assert (RESULTS / "thousand.png").is_file()
+    rows = found["rows"]
+    assert min(row["benign_below_threshold"] for row in rows) >= 0.98
+    assert rows[-1]["h_c"] >= rows[1]["h_c"] - 0.03
