@@ -6,6 +6,7 @@
     python3 dev.py bench speed            what erasure costs, in time
     python3 dev.py bench erasure          how well it erases, beside other methods
     python3 dev.py bench prompts          prompts as people write them, detected and drawn
+    python3 dev.py bench attack           attacks on erased models, ours and rivals
     python3 dev.py bench bypass           every way a prompt reaches the sampler
     python3 dev.py bench detector         candidates for the detector, on texts alone
     python3 dev.py bench thousand         one to a thousand concepts, in parts

@@ -42,6 +42,7 @@ class EraseConcept(io.ComfyNode):
                     "concepts",
                     multiline=True,
                     default="cat -> tree",
+                    optional=True,
                     tooltip="What to erase, one a line: 'cat, kitten -> tree'. After the arrow: what is drawn instead. "
                     "Put a name with a comma in quotes.",
                 ),

@@ -36,7 +36,7 @@ class MergeErasers(io.ComfyNode):
             inputs=[
                 Hypernet.Input("unhype_1", tooltip="From Load UnHype Hypernet or Train Erasure."),
                 Hypernet.Input("unhype_2", tooltip="Another eraser that was trained on the same model."),
-                io.String.Input("name", default=_FILE, tooltip="Name of the file in models/unhype."),
+                io.String.Input("name", default=_FILE, optional=True, tooltip="Name of the file in models/unhype."),
                 *more,
             ],
             outputs=[

@@ -136,7 +136,8 @@ class WebPage:
     def template(self, name):
         """Open one of our workflows from Browse Templates."""
         self.command("Comfy.BrowseTemplates")
-        self.page.get_by_text("unhype", exact=True).first.click()
+        # In Nodes 2.0 the pack's nodes show its name as well.
+        self.page.get_by_role("dialog").get_by_text("unhype", exact=True).first.click()
         self.page.get_by_test_id(f"template-workflow-{WORKFLOWS[name].stem}").click()
 
     def command(self, name):

@@ -220,7 +220,7 @@ def test_the_report_is_drawn_of_what_was_trained(server, trained):
 
 
 def test_a_program_sends_only_what_differs_from_the_defaults(server):
-    """Every input that is no socket has a default; the interface's are those that the node has when none is sent."""
+    """No input that has a default must be sent. What the defaults are, the host tests look at."""
     info = server.object_info()
     for kind, own in info.items():
         if kind.startswith("UnHype") and not kind.startswith(("UnHypeLab", "UnHypeTest")):
