@@ -188,8 +188,8 @@ def train(name: str, folder: Path, minutes: float, batch: int, seed: int) -> Non
     log.info("begins at step %d", run.steps)
     facts = {"batch": batch, "seed": seed}
     started = last = time.monotonic()
-    number, running = 0, None
-    while (done := (time.monotonic() - started) / 60 / minutes) < 1:
+    number, running, done = 0, None, 0.0
+    while done < 1:  # on the slowest machine, one step at least
         number += 1
         rate = _RATE * min(1, number / 100) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
         loss = run.step(batch, rate, min(0.998, (number + 1) / (number + 20)))
@@ -199,6 +199,7 @@ def train(name: str, folder: Path, minutes: float, batch: int, seed: int) -> Non
         if time.monotonic() - last > _SAVE_SECONDS:
             last = time.monotonic()
             run.save({**facts, "unfinished": f"{done:.0%}"})
+        done = (time.monotonic() - started) / 60 / minutes
     run.save(facts)
 
 

@@ -211,9 +211,9 @@ def train(folder: Path, minutes: float, seed: int, weights: Path) -> None:
     tokenizer = run.clip.tokenizer
     bank = Bank(tokenizer, run.teacher)
     started = last = time.monotonic()
-    first, running = run.steps, None
+    first, running, done = run.steps, None, 0.0
     log.info("begins at step %d", first)
-    while (done := (time.monotonic() - started) / 60 / minutes) < 1:
+    while done < 1:  # on the slowest machine, some steps at least
         drawn = sorted((run.texts.draw() for _ in range(POOL)), key=len)
         batches = []
         for start in range(0, POOL, BATCH):
@@ -222,10 +222,10 @@ def train(folder: Path, minutes: float, seed: int, weights: Path) -> None:
         for number in torch.cat(
             [torch.randperm(len(batches), generator=run.generator) for _ in range(PASSES)]
         ).tolist():
-            done = (time.monotonic() - started) / 60 / minutes
             rate = RATE * min(1, (run.steps - first + 1) / 100) * min(1, max(0.02, 3 * (1 - done)))
             loss = run.step(*batches[number], bank, rate)
             running = loss if running is None else 0.98 * running + 0.02 * loss
+            done = (time.monotonic() - started) / 60 / minutes
         run.seconds += time.monotonic() - last
         last = time.monotonic()
         run.curve.append((run.steps, run.seconds, running))
