@@ -132,7 +132,7 @@ def family_summary(found, plan):
     by_method = {}
     for job in found["methods"]:
         by_method.setdefault(job["method"], []).append(job)
-    drawable = _drawable(by_method["base"])
+    drawable = _drawable(by_method.get("base", []))
     rows = {name: _method(jobs, drawable) for name, jobs in by_method.items()}
     return {"device": device(), "pictures_a_prompt": plan.pictures, "seeds": len(plan.seeds), "methods": rows}
 
