@@ -21,6 +21,7 @@ from prompt_parts import GUIDER_PARTS, PROMPT_PARTS
 from tiny import LATENT, embedding, overridden, prompt, seeded, tiny_eraser, tiny_model
 
 from benchmarks.environment import ROOT
+from unhype.hypernet.controlnets import TEXT as CONTROL_TEXT
 from unhype.hypernet.patch import apply_erasure
 
 A, B, NEGATIVE, EMPTY = prompt(1), prompt(2), prompt(3), prompt(6)
@@ -29,6 +30,8 @@ POSITIVE = [A, B, prompt(2, tokens=16), prompt(4)]
 # Parts that get the prediction for the negative prompt, and guiders that surely push away from it: elsewhere it is
 # erased like any prompt.
 OWN_GUIDANCE = {"pag", "sag", "slg", "perp-neg", "rescale cfg", "mahiro", "tcfg", "apg", "fresca"}
+# Behind these, what attention gives for the negative prompt may end in the positive one's rows.
+OWN_GUIDANCE |= {"nag", "hypertile", "tome"}
 PLAIN = {"cfg", "cfg 1", "basic"}
 # Four pictures are four frames to nodes that look at windows of frames, and a cache needs steps to leave out.
 SETTINGS = {"context windows": {"pictures": 4, "steps": 3}, "easy cache": {"steps": 3}}
@@ -160,6 +163,16 @@ def test_a_model_part(model, eraser, expected, name, order):
         assert torch.equal(draw(guider(erased, A, NEGATIVE), **settings), found), "queued twice"
 
 
+def with_erased_controls(conditioning, erased=True):
+    """A CONDITIONING whose ControlNets read zeros, where it is erased, and else its text."""
+    return [
+        [states, {**values, CONTROL_TEXT: torch.zeros_like(states) if erased else states}]
+        if "control" in values
+        else [states, values]
+        for states, values in conditioning
+    ]
+
+
 PAIRS = [*((prompts, "cfg") for prompts in PROMPT_PARTS), *(("regional", guider) for guider in GUIDER_PARTS)]
 
 
@@ -171,8 +184,11 @@ def test_a_guider_with_prompts(model, eraser, prompts, guider):
     base = draw(plain)
     conditionings = POSITIVE + [NEGATIVE, EMPTY] * (guider not in PLAIN)
     # The dual guider draws the negative prompt on a model of its own, with the wrappers of the first.
+    with available():
+        erased = with_erased_controls(positive), with_erased_controls(negative, guider not in PLAIN)
+        by_hand_guider = GUIDER_PARTS[guider](model, *erased)
     with by_hand(model, eraser, conditionings), by_hand(another_model(), eraser, conditionings):
-        expected = draw(plain)
+        expected = draw(by_hand_guider)
     found = draw(GUIDER_PARTS[guider](apply_erasure(model, eraser), positive, negative))
     check(found, expected, base)
 
@@ -240,7 +256,7 @@ def test_parts_stacked_on_both_sides(model, eraser):
     plain = stack(model, *below, *above)
     base = draw(guider(plain, positive, negative))
     with by_hand(model, eraser, [*POSITIVE, NEGATIVE]):
-        expected = draw(guider(plain, positive, negative))
+        expected = draw(guider(plain, with_erased_controls(positive), with_erased_controls(negative)))
     erased = stack(apply_erasure(stack(model, *below), eraser), *above)
     check(draw(guider(erased, positive, negative)), expected, base)
 

@@ -73,12 +73,12 @@ def test_the_node_takes_an_empty_list_only_with_a_preset(trainer):
 
 def test_the_interface_gets_the_lists_with_the_node(trainer):
     inputs = trainer.GET_NODE_INFO_V1()["input"]
-    name, spec = list(inputs["optional"].items())[-1]
-    assert name == "preset"
+    name, spec = next((name, spec) for name, spec in inputs["optional"].items() if "default" in spec[1])
+    assert name == "preset", "it fills the fields below it"
     assert spec[1]["default"] == CUSTOM
     assert spec[1]["options"] == [CUSTOM, *PRESETS]
     assert spec[1]["presets"] == {name: preset._asdict() for name, preset in PRESETS.items()}
-    assert set(spec[1]["presets"]["style"]) <= set(inputs["required"])
+    assert set(spec[1]["presets"]["style"]) <= set(inputs["optional"])
 
 
 CHOOSING = """

@@ -99,6 +99,11 @@ class Graph:
     values_apart: bool
     one_by_one: bool
 
+    @property
+    def mixes_rows(self):
+        """Whether rows are mixed behind attention, so that the negative prompt may end in the positive one's."""
+        return any(name in OF_ROWS for name, *_ in self.operations)
+
 
 def _join_behind(rows, row, _, text):
     return [*rows, Row((whole(text),))]
@@ -164,6 +169,8 @@ OPERATIONS = {
     "repeat": _repeat,
     "reorder": _reorder,
 }
+# These change how many rows there are, so an output patch has to bring the pictures' rows back.
+OF_ROWS = {"join behind", "join before", "repeat"}
 # These take pieces out of texts, of which only those of the prompts can be known again.
 OF_PROMPTS = {"lengthen inside", "cut"}
 
@@ -215,7 +222,8 @@ class Patch:
     def on(self, model):
         clone = model.clone()
         clone.set_model_attn2_patch(self)
-        clone.set_model_attn2_output_patch(self.output)
+        if self.graph.mixes_rows:
+            clone.set_model_attn2_output_patch(self.output)
         if self.graph.one_by_one:
             clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "one by one", one_by_one)
         return clone
@@ -270,7 +278,7 @@ def expected(model, eraser, patch, call):
 
     def exempt(row):
         # Calls with fewer rows than the batch don't tell which row it is.
-        if patch.graph.one_by_one or row >= rows:
+        if patch.graph.one_by_one or patch.graph.mixes_rows or row >= rows:
             return None
         return patch.graph.negative if chunks[row * len(chunks) // rows] == 1 else None
 

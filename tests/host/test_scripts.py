@@ -12,6 +12,7 @@ from tiny import TinyClip, seeded, tiny_eraser, tiny_model
 
 from unhype.hypernet.errors import UserError
 from unhype.nodes.folders import training_folder, written_note
+from unhype.policy.guard import _Seen
 from unhype.training.row_memory import _UnknownYetError
 from unhype.training.settings import Settings
 from unhype.training.token_rows import UnknownRowError
@@ -131,5 +132,6 @@ def test_the_type_of_an_error_names_the_pack_and_no_path():
         if isinstance(kind, type) and issubclass(kind, Exception) and kind.__module__.partition(".")[0] == "unhype"
     }
     assert {"PromptError", "HypernetFileError", "UnsupportedModelError", "TrainingError"} <= {k.__name__ for k in kinds}
-    shown = kinds - {UserError, UnknownRowError, _UnknownYetError}  # the last two never leave training.encode_batch
+    # The last two never leave training.encode_batch, the one before them not policy.guard.
+    shown = kinds - {UserError, _Seen, UnknownRowError, _UnknownYetError}
     assert {execution.full_type_name(kind) for kind in shown} == {f"unhype.{kind.__name__}" for kind in shown}
