@@ -4,7 +4,7 @@ UnHype (arXiv 2602.03410), section 3, with one trunk over c and s that all layer
 has a small basis, `down` (basis, in) and `up` (out, basis), and the trunk only decides how the basis is
 mixed. With g = s / S:
 
-    h = relu(W [c, code(s)] + b)
+    h = relu(W [c, code(s)] + b)            and at most 1 where the trunk is `bounded`
     P = P_const + g * left(h)              (rank, basis)
     Q = g * right(h)                       (basis, rank)
     A = P down                             (rank, in)
@@ -37,7 +37,8 @@ class HypernetConfig:
     `embedding_width`: numbers in c. `basis`: directions that a layer's deltas are mixed from. `hidden`:
     width of the trunk. `trajectory`: S, the last step. `octaves`: frequencies of the step code; the
     fastest has a period of 2 S / 2**(octaves - 1) steps, far above the two steps under which a code over
-    whole steps would alias.
+    whole steps would alias. `bounded`: h is at most 1, so that a prompt that is nothing but the concept gets the change
+    of the concept and no multiple of it.
     """
 
     embedding_width: int
@@ -47,6 +48,7 @@ class HypernetConfig:
     hidden: int = 64
     trajectory: int = 300
     octaves: int = 4
+    bounded: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dict for JSON."""
@@ -132,6 +134,7 @@ class Hypernet(Module):
         count, rank, basis = len(config.layers), config.rank, config.basis
         step = torch.as_tensor(step, dtype=torch.float32, device=c.device).expand(c.shape[0])
         h = relu(self.trunk(torch.cat([c, step_code(step, config.trajectory, config.octaves)], dim=-1)))
+        h = h.clamp_max(1.0) if config.bounded else h
         g = rearrange(step / config.trajectory, "p -> p 1 1 1")
         sizes = {"layer": count, "rank": rank, "basis": basis}
         P = self.P_const + g * rearrange(self.left(h), "p (layer rank basis) -> p layer rank basis", **sizes)

@@ -239,6 +239,8 @@ def _check_config(config: HypernetConfig | PublishedConfig) -> None:
         value = getattr(config, name, 1)
         if type(value) is not int or not 1 <= value <= limit:
             raise ValueError(f"{name} is {value!r}")
+    if type(bounded := getattr(config, "bounded", False)) is not bool:
+        raise ValueError(f"bounded is {bounded!r}")
     if not 1 <= len(config.layers) <= _MAX_LAYERS:
         raise ValueError(f"{len(config.layers)} layers")
     for layer in config.layers:

@@ -9,7 +9,7 @@ M_k gives for these tokens (reduced-rank regression). W M_k is the change of eve
 H are the directions that the concepts have in common, `up` = W O and `down` = D with U_k ~ O Q_k and V_k ~ P_k D. The
 trunk has a unit a concept, which is zero for most retained prompts and for most other concepts:
 
-    h_k(c) = max(0, w_k c + b_k),        P = P_const + g sum_k h_k L_k,        Q = g sum_k h_k R_k
+    h_k(c) = min(1, max(0, w_k c + b_k)),        P = P_const + g sum_k h_k L_k,        Q = g sum_k h_k R_k
 
 P_const is the mean of the P_k; L_k and R_k are chosen so that the sums are P_k - P_const and Q_k for the wordings of k,
 although units of like concepts answer as well.
@@ -190,13 +190,13 @@ def start(
 ) -> None:
     """Bring a new hypernet, whose trunk has a unit for each concept, to the closed form. The task's model is loaded.
 
-    The units are not trained further: steps that fit the changes better make them answer to retained prompts.
+    The trunk is `bounded`. The units are not trained further: steps that fit the changes better make them answer to retained prompts.
 
     concepts: (n,) long, the concept of each of the task's pairs; embeddings: on the CPU.
     """
     w, b = embeddings.units()
     config = hypernet.config
-    answers = torch.stack([torch.relu(own @ w.T + b).mean(0) for own in embeddings.wordings]).double()
+    answers = torch.stack([(own @ w.T + b).clamp(0, 1).mean(0) for own in embeddings.wordings]).double()
     ridge = torch.eye(config.hidden, dtype=torch.float64) * _UNIT_RIDGE * answers.square().sum(1).mean()
     # (units, concepts): what each unit gets of each concept's factors, so that the sums come out.
     shares = torch.linalg.solve(answers.T @ answers + ridge, answers.T)

@@ -49,10 +49,10 @@ def learning_rate(settings: Settings, step: int) -> float:
     return settings.learning_rate * min(1.0, (step + 1) / 20, (60 / (step + 1)) ** 0.5)
 
 
-def train_step(state: TrainingState, task: Task, retention: Retention, settings: Settings) -> float:
+def train_step(state: TrainingState, task: Task, retention: Retention, settings: Settings, share: float = 1.0) -> float:
     """One step of Adam on removal + retain_weight * retention. Returns the loss.
 
-    Raises `TrainingError` when the loss is no longer a number; the weights are then still those of
+    share: of the learning rate, for steps that are to be small ones. Raises `TrainingError` when the loss is no longer a number; the weights are then still those of
     the step before.
     """
     removal = task.loss(state.hypernet, state.generator)
@@ -64,7 +64,7 @@ def train_step(state: TrainingState, task: Task, retention: Retention, settings:
             f"{settings.learning_rate:g}) and queue again; the last checkpoint from before is kept."
         )
     for group in state.optimiser.param_groups:
-        group["lr"] = learning_rate(settings, state.step)
+        group["lr"] = share * learning_rate(settings, state.step)
     state.optimiser.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(state.hypernet.parameters(), _GRADIENT_CLIP)
@@ -91,17 +91,18 @@ def train(
     retention: Retention,
     settings: Settings,
     callbacks: Sequence[Callable[[TrainingState], None]],
+    share: float = 1.0,
 ) -> str:
     """Train until `settings.steps`, or until the retention error rises.
 
-    Each callback is called after every step and may raise to interrupt. Returns "finished" or "early", the
-    reason why training ended.
+    Each callback is called after every step and may raise to interrupt. share: see `train_step`. Returns "finished" or
+    "early", the reason why training ended.
     """
     while not stops_early(state.retention):  # also before the first step: a resumed run may have ended already
         if state.step >= settings.steps:
             return "finished"
         state.random = state.generator.get_state()
-        train_step(state, task, retention, settings)
+        train_step(state, task, retention, settings, share)
         if state.step % settings.watch_every == 0 or state.step == settings.steps:
             state.retention.append((state.step, retention.error(state.hypernet)))
         state.random = state.generator.get_state()

@@ -4,7 +4,7 @@ import copy
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ from .preview import Previewer
 from .prompts import Phrase
 from .relatives import kept_example, near_relatives
 from .retention import Retention
-from .settings import Settings
 from .tasks import Task
 from .tasks.attention import AttentionTask, PairedLayer, retained_states, token_pairs, vector_pairs
 from .tasks.direct import DirectTask
@@ -116,7 +115,8 @@ def _run(model: Any, clip: Any, plan: Plan, path: Path, report: Report) -> Outco
             previewer = _previewer(clip, plan, frozen, prompts, near)
             reporter = Reporter(report, settings.steps, previewer, plan.request.preview_every)
             with checkpoints.kept(state):
-                reason = train(state, task, retention, _steps(settings), [checkpoints, reporter])
+                share = _POLISH if isinstance(task, AttentionTask) else 1.0
+                reason = train(state, task, retention, settings, [checkpoints, reporter], share)
         training = training_record(plan, prompts, state, retention, reason, time.monotonic() - started, near)
     finally:
         frozen.release()
@@ -126,13 +126,6 @@ def _run(model: Any, clip: Any, plan: Plan, path: Path, report: Report) -> Outco
         (eraser,) = load(path).parts  # in the file's precision, so that the first use is like every later one
     checkpoints.path.unlink(missing_ok=True)
     return Outcome(eraser, path, state.losses, reason)
-
-
-def _steps(settings: Settings) -> Settings:
-    """The settings of the steps: from the closed form on they are small ones."""
-    if settings.objective != "attention":
-        return settings
-    return replace(settings, learning_rate=_POLISH * settings.learning_rate)
 
 
 def _encode_all(clip: Any, plan: Plan, report: Report) -> Prompts:
@@ -155,7 +148,8 @@ def _new_hypernet(plan: Plan, width: int, generator: Generator) -> Hypernet:
         raise TrainingError("Train Erasure: the hypernet to continue from was trained with another CLIP.")
     if settings.objective == "attention":
         basis = min(settings.basis_of(count), *(layer.inputs for layer in plan.layers))
-        return Hypernet(HypernetConfig(width, plan.layers, rank=settings.rank, basis=basis, hidden=count), generator)
+        config = HypernetConfig(width, plan.layers, settings.rank, basis, hidden=count, bounded=True)
+        return Hypernet(config, generator)
     if plan.start is None:
         config = HypernetConfig(width, plan.layers, rank=settings.rank, basis=settings.basis, hidden=settings.hidden)
         return Hypernet(config, generator)

@@ -105,16 +105,18 @@ def started(request):
         network = network_of(layers)
         paired = [PairedLayer(network.get_submodule(layer.name), pairs, 0.2 * normal(40, IN)) for layer in layers]
         task = AttentionTask(paired, 20 * concepts, torch.stack(c).unsqueeze(0), Settings())
-        config = HypernetConfig(WIDTH, layers, rank=2, basis=min(IN, 2 * concepts), hidden=concepts)
+        config = HypernetConfig(WIDTH, layers, 2, min(IN, 2 * concepts), concepts, bounded=True)
         hypernet = Hypernet(config, seeded(0))
         closed_form.start(hypernet, task, number, given, seeded(1))
     return SimpleNamespace(hypernet=hypernet, task=task, given=given)
 
 
-def test_the_hypernet_makes_the_mappings_outputs_of_the_concepts(started):
+@pytest.mark.parametrize("size", [1.0, 2.0])
+def test_the_hypernet_makes_the_mappings_outputs_of_the_concepts(started, size):
+    """size: of the embeddings. A mean over tokens has more of the concept in a short prompt, which needs no more."""
     index = torch.arange(started.task.wordings)
     X, changes = started.task.batch(index)
-    factors = started.hypernet(started.task.c[0, index], 300)
+    factors = started.hypernet(size * started.task.c[0, index], 300)
     for own, x, change in zip(factors, X, changes, strict=True):
         assert (lowrank_delta(x, own) - change).square().sum() < 0.2 * change.square().sum()
 

@@ -276,6 +276,7 @@ def test_every_size_has_its_limits(path, name, value):
         (lambda config: config.pop("embedding_width"), "embedding_width"),
         (lambda config: config.update(surprise=1), "surprise"),
         (lambda config: config.update(alpha=1.0), "alpha"),
+        (lambda config: config.update(bounded="no"), "bounded is 'no'"),
         (lambda config: config["layers"][0].update(name=["a"]), "name"),
     ],
 )

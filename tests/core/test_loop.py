@@ -62,6 +62,14 @@ def test_each_step_is_made_at_its_own_learning_rate():
     assert state.step == 5
 
 
+def test_small_steps_take_their_share_of_it_and_an_error_names_the_whole():
+    state = small_state()
+    assert train(state, Constant(), NoRetention(), replace(TINY, steps=2), [], 0.25) == "finished"
+    assert {group["lr"] for group in state.optimiser.param_groups} == {0.25 * learning_rate(TINY, 1)}
+    with pytest.raises(TrainingError, match=rf"\(it is {TINY.learning_rate:g}\)"):
+        train_step(state, Constant(float("nan")), NoRetention(), TINY, 0.25)
+
+
 def test_the_loss_is_removal_and_weighted_retention():
     state = fresh()
     with torch.no_grad():

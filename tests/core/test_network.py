@@ -129,6 +129,24 @@ def test_the_factors_follow_the_equations(changes):
             torch.testing.assert_close(factors.B[row], network.up[n] @ Q[n])
 
 
+def test_a_bounded_trunk_gives_a_larger_answer_no_larger_change():
+    network, c = trained(bounded=True, hidden=1), embeddings(1)
+    with torch.no_grad():
+        network.left.bias.zero_()
+        network.right.bias.zero_()
+        network.P_const.zero_()
+        network.trunk.weight.zero_()
+
+    def delta(answer):
+        network.trunk.bias.fill_(answer)
+        return [factors.B @ factors.A for factors in network(c, 300)]
+
+    for one, half, two in zip(delta(1.0), delta(0.5), delta(2.0), strict=True):
+        assert one.any()
+        assert torch.equal(two, one)
+        torch.testing.assert_close(half, one / 4)
+
+
 def test_a_layer_s_delta_stays_within_its_own_basis():
     """Whatever the prompt: columns out of `up`, rows out of `down`."""
     network = trained(rank=4)
