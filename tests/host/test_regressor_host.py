@@ -55,7 +55,8 @@ def test_every_candidate_of_a_prompt_is_trained_on_and_counts_for_the_detector(t
 def test_the_attention_task_has_every_candidate_too(train):
     _, task, _ = train(PoolingClip())
     assert task.c.shape[::2] == (3, POOLED)
-    assert task.c.shape[1] == len(task.pairs) > task.wordings == len(WORDINGS)
+    assert task.c.shape[1] > task.wordings == len(WORDINGS)
+    assert {len(layer.pairs) for layer in task.layers} == {task.c.shape[1]}
 
 
 def test_the_file_holds_the_regressor_and_the_mean_wording_of_each_concept(train):

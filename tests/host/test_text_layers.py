@@ -13,12 +13,13 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from families import INSTANCES, NAMES, FamilyClip, build, key_of, sizes_of
 from runs import Reports
-from tiny import TRAINING, overridden, sample
+from tiny import TRAINING, WordClip, overridden, sample
 
 from unhype.hypernet.families import FAMILIES
 from unhype.hypernet.patch import apply_erasure
 from unhype.hypernet.record import HypernetFileError
 from unhype.hypernet.targets import recognise, target_layers
+from unhype.training.encode import encode
 from unhype.training.plan import Request
 from unhype.training.run import train_erasure
 
@@ -170,14 +171,20 @@ def test_every_configuration_that_counts_as_a_family_is_tried_here():
     assert counted <= tried | {config for config, _ in VARIANTS.values()} | SAME_NETWORK
 
 
+def trained(model, clip, folder, objective):
+    settings = replace(TRAINING, steps=1, batch=2, guidance=3.5, objective=objective)
+    wish = Request("cat -> tree", "", folder, "eraser", folder, settings, checkpoint_every=0, preview_every=0)
+    with torch.inference_mode():
+        return train_erasure(model, clip, wish, Reports()).eraser
+
+
 def test_an_eraser_is_trained_for_a_network_that_gives_text_to_the_layers_of_the_picture_prompt(tmp_path):
     model = model_of("wan-i2v")
-    settings = replace(TRAINING, steps=1, batch=2, guidance=3.5)
-    wish = Request("cat -> tree", "", tmp_path, "eraser", tmp_path, settings, checkpoint_every=0, preview_every=0)
-    with torch.inference_mode():
-        eraser = train_erasure(model, FamilyClip("wan"), wish, Reports()).eraser
+    eraser = trained(model, FamilyClip("wan"), tmp_path, "direct")
     own = {name.rpartition(".")[2] for name in (layer.name for layer in eraser.hypernet.config.layers)}
     assert own == {"k", "v", "k_img", "v_img"}
+    c = encode(FamilyClip("wan"), "cat", eraser.record.embedding).c
+    assert all(bool((B @ A).any()) for A, B in eraser.hypernet(c.unsqueeze(0), 300)), "each of them gets a change"
     apply_erasure(model, eraser)
     cat, negative = prompt_of("wan-i2v", 1), prompt_of("wan-i2v", 3)
     erased = apply_erasure(model, families.eraser_for("wan", model))
@@ -185,6 +192,35 @@ def test_an_eraser_is_trained_for_a_network_that_gives_text_to_the_layers_of_the
     message = r"4 layers that read the prompt, 'blocks\.0\.cross_attn\.k_img' among them, are not in the hypernet"
     with pytest.raises(HypernetFileError, match=message):
         apply_erasure(model, families.eraser_for("wan", families.instance("wan")))
+
+
+@pytest.mark.parametrize("text", ["cat", "a photo of cat"])
+def test_by_the_attention_objective_the_layers_of_the_picture_prompt_get_the_mapping(tmp_path, text):
+    """Trained is a layer before them, by which all text passes."""
+    model, clip = model_of("wan-i2v"), WordClip()
+    eraser = trained(model, clip, tmp_path, "attention")
+    layers = [layer.name for layer in target_layers(model.model, recognise(model.model))]
+    assert {name.rpartition(".")[2] for name in layers} == {"k", "v", "k_img", "v_img"}
+
+    def outputs(patcher, prompt):
+        found = {}
+
+        def noting(name, forward):
+            def run_and_note(*arguments, **named):
+                found[name] = forward(*arguments, **named)
+                return found[name]
+
+            return run_and_note
+
+        conditioning = encode(clip, prompt).conditioning
+        with forwards(model, layers, noting):
+            sample(patcher, conditioning, conditioning, cfg=1.0, pictures=1, steps=1)
+        return found
+
+    before, wanted = (outputs(model, prompt) for prompt in (text, text.replace("cat", "tree")))
+    after = outputs(apply_erasure(model, eraser), text)
+    for name in layers:
+        assert (after[name] - wanted[name]).norm() < 0.5 * (before[name] - wanted[name]).norm()
 
 
 def test_an_eraser_that_knows_only_the_first_stack_of_blocks_is_refused_by_vace():
