@@ -190,7 +190,8 @@ def start(
 ) -> None:
     """Bring a new hypernet, whose trunk has a unit for each concept, to the closed form. The task's model is loaded.
 
-    The trunk is `bounded`. The units are not trained further: steps that fit the changes better make them answer to retained prompts.
+    The trunk is `bounded`. The units are not trained further: steps that fit the changes better make them answer to
+    retained prompts.
 
     concepts: (n,) long, the concept of each of the task's pairs; embeddings: on the CPU.
     """

@@ -52,8 +52,8 @@ def learning_rate(settings: Settings, step: int) -> float:
 def train_step(state: TrainingState, task: Task, retention: Retention, settings: Settings, share: float = 1.0) -> float:
     """One step of Adam on removal + retain_weight * retention. Returns the loss.
 
-    share: of the learning rate, for steps that are to be small ones. Raises `TrainingError` when the loss is no longer a number; the weights are then still those of
-    the step before.
+    share: of the learning rate, for steps that are to be small ones. Raises `TrainingError` when the loss is no longer
+    a number; the weights are then still those of the step before.
     """
     removal = task.loss(state.hypernet, state.generator)
     loss = removal + settings.retain_weight * retention.loss(state.hypernet, settings, state.generator)
