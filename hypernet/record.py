@@ -221,8 +221,8 @@ def _renamed(name: str, prefixes: dict[str, str]) -> str:
 def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
     """A record of format 2 in the names of today. Its threshold of the delta's norm had become a constant."""
     named = {part: {_RENAMED[part].get(key, key): v for key, v in values.get(part, {}).items()} for part in _RENAMED}
-    kept = {key: value for key, value in values.items() if key not in (*_RENAMED, "dead_zone")}
-    return {**kept, "base": named["base"], "training": named["training"], "text_encoder": named["reading"]}
+    unchanged = {key: value for key, value in values.items() if key not in (*_RENAMED, "dead_zone")}
+    return {**unchanged, "base": named["base"], "training": named["training"], "text_encoder": named["reading"]}
 
 
 def _parse_config(values: dict[str, Any]) -> HypernetConfig | PublishedConfig:

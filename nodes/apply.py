@@ -8,7 +8,7 @@ from ..hypernet.deltas import POLICIES
 from ..hypernet.merged import AnyEraser
 from ..hypernet.patch import apply_erasure
 from .progress import NodeText
-from .schema import CATEGORY, PURPOSES, Hypernet, advanced, only_choices, only_links, schema
+from .schema import APPLIED, CATEGORY, Hypernet, advanced, node_id, only_choices, only_links, schema, strength_input
 
 
 class ApplyErasure(io.ComfyNode):
@@ -22,19 +22,13 @@ class ApplyErasure(io.ComfyNode):
             category=CATEGORY,
             description="Makes a model unable to draw the erased concepts. Other prompts give the same picture as "
             "before. Put it after LoRAs, before the sampler.",
-            search_aliases=[*PURPOSES, "negative", "negative prompt"],
+            search_aliases=[*APPLIED],
             inputs=[
                 io.Model.Input("model", tooltip="The model to protect. The one you connect here stays as it is."),
                 Hypernet.Input("unhype", tooltip="From Load UnHype Hypernet or Train Erasure."),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=0.0,
-                    max=3.0,
-                    step=0.05,
-                    optional=True,
-                    tooltip="How far the erasure goes: 0 changes nothing, 1 is as trained. Above 1 stubborn wordings "
-                    "go too, and pictures may break.",
+                strength_input(
+                    "How far the erasure goes: 0 changes nothing, 1 is as trained. Above 1 stubborn wordings go too, "
+                    "and pictures may break."
                 ),
                 io.Boolean.Input(
                     "keep_others_exact",
@@ -67,8 +61,7 @@ class ApplyErasure(io.ComfyNode):
     ) -> io.NodeOutput:
         only_links("Apply Concept Erasure", model=model, unhype=unhype)
         only_choices(cls, unknown_prompts=unknown_prompts)
-        # Scripts call this without a server, and so without an id.
-        text = NodeText(getattr(cls.hidden, "unique_id", None))
+        text = NodeText(node_id(cls))
         return io.NodeOutput(
             apply_erasure(model, unhype, strength, keep_others_exact, unknown_prompts, lambda line: text(line, True))
         )

@@ -16,7 +16,7 @@ from ..training.settings import Settings
 from .folders import checkpoint_folder, encodings_folder, safe_name, training_folder
 from .progress import NodeText, Progress, there_is_a_new_file
 from .running import pace_of, running, workflow
-from .schema import CATEGORY, PURPOSES, advanced, node_id, only_choices, only_links, schema
+from .schema import APPLIED, CATEGORY, advanced, node_id, only_choices, only_links, schema, strength_input
 from .written import fingerprint, remember
 
 _NAME = "Erase Concept"
@@ -34,7 +34,7 @@ class EraseConcept(io.ComfyNode):
             category=CATEGORY,
             description="Makes a model unable to draw what you write here; other prompts stay the same. The first run "
             "trains, later ones find it in models/unhype.",
-            search_aliases=[*PURPOSES, "negative", "negative prompt"],
+            search_aliases=[*APPLIED],
             inputs=[
                 io.Model.Input("model", tooltip="The model to protect. The one you connect here stays as it is."),
                 io.Clip.Input("clip", tooltip="The CLIP that belongs to the model."),
@@ -46,15 +46,9 @@ class EraseConcept(io.ComfyNode):
                     tooltip="What to erase, one a line: 'cat, kitten -> tree'. After the arrow: what is drawn instead. "
                     "Put a name with a comma in quotes.",
                 ),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=0.0,
-                    max=3.0,
-                    step=0.05,
-                    optional=True,
-                    tooltip="How far the erasure goes. 0 changes and trains nothing, 1 erases fully, more may erase "
-                    "stubborn wordings and spoil pictures.",
+                strength_input(
+                    "How far the erasure goes. 0 changes and trains nothing, 1 erases fully, more may erase stubborn "
+                    "wordings and spoil pictures."
                 ),
                 advanced(
                     io.Combo.Input,

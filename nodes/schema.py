@@ -25,6 +25,8 @@ PURPOSES = (
     "safety",
     "concept erasure",
 )
+# And when they look for what goes in front of the sampler.
+APPLIED = (*PURPOSES, "negative", "negative prompt")
 
 
 def schema(**fields: Any) -> io.Schema:
@@ -39,6 +41,11 @@ def advanced(input_type: Any, *args: Any, **options: Any) -> Any:
     if "advanced" in inspect.signature(input_type.__init__).parameters:
         options["advanced"] = True
     return input_type(*args, **options)
+
+
+def strength_input(tooltip: str) -> Any:
+    """The strength of a node that puts an eraser on a model."""
+    return io.Float.Input("strength", default=1.0, min=0.0, max=3.0, step=0.05, optional=True, tooltip=tooltip)
 
 
 def node_id(cls: type[io.ComfyNode]) -> str | None:

@@ -55,10 +55,6 @@ class Judge:
         with torch.no_grad():
             return torch.cat([self.network(part).softmax(1) for part in pictures.split(256)])
 
-    def of_concept(self, images, name):
-        """Probability (n,) that each picture shows `name`."""
-        return self.probabilities(images)[:, LABELS.index(name)]
-
     def top(self, images):
         """The likeliest label of each picture."""
         return [LABELS[index] for index in self.probabilities(images).argmax(1).tolist()]
