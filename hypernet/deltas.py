@@ -165,6 +165,12 @@ class PromptDeltas:
         return f"(unknown_prompts: {POLICIES[self.fallback is not None]})"
 
 
+def stricter(first: PromptDeltas, strength: float, gate: bool, unknown: str) -> tuple[float, bool, str]:
+    """Strength, gate and unknown, see `PromptDeltas`, of one eraser that is applied twice: the stricter values."""
+    strict = "strict" in (first.unknown, unknown)
+    return max(first.strength, strength), first.gate and gate, "strict" if strict else unknown
+
+
 def _first_or_higher(scores: dict[bytes, float]) -> list[bytes]:
     """The first key, or the one with the top score if that is much higher; none of none."""
     if not scores:

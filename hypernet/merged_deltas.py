@@ -12,7 +12,7 @@ for the same batches, so that they are equal bit for bit. Of each chunk there an
 
 from collections.abc import Sequence
 
-from .deltas import Part, PromptDeltas
+from .deltas import Part, PromptDeltas, stricter
 from .embedding import Chunk, Entry, chunks_of, with_estimates
 from .files import same_eraser
 from .merged import AnyEraser, MergedEraser
@@ -139,9 +139,8 @@ def joined(first: PromptDeltas, second: PromptDeltas) -> MergedDeltas:
             own.append(new)
         else:
             former = own[same]
-            strength, gate = max(former.strength, new.strength), former.gate and new.gate
-            unknown = "strict" if "strict" in (former.unknown, new.unknown) else new.unknown
-            own[same] = PromptDeltas(former.eraser, strength, gate, unknown, former.joint)
+            values = stricter(former, new.strength, new.gate, new.unknown)
+            own[same] = PromptDeltas(former.eraser, *values, former.joint)
     return MergedDeltas(MergedEraser(tuple(part.eraser for part in own), second.eraser.name), own)
 
 

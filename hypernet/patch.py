@@ -30,7 +30,7 @@ from .base_model import same_base, weight_std
 from .boxes import without_erased_boxes
 from .controlnets import TEXT as CONTROL_TEXT
 from .controlnets import with_control_texts
-from .deltas import PromptDeltas
+from .deltas import PromptDeltas, stricter
 from .doors import Doors, NetworkCall, lapsed
 from .embedding import Entry
 from .files import check_fits, same_eraser
@@ -207,9 +207,7 @@ def apply_erasure(
         )
     for former in erasures_among(clone.wrappers):
         if same_eraser(former.deltas.eraser, eraser):
-            strength = max(strength, former.deltas.strength)
-            gate = gate and former.deltas.gate
-            unknown = "strict" if former.deltas.fallback is not None else unknown
+            strength, gate, unknown = stricter(former.deltas, strength, gate, unknown)
             _remove(clone, former.key)
     deltas = deltas_of(eraser, strength, gate, unknown, family.joint)
     for former in erasures_among(clone.wrappers) if joins else ():
