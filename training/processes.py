@@ -34,10 +34,13 @@ def train_in_parts(
     of a request by its number. See `run.train_erasure` for the errors.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    for number in range(rank, len(requests), world):
-        trained(model, clip, requests[number], report_of(number))
+
+    def eraser_of(number: int) -> Eraser:
+        return trained(model, clip, requests[number], report_of(number)).eraser
+
+    own = {number: eraser_of(number) for number in range(rank, len(requests), world)}
     if world > 1:
         dist.barrier()
     if rank:
         return []
-    return [trained(model, clip, request, report_of(n)).eraser for n, request in enumerate(requests)]
+    return [own[number] if number in own else eraser_of(number) for number in range(len(requests))]
