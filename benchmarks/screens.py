@@ -37,20 +37,8 @@ _FOLDERS = {
     "VAELoader": "vae",
     "UnHypeLoadHypernet": "unhype",
 }
-_ADD_REPORT = """([trainer, values]) => {
-  const node = LiteGraph.createNode("UnHypeErasureReport"), nodes = app.graph._nodes
-  const train = nodes.find((one) => one.type === trainer)
-  node.pos = [0, 2000]
-  app.graph.add(node)
-  for (const [name, kind] of [["model", trainer], ["clip", trainer], ["vae", "VAEDecode"]]) {
-    const other = nodes.find((one) => one.type === kind)
-    const link = app.graph.links[other.inputs.find((input) => input.name === name).link]
-    app.graph.getNodeById(link.origin_id).connect(link.origin_slot, node, name)
-  }
-  train.connect(0, node, "unhype")
-  for (const widget of node.widgets) widget.value = values[widget.name] ?? widget.value
-  node.setSize([560, node.size[1]])
-}"""
+_WIDEN = """(kind) => { const node = app.graph._nodes.find((one) => one.type === kind)
+  node.setSize([560, node.size[1]]) }"""
 _MERGE = """() => {
   app.graph.clear()
   const add = (kind, x, y) => {
@@ -160,7 +148,8 @@ class Screens:
     def reports(self) -> None:
         """A report with prompts of its own choice, and one for the first picture of the README."""
         values = {"prompts": _PROMPTS, "steps": 12, "cfg": 3, "width": 128, "height": 128}
-        self.web.page.evaluate(_ADD_REPORT, [TRAINER, values])
+        self.web.add_report(TRAINER, values)
+        self.web.page.evaluate(_WIDEN, REPORT)
         self._report(RESULTS / "first.jpg")
         self.web.widget(REPORT, "prompts", "")
         self._report(HELP / "UnHypeErasureReportPage.jpg")

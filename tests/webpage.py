@@ -39,6 +39,20 @@ _ALWAYS_NEW = """
   document.adoptedStyleSheets.push(style)
   localStorage.clear()
   sessionStorage.clear()"""
+# Adds an Erasure Report to a graph in which this node trains, with its model, CLIP and eraser.
+_ADD_REPORT = """([trainer, values]) => {
+  const node = LiteGraph.createNode("UnHypeErasureReport"), nodes = app.graph._nodes
+  const train = nodes.find((one) => one.type === trainer)
+  node.pos = [0, 2000]
+  app.graph.add(node)
+  for (const [name, kind] of [["model", trainer], ["clip", trainer], ["vae", "VAEDecode"]]) {
+    const other = nodes.find((one) => one.type === kind)
+    const link = app.graph.links[other.inputs.find((input) => input.name === name).link]
+    app.graph.getNodeById(link.origin_id).connect(link.origin_slot, node, name)
+  }
+  train.connect(0, node, "unhype")
+  for (const widget of node.widgets) widget.value = values[widget.name] ?? widget.value
+}"""
 _TYPES = {".json": "application/json", ".png": "image/png", ".safetensors": ""}
 _NODES = "app.graph ? app.graph._nodes.map((node) => node.type).sort() : []"
 
@@ -124,6 +138,10 @@ class WebPage:
     def press_run(self):
         """Press Run, as soon as the interface lets it."""
         self.page.get_by_role("button", name="Run", exact=True).first.click()
+
+    def add_report(self, trainer, values):
+        """Put an Erasure Report, with these values, behind the node that trains and the graph's VAE Decode."""
+        self.page.evaluate(_ADD_REPORT, [trainer, values])
 
     def words_on(self, kind):
         """The text that a node shows when it has come to its end."""

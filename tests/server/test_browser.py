@@ -361,22 +361,7 @@ def test_nodes_end_with_a_page_and_its_details(web, trained, pytestconfig):
     on_lab = bool(pytestconfig.getoption("--shots"))
     steps, side = (12, 128) if on_lab else (2, SIDE)
     values = {"prompts": PROMPTS, "steps": steps, "cfg": 3, "width": side, "height": side}
-    web.page.evaluate(
-        """([trainer, values]) => {
-          const node = LiteGraph.createNode("UnHypeErasureReport"), nodes = app.graph._nodes
-          const train = nodes.find((one) => one.type === trainer)
-          node.pos = [0, 2000]
-          app.graph.add(node)
-          for (const [name, kind] of [["model", trainer], ["clip", trainer], ["vae", "VAEDecode"]]) {
-            const other = nodes.find((one) => one.type === kind)
-            const link = app.graph.links[other.inputs.find((input) => input.name === name).link]
-            app.graph.getNodeById(link.origin_id).connect(link.origin_slot, node, name)
-          }
-          train.connect(0, node, "unhype")
-          for (const widget of node.widgets) widget.value = values[widget.name] ?? widget.value
-        }""",
-        [TRAINER, values],
-    )
+    web.add_report(TRAINER, values)
     web.press_run()
     web.show(REPORT)
     web.page.wait_for_function(
