@@ -4,6 +4,7 @@ import pytest
 import torch
 from chunks import NEGATIVE, concat
 from prompt_parts import control_net, controlled
+from text_ways import calls_function
 from tiny import TOKENS, sample
 
 from unhype.hypernet.patch import apply_erasure
@@ -53,9 +54,7 @@ def test_harmless_prompts_with_a_control_net_stay_as_they_are(model, texts, read
 
 
 def test_a_conditioning_encoded_while_sampling_is_covered(model, texts, read):
-    from test_doors import _calls_function
-
     positive, negative = controlled(texts.boat, NEGATIVE)
-    sample(_calls_function(apply_erasure(model, texts.eraser), texts.cat), positive, negative, steps=1)
+    sample(calls_function(apply_erasure(model, texts.eraser), texts.cat), positive, negative, steps=1)
     seen = [row for context in read for row in context]
     assert not any(torch.equal(row, texts.cat[0][0][0]) for row in seen)

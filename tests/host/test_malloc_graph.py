@@ -11,7 +11,8 @@ import torch
 from chunks import NEGATIVE
 from families import instance
 from families import prompt as prompt_of
-from test_doors import ORDERS, WAYS, strict_eraser, swapped
+from test_entries import strict_eraser, swapped
+from text_ways import ORDERS, WAYS
 from tiny import sample
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode

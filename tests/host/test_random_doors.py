@@ -11,7 +11,8 @@ import pytest
 import torch
 from model_parts import Missing, run_node
 from prompt_parts import GUIDER_PARTS, controlled
-from test_doors import FUNCTIONS, WAYS, with_function, with_output_patch, with_override
+from test_negatives import FUNCTIONS, with_function, with_output_patch, with_override
+from text_ways import WAYS
 from tiny import overridden, seeded
 
 from unhype.hypernet.patch import apply_erasure
