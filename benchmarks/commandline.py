@@ -12,8 +12,7 @@ from typing import NamedTuple
 from .environment import HOSTS
 
 FAMILIES = ("sd15", "flux")  # of the lab's models that the demo runs on
-# The lab's models that a run goes on with: SD by its text encoder, MiniLM or the lab's CLIP; Flux with both.
-BASES = ("sd15", "clip", "flux")
+# The lab's models: SD and Flux with MiniLM, SD with the lab's CLIP, Flux with both.
 LABS = ("sd15", "flux", "clip", "flux_pair")
 JUDGES = ("judge", "second")
 # What the tests of a tier need: torch alone, ComfyUI's classes, a running ComfyUI, this repository's other files.
@@ -125,18 +124,11 @@ def _pictures(parser: ArgumentParser) -> None:
 
 
 def _lab_base(parser: ArgumentParser) -> None:
-    _family(parser, "which of the lab's models", BASES)
+    _family(parser, "which of the lab's models", LABS)
     _minutes(parser)
     _number(parser, "--batch", 64, "pictures a step")
     _number(parser, "--seed", 0, "training seed")
     parser.add_argument("--folder", type=Path, help="of pictures and checkpoint; the cache folder by default")
-
-
-def _lab_flux(parser: ArgumentParser) -> None:
-    _pictures(parser)
-    _number(parser, "--steps", 3000, "training steps")
-    _number(parser, "--batch", 64, "pictures a step")
-    _number(parser, "--seed", 0, "training seed")
 
 
 def _lab_judge(parser: ArgumentParser) -> None:
@@ -204,8 +196,7 @@ COMMANDS = {
     "bench prompts": Command("Prompts as people write them.", _prompts, ("benchmarks.prompts",)),
     "bench attack": Command("Attacks on erased models, ours and rivals.", _attack, ("benchmarks.attack",)),
     "bench thousand": Command("One to a thousand concepts, in parts.", _thousand, ("benchmarks.thousand",)),
-    "lab base": Command("Train the lab's small SD 1.x model.", _lab_base, ("benchmarks.lab", "base")),
-    "lab flux": Command("Train the lab's small Flux.", _lab_flux, ("benchmarks.lab", "flux")),
+    "lab base": Command("Train one of the lab's models.", _lab_base, ("benchmarks.lab", "base")),
     "lab judge": Command("Train the judges.", _lab_judge, ("benchmarks.lab", "judge")),
     "lab clip": Command("Distil the lab's text encoder.", _lab_clip, ("benchmarks.lab", "clip")),
     "lab clip-measure": Command("Measure it.", _lab_clip_measure, ("benchmarks.lab", "clip-measure")),

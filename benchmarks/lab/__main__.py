@@ -1,4 +1,4 @@
-"""`python3 dev.py lab base|flux|judge|clip|clip-measure|measure ...`: train the lab's models anew and measure them."""
+"""`python3 dev.py lab base|judge|clip|clip-measure|measure ...`: train the lab's models anew and measure them."""
 
 import importlib
 import logging
@@ -8,7 +8,6 @@ from .. import pack
 
 COMMANDS = {
     "base": "train_base",
-    "flux": "train_flux",
     "judge": "train_judge",
     "clip": "train_clip",
     "clip-measure": "clip_measure",

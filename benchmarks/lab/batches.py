@@ -32,9 +32,11 @@ _WEIGHTS = {**dict.fromkeys(CLASSES, 20.0), "tree": 8.0}
 # From CLIP's states all names count, too, and so do several objects, which take longest to learn.
 CAPTION_WEIGHTS = {**dict.fromkeys(CLASSES, 4.0), "tree": 2.0}
 CAPTION_SHARES = {"plain": 0.17, "tags": 0.2, "booru": 0.08, "weighted": 0.07, "break": 0.03}
-# A transformer learns a picture later than a UNet does: one drawing of each thing.
-FLUX_SETS = ("twemoji",)
 CAPTION_SHARES |= {"two": 0.2, "three": 0.1, "scene": 0.15}
+# A transformer learns a picture later than a UNet does: one drawing of each thing, and in the first Flux mostly the ten
+# classes that erasure is scored on.
+FLUX_SETS = ("twemoji",)
+FLUX_WEIGHTS = {**dict.fromkeys(CLASSES, 60.0), "tree": 30.0}
 
 
 class CaptionBatches:

@@ -54,6 +54,6 @@ def load_model(path=PATH, disable_dynamic=True):
     """A trained small Flux as a MODEL: `PATH` takes MiniLM's pooled vector, `PAIR` that of the lab's CLIP."""
     del disable_dynamic  # ComfyUI asks for it when it loads a model again
     if not path.is_file():
-        raise FileNotFoundError("The lab's Flux isn't trained yet: python3 dev.py lab flux --folder FOLDER")
+        raise FileNotFoundError(f"The lab's Flux isn't trained yet: python3 dev.py lab base --family {path.stem}")
     width = storage.load(path)[_VECTOR].shape[1]
     return as_model(lambda device: build(device, width), path, load_model)

@@ -7,124 +7,20 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from datetime import date
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import comfy.sd
 import torch
-from torch import Tensor
 
 from .. import commandline
 from ..environment import cache_folder
-from . import clip, data, flux, flux_text, model, storage, text, train_flux, warm_start
-from .batches import Batches, CaptionBatches, FluxBatches
-from .warm_start import with_gradients
+from . import data, storage
+from .families import FAMILIES
 
 log = logging.getLogger(__name__)
 
-_RATE, _SAVE_SECONDS, _LOG_STEPS = 3e-4, 240, 20
-
-
-def initialise(network):
-    """ComfyUI's layers are uninitialised memory; give them what the SD UNet was trained from."""
-    for name, parameter in network.named_parameters():
-        if parameter.dim() == 1:
-            norm = "norm" in name or name.endswith(("in_layers.0.weight", "out_layers.0.weight", "out.0.weight"))
-            torch.nn.init.constant_(parameter, 1.0 if norm and name.endswith("weight") else 0.0)
-        elif name.endswith(("out_layers.3.weight", "proj_out.weight", "out.2.weight")):
-            torch.nn.init.zeros_(parameter)
-        else:
-            torch.nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
-
-
-def loss_weight(sigma):
-    """How much an error of the noise counts, (n,), mean about one over the schedule.
-
-    Little where the noise is too weak to hide anything (as in min-SNR, arXiv 2303.09556), more where
-    the same error in the noise means a larger one in the picture.
-    """
-    return (5 * sigma**2).clamp(max=1) * (1 + sigma**2).clamp(max=4) / 2.77
-
-
-def loss_of(base: Any, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
-    """Weighted error of the noise at levels drawn from the schedule, for latents and contexts of one length."""
-    z, context = batch
-    sigmas = base.model_sampling.sigmas
-    t = torch.randint(len(sigmas), (len(z),), generator=generator)
-    sigma = sigmas[t].view(-1, 1, 1, 1)
-    noise = torch.randn(z.shape, generator=generator)
-    with torch.amp.autocast("cpu", torch.bfloat16):
-        out = base.diffusion_model(
-            (z + sigma * noise) / (sigma**2 + 1) ** 0.5,
-            t.float(),
-            context=context,
-            transformer_options={"optimized_attention_override": with_gradients},
-        )
-    return (loss_weight(sigma.flatten()) * (out.float() - noise).square().flatten(1).mean(1)).mean()
-
-
-def from_minilm(base: Any, encoder: comfy.sd.CLIP, batches: CaptionBatches) -> None:
-    """Begin the SD model for CLIP from the one for MiniLM."""
-    to_old = warm_start.to_minilm(encoder, list(batches.bank.kept))
-    base.diffusion_model.load_state_dict(warm_start.carried_over(storage.load(model.BASE), to_old))
-    old = model.load_model(model.BASE).model.diffusion_model
-    warm_start.distil(base.diffusion_model, old, base.model_sampling.sigmas, batches, warm_start.STEPS)
-
-
-def flux_from_minilm(base: Any, _encoder: comfy.sd.CLIP, batches: FluxBatches) -> None:
-    """Begin the Flux for both encoders from the one that takes its pooled vector from MiniLM as well."""
-    old = flux.load_model().model.diffusion_model.state_dict()
-    name = "vector_in.in_layer.weight"
-    base.diffusion_model.load_state_dict({**old, name: old[name] @ warm_start.pooled_map(list(batches.bank.kept))})
-
-
-def flux_loss(base: Any, batch: tuple[Tensor, Tensor, Tensor], generator: torch.Generator) -> Tensor:
-    """Error of the velocity."""
-    with torch.amp.autocast("cpu", torch.bfloat16):
-        return train_flux.loss_of(base.diffusion_model, *batch, generator)
-
-
-class Family(NamedTuple):
-    """What one of the lab's models is made of and learns from.
-
-    weights: where they lie in the repository; build: the model with random weights; batches: of a folder of emoji
-    packages; first: fills a model without weights; loss: of a model and a batch; trainable: open while it learns.
-    """
-
-    weights: Path
-    build: Callable[[], Any]
-    load_clip: Callable[[], comfy.sd.CLIP]
-    batches: Callable[[Path, comfy.sd.CLIP, torch.Generator], Any]
-    first: Callable[[Any, comfy.sd.CLIP, Any], None]
-    loss: Callable[[Any, Any, torch.Generator], Tensor] = loss_of
-    trainable: Callable[[], AbstractContextManager[None]] = nullcontext
-
-
-FAMILIES = {
-    "sd15": Family(
-        model.BASE,
-        model.build,
-        text.load_clip,
-        Batches,
-        lambda base, _encoder, _batches: initialise(base.diffusion_model),
-    ),
-    "clip": Family(
-        model.BASE_CLIP, partial(model.build, context_width=clip.WIDTH), clip.load_clip, CaptionBatches, from_minilm
-    ),
-    "flux": Family(
-        flux.PAIR,
-        partial(flux.build, vector_width=clip.WIDTH),
-        flux_text.load_clip,
-        FluxBatches,
-        flux_from_minilm,
-        flux_loss,
-        train_flux.trainable,
-    ),
-}
+_SAVE_SECONDS, _LOG_STEPS = 240, 20
 
 
 class Run:
@@ -148,7 +44,9 @@ class Run:
         elif not saved:
             self.family.first(self.base, encoder, self.batches)
         self.mean = copy.deepcopy(self.network)
-        self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=_RATE, betas=(0.9, 0.99), weight_decay=0.01)
+        self.optimiser = torch.optim.AdamW(
+            self.network.parameters(), lr=self.family.rate, betas=(0.9, 0.99), weight_decay=0.01
+        )
         if saved:
             for part in ("network", "mean", "optimiser"):
                 getattr(self, part).load_state_dict(saved[part])
@@ -191,7 +89,7 @@ def train(name: str, folder: Path, minutes: float, batch: int, seed: int) -> Non
     number, running, done = 0, None, 0.0
     while done < 1:  # on the slowest machine, one step at least
         number += 1
-        rate = _RATE * min(1, number / 100) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+        rate = run.family.rate * min(1, number / 100) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
         loss = run.step(batch, rate, min(0.998, (number + 1) / (number + 20)))
         running = loss if running is None else 0.98 * running + 0.02 * loss
         if number % _LOG_STEPS == 0:

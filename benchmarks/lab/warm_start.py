@@ -14,10 +14,10 @@ from typing import Any
 
 import comfy.sd
 import torch
-from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 
 from . import text
+from .attention import attention_with_gradients
 from .bank import Encoded, same_length
 from .captions import Caption, with_article
 from .vocabulary import NAMES
@@ -106,11 +106,6 @@ def is_known(caption: Caption) -> bool:
     return len(caption.names) == 1 or set(caption.places) == {"left", "right"}
 
 
-def with_gradients(_chosen, *tensors, **options):
-    """PyTorch's attention instead of the host's choice, which has no gradients where memory is short."""
-    return attention_pytorch(*tensors, **options)
-
-
 def distil(network: torch.nn.Module, old: torch.nn.Module, sigmas: Tensor, batches: Any, steps: int) -> float:
     """Fit the keys and values of `network`, whose other weights are those of `old`.
 
@@ -146,7 +141,9 @@ def distil(network: torch.nn.Module, old: torch.nn.Module, sigmas: Tensor, batch
             for name in layers:
                 query, target = seen[name]
                 given = network.get_submodule(name)(
-                    query, context=context, transformer_options={"optimized_attention_override": with_gradients}
+                    query,
+                    context=context,
+                    transformer_options={"optimized_attention_override": attention_with_gradients},
                 )
                 target = target.float()
                 loss = loss + (given.float() - target).square().mean() / target.var() / len(layers)

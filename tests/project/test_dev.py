@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 import dev
 from benchmarks import commandline, demo, environment, lint
 from benchmarks.environment import HOSTS, ROOT, SetupError, build_once, cache_folder, unpack
-from benchmarks.lab import judge, measure, train_base
+from benchmarks.lab import families, judge, measure
 from benchmarks.server import place
 
 
@@ -258,7 +258,7 @@ def test_a_python_that_has_all_modules_is_enough():
 def test_the_names_in_the_help_are_those_of_the_lab():
     assert tuple(demo.LABS) == commandline.FAMILIES
     assert tuple(measure.FAMILIES) == commandline.LABS
-    assert tuple(train_base.FAMILIES) == commandline.BASES
+    assert tuple(families.FAMILIES) == commandline.LABS
     assert tuple(judge.WIDTHS) == commandline.JUDGES
 
 
@@ -273,7 +273,7 @@ def test_the_names_in_the_help_are_those_of_the_lab():
         (["lint", "--host", "0.3.75"], "lint runs without a ComfyUI: leave --host out"),
         (["bench"], "bench takes one of: speed"),
         (["bench", "sped"], "bench takes one of: speed"),
-        (["lab"], "lab takes one of: base, flux"),
+        (["lab"], "lab takes one of: base, judge"),
     ],
 )
 def test_mistakes_are_answered_in_plain_words(words, message):

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import seeded
 
-from benchmarks.lab import flux, storage, train_flux
+from benchmarks.lab import flow, flux, storage
 from benchmarks.lab.captions import fill
 from benchmarks.lab.measure import Lab, accuracy, encode
 from benchmarks.lab.model import WEIGHTS, LabVAE, load_model
@@ -81,13 +81,13 @@ def test_the_small_flux_learns_and_is_one(monkeypatch):
     base = flux.build()
     assert recognise(base).key == "flux"
     network = base.diffusion_model.requires_grad_(True)
-    train_flux.initialise(network)
+    flow.initialise(network)
     z0, context = torch.randn(2, 12, 16, 16, generator=seeded(1)), torch.randn(2, 64, 384, generator=seeded(2))
     optimiser = torch.optim.Adam(network.parameters(), lr=2e-3)
     losses = []
-    with train_flux.trainable():
+    with flow.trainable():
         for _ in range(25):
-            loss = train_flux.loss_of(network, z0, context, pooled(context), seeded(3))
+            loss = flow.loss_of(network, z0, context, pooled(context), seeded(3))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
@@ -103,7 +103,7 @@ def test_the_small_flux_draws_the_ten_classes():
 
 
 def test_without_weights_the_small_flux_says_how_to_get_them(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"isn't trained yet: python3 dev\.py lab flux"):
+    with pytest.raises(FileNotFoundError, match=r"isn't trained yet: python3 dev\.py lab base --family flux"):
         flux.load_model(tmp_path / "flux.safetensors")
 
 

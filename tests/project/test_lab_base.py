@@ -12,6 +12,7 @@ from benchmarks.lab import (
     bank,
     clip,
     data,
+    families,
     flux,
     flux_text,
     model,
@@ -172,7 +173,7 @@ def test_captions_of_a_flux_batch_are_of_like_length(monkeypatch, pictures, pair
 
 def test_a_flux_for_both_encoders_begins_with_what_the_other_knows(monkeypatch, pictures, pair):
     monkeypatch.setattr(bank.Bank.__init__, "__defaults__", (96,))
-    family = train_base.FAMILIES["flux"]
+    family = families.FAMILIES["flux_pair"]
     base = family.build()
     batches = FluxBatches(Path(), pair, seeded(0))
     family.first(base, pair, batches)
@@ -203,8 +204,8 @@ def test_keys_and_values_learn_from_the_old_base(monkeypatch, pictures, encoder)
 
 @ATTENTION_OF_ITS_OWN
 def test_a_training_goes_on_where_it_ended(monkeypatch, tmp_path, pictures, encoder):
-    family = train_base.FAMILIES["clip"]._replace(weights=tmp_path / "base.safetensors", load_clip=lambda: encoder)
-    monkeypatch.setitem(train_base.FAMILIES, "clip", family)
+    family = families.FAMILIES["clip"]._replace(weights=tmp_path / "base.safetensors", load_clip=lambda: encoder)
+    monkeypatch.setitem(families.FAMILIES, "clip", family)
     monkeypatch.setattr(bank.Bank.__init__, "__defaults__", (8,))
     monkeypatch.setattr(warm_start, "STEPS", 1)
     train_base.train("clip", tmp_path, minutes=1e-5, batch=4, seed=0)
