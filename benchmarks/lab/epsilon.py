@@ -1,5 +1,6 @@
 """What the lab's SD models learn: the noise in a picture, at a level drawn from the schedule."""
 
+import math
 from typing import Any
 
 import torch
