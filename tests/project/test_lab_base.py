@@ -12,6 +12,7 @@ from benchmarks.lab import (
     bank,
     clip,
     data,
+    epsilon,
     families,
     flux,
     flux_text,
@@ -221,6 +222,16 @@ def test_a_training_goes_on_where_it_ended(monkeypatch, tmp_path, pictures, enco
     assert third.steps == 2
     for name, tensor in third.network.state_dict().items():
         torch.testing.assert_close(tensor, second.mean.state_dict()[name], rtol=0.01, atol=0.01)
+
+
+@ATTENTION_OF_ITS_OWN
+def test_an_sd_model_without_weights_begins_by_predicting_nothing():
+    base = families.FAMILIES["sd15"].build()
+    families.FAMILIES["sd15"].first(base, None, None)
+    generator = seeded(0)
+    latents, context = torch.randn(16, 12, 16, 16, generator=generator), torch.randn(16, 8, 384, generator=generator)
+    # The last layer is zero, so the error is the noise itself, weighted by about one.
+    assert 0.5 < epsilon.loss_of(base, (latents, context), generator).item() < 2
 
 
 def test_articles_before_names():
