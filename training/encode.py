@@ -44,12 +44,12 @@ class EncodedPrompt:
     conditioning: Conditioning
 
 
-def encode(clip: Any, text: str, source: str = POOLED) -> EncodedPrompt:
+def encode(clip: Any, text: str, source: str = POOLED, tokens: Any = None) -> EncodedPrompt:
     """Encode one prompt outside inference mode; `source` is that of c, as `families` has it.
 
-    Raises `MissingEmbeddingError` when the encoder gives no such vector.
+    tokens: what the CLIP's tokenizer gives for the text, if that is known. Raises `MissingEmbeddingError` when the encoder gives no such vector.
     """
-    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text) if tokens is None else tokens)
     states, entry = conditioning[0]
     c = driving_embeddings(entries_of(conditioning)[0], source)[0]
     if c is None:

@@ -7,6 +7,8 @@ inversion, masks, zeroing, further outputs) hand rows of tokens to inner encoder
 2. the noted rows run through the inner encoder in batches;
 3. the host's own method is called again, and the memory of those rows answers for the inner encoder.
 
+Calls of the host's method cost about as much as a small encoder's pass, so there are no more of them.
+
 Eight prompts that are encoded both ways decide whether the result is the same, and which way is faster.
 """
 
@@ -49,19 +51,17 @@ def in_batches(
     total, done = len(texts), 0
     way = _tried(versions, texts, source, partial(on_progress, 0, total)) if total >= _WORTHWHILE else None
     while way is not None and done < total:
-        part = texts[done : done + way.window]
+        part = _calls(versions, texts[done : done + way.window], source)
         on_progress(done, total)
         try:
-            way.rows.learn(_calls(versions, part, source), partial(_report, on_progress, done, way, total))
+            way.rows.learn(_first_of(part), partial(_report, on_progress, done, way, total))
+            for calls in part:
+                yield way.rows.answers(calls)
+                done += 1
         except UnknownRowError as error:
             log.info(_ALONE, error)
             break
-        for text in part:
-            with way.rows.answering():
-                prompts = _encoded(versions, text, source)
-            yield prompts
         way.rows.forget()
-        done += len(part)
     yield from one_by_one(versions, texts[done:], source, lambda own, _: on_progress(done + own, total))
 
 
@@ -78,12 +78,22 @@ def _report(on_progress: OnProgress, done: int, way: _Way, total: int, rows: int
     on_progress(min(total, done + min(way.window - 1, int(rows / way.each))), total)
 
 
-def _encoded(versions: Sequence[Any], text: str, source: str) -> tuple[EncodedPrompt, ...]:
-    return tuple(encode(version, text, source) for version in versions)
+# The host's own method for one prompt.
+_Call = Callable[[], EncodedPrompt]
 
 
-def _calls(versions: Sequence[Any], texts: Sequence[str], source: str) -> list[Callable[[], EncodedPrompt]]:
-    return [partial(encode, version, text, source) for text in texts for version in versions]
+def _calls(versions: Sequence[Any], texts: Sequence[str], source: str) -> list[tuple[_Call, ...]]:
+    """For each text the calls that encode it, one for each version. The tokens are the same for all of them."""
+    tokens = [versions[0].tokenize(text) for text in texts]
+    return [
+        tuple(partial(encode, version, text, source, own) for version in versions)
+        for text, own in zip(texts, tokens, strict=True)
+    ]
+
+
+def _first_of(calls: Sequence[tuple[_Call, ...]]) -> list[_Call]:
+    """The calls that ask for all rows: versions ask for the same rows, so one prompt is enough to know their layers."""
+    return [*calls[0], *(own[0] for own in calls[1:])]
 
 
 def _tried(versions: Sequence[Any], texts: Sequence[str], source: str, on_progress: Callable[[], None]) -> _Way | None:
@@ -104,14 +114,12 @@ def _tried(versions: Sequence[Any], texts: Sequence[str], source: str, on_progre
     for most_rows in (1, _MOST_ROWS):
         rows, started = RowMemory(encoders, most_rows, _room()), _clock()
         try:
-            rows.learn(_calls(versions, timed, source), lambda _: on_progress())
+            found = _learned(rows, _calls(versions, timed, source), on_progress)
             seconds = _clock() - started
-            rows.learn(_calls(versions, others, source), lambda _: on_progress())
+            found += _learned(rows, _calls(versions, others, source), on_progress)
         except UnknownRowError as error:
             log.info(_ALONE, error)
             return None
-        with rows.answering():
-            found = [_encoded(versions, text, source) for text in timed + others]
         if not _same(found, expected):
             log.info("UnHype: this text encoder gives other values for %d rows at once.", most_rows)
         elif seconds <= fastest:
@@ -123,6 +131,13 @@ def _tried(versions: Sequence[Any], texts: Sequence[str], source: str, on_progre
     free = min(_WINDOW_BYTES, comfy.model_management.get_free_memory(chosen.room.store) / 4)
     window = int(min(_WINDOW, max(_TRIED, free * _TRIED / chosen.bytes)))
     return _Way(chosen, each, window)
+
+
+def _learned(
+    rows: RowMemory, calls: Sequence[tuple[_Call, ...]], on_progress: Callable[[], None]
+) -> list[tuple[EncodedPrompt, ...]]:
+    rows.learn(_first_of(calls), lambda _: on_progress())
+    return [rows.answers(own) for own in calls]
 
 
 # Replaced in tests, which measure no time.

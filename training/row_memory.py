@@ -1,9 +1,9 @@
 """A memory of token rows that stands in for the inner text encoders of a CLIP while its prompts are encoded."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -12,6 +12,9 @@ from .token_rows import Encoded, Row, UnknownRowError, joined, most_tokens, row_
 
 # Times that the host may come to a row which isn't known yet: once for each inner encoder, and some more.
 _MOST_ROUNDS = 16
+_RESTLESS = "it asks for other rows each time"
+
+T = TypeVar("T")
 
 
 class Room(NamedTuple):
@@ -74,33 +77,46 @@ class RowMemory:
         before = self.count
         self._on_rows = lambda count: on_rows(count - before)
         for _ in range(_MOST_ROUNDS):
-            calls = [call for call in calls if not self._answered(call)]
-            if not calls:
+            calls = [call for call in calls if self._answer_of(call) is None]
+            # What one call needs, the others have then as well; `answers` encodes the odd row that is missing.
+            if not calls or self._answer_of(calls[0], ripe=True) is not None:
                 return
-            # Within the host's call the encoder is loaded and has its options.
-            self._ripe = True
-            try:
-                self._answered(calls[0])
-            finally:
-                self._ripe = False
-        raise UnknownRowError("it asks for other rows each time")
+        raise UnknownRowError(_RESTLESS)
+
+    def answers(self, calls: Iterable[Callable[[], T]]) -> tuple[T, ...]:
+        """What the calls give, with their rows from this memory. Raises as `learn` does."""
+        return tuple(self._certain(call) for call in calls)
 
     def forget(self) -> None:
         """Drop all rows."""
         self.known.clear()
         self.waiting.clear()
 
-    def _answered(self, call: Callable[[], Any]) -> bool:
-        """Whether all rows of a call are known; the first that isn't is noted, or encoded if it was noted before."""
-        self._asked = False
+    def _certain(self, call: Callable[[], T]) -> T:
+        for _ in range(_MOST_ROUNDS):
+            for ripe in (False, True):
+                answer = self._answer_of(call, ripe)
+                if answer is not None:
+                    return answer
+        raise UnknownRowError(_RESTLESS)
+
+    def _answer_of(self, call: Callable[[], T], ripe: bool = False) -> T | None:
+        """What a call gives, None where a row isn't known, which is noted then.
+
+        ripe: rows that were noted before are encoded now: within the host's call the encoder is loaded and has its
+        options.
+        """
+        self._asked, self._ripe = False, ripe
         try:
             with self.answering():
-                call()
+                answer = call()
         except _UnknownYetError:
-            return False
+            return None
+        finally:
+            self._ripe = False
         if not self._asked:
             raise UnknownRowError("it does without the inner encoders that are known")
-        return True
+        return answer
 
     def _answer(self, number: int, rows: Sequence[Row]) -> tuple[Any, ...]:
         """What the inner encoder's forward gives for rows of one length."""
@@ -121,7 +137,8 @@ class RowMemory:
         """Encode rows that wait for a slot, and with them those for the encoder's other layer."""
         encoder = self.encoders[slot.encoder]
         first, second = self._layers(slot)
-        rows = self.waiting.pop(first)
+        # A row that one of the two waits for is soon asked for by the other.
+        rows = ({} if second is None else self.waiting.pop(second)) | self.waiting.pop(first)
         padded = encoder.enable_attention_masks and encoder.zero_out_masked
         lengths = {key: (_valid(encoder, row) if padded else len(row), len(row)) for key, row in rows.items()}
         queue = sorted(rows, key=lambda key: lengths[key])
@@ -140,7 +157,6 @@ class RowMemory:
             for own, output in outputs.items():
                 for key, encoded in zip(part, separated(output, sizes, self.room.store), strict=True):
                     self.known[own, key] = encoded
-                    self.waiting.get(own, {}).pop(key, None)
             queue = queue[len(part) :]
             self.count += len(part)
             self._on_rows(self.count)

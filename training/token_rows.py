@@ -27,7 +27,7 @@ class UnknownRowError(ValueError):
 
 def row_key(row: Row) -> tuple[Any, ...]:
     """Equal for rows of equal content. Raises `UnknownRowError` for pictures and whatever else is no text."""
-    return tuple(_token_key(token) for token in row)
+    return tuple(token if type(token) is int else _token_key(token) for token in row)
 
 
 def _token_key(token: Any) -> Any:

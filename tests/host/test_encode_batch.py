@@ -145,7 +145,7 @@ def test_two_layers_come_from_one_pass(name, durations):
     run = []
     for some in (versions[:1], versions[1:], versions):
         rows = RowMemory(encode_batch._inner_encoders(clip), 64, encode_batch._room())
-        rows.learn(encode_batch._calls(some, TEXTS, POOLED), lambda _: None)
+        rows.learn(encode_batch._first_of(encode_batch._calls(some, TEXTS, POOLED)), lambda _: None)
         run.append((rows.count, sum(passes), len(rows.known)))
         passes.clear()
     (count, ran, known), other, both = run
@@ -158,7 +158,7 @@ def test_rows_may_wait_for_one_layer_alone():
     last, early = versions_of(encoder("sd15"))
     rows = RowMemory(encode_batch._inner_encoders(last), 64, encode_batch._room())
     asked = [(last, "a cat"), (last, "a dog"), (early, "a dog"), (early, "a tree")]
-    rows.learn([encode_batch._calls([version], [text], POOLED)[0] for version, text in asked], lambda _: None)
+    rows.learn([encode_batch._calls([version], [text], POOLED)[0][0] for version, text in asked], lambda _: None)
     with rows.answering():
         found = [singly([version], texts=[text])[0] for version, text in asked]
     check(found, [singly([version], texts=[text])[0] for version, text in asked])
