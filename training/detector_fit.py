@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 
 from ..hypernet.detector import Detector, calibrate
 from ..hypernet.neighbours import Neighbours
+from .margin import Side, even, widest_margin_of
 
 # lambda and mu, the latter for one concept. With a hundred it is half as large: the neighbours of all dispute a score.
 _WIDTH, _NEAR_WEIGHT, _HALVED_AT = 0.01, 0.1, 100
@@ -53,26 +54,16 @@ def widest_margin(
     out, solved in fp64.
     """
     center = benign.double().mean(0)
-    positive, negative = torch.cat([wordings, sentences]).double() - center, benign.double() - center
-    scale, close = negative.square().sum(1).mean().sqrt(), near.double() - center
-    weights = torch.cat([torch.full((len(wordings),), _WORDING_WEIGHT), torch.ones(len(sentences))]).double()
-    weights = weights / weights.sum()
-    w, b = center.new_zeros(center.shape, requires_grad=True), center.new_zeros(1, requires_grad=True)
-    solver = torch.optim.LBFGS([w, b], max_iter=300, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+    scale = (benign.double() - center).square().sum(1).mean().sqrt()
 
-    def loss() -> Tensor:
-        solver.zero_grad()
-        missed = weights @ torch.relu(1 - (positive @ w / scale + b)).square()
-        alarms = torch.relu(negative @ w / scale + b).square().mean()
-        total = missed + alarms + width * w.square().sum()
-        if len(close):
-            total = total + near_weight * torch.relu(close @ w / scale + b).square().mean()
-        total.backward()
-        return total
+    def scaled(c: Tensor) -> Tensor:
+        return (c.double() - center) / scale
 
-    solver.step(loss)
-    w = w.detach() / scale
-    return w.float(), (b.detach() - w @ center).squeeze().float()
+    p = torch.cat([torch.full((len(wordings),), _WORDING_WEIGHT), torch.ones(len(sentences))]).double()
+    positive = Side(scaled(torch.cat([wordings, sentences])), p / p.sum())
+    w, b = widest_margin_of(positive, (even(scaled(benign)), even(scaled(near), near_weight)), width)
+    w = w / scale
+    return w.float(), (b - w @ center).float()
 
 
 def fit_detector(

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from ..hypernet.detector import calibrate
 from ..hypernet.token_detector import TokenDetector, unit_states
+from .margin import even, widest_margin_of
 
 # rho as a share of the states' mean variance, and lambda.
 _WHITENING, _WIDTH = 0.1, 0.001
-_ROUNDS, _HARDEST, _SAMPLED, _ITERATIONS = 2, 1000, 500, 100
+_ROUNDS, _HARDEST, _SAMPLED = 2, 1000, 500
 # Of the names' tokens this share may score below the weakest that counts: in some prompts the end is cut off.
 _WEAKEST = 0.02
 _LEAST, _ABOVE, _HIGHEST = 0.01, 1.01, 0.8
@@ -59,22 +60,9 @@ def hinge_fit(names: Tensor, benign: Tensor, near: Tensor, center: Tensor) -> tu
     """
     scale = (benign - center).square().sum(1).mean().sqrt()
     positive, negative, close = ((states - center) / scale for states in (names, benign, near))
-    w, b = center.new_zeros(center.shape, requires_grad=True), center.new_zeros(1, requires_grad=True)
-    solver = torch.optim.LBFGS([w, b], max_iter=_ITERATIONS, tolerance_grad=1e-7, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        solver.zero_grad()
-        missed = torch.relu(1 - (positive @ w + b)).square().mean()
-        alarms = torch.relu(negative @ w + b).square().mean()
-        total = missed + alarms + _WIDTH * w.square().sum()
-        if len(close):
-            total = total + _NEAR_WEIGHT * torch.relu(close @ w + b).square().mean()
-        total.backward()
-        return total
-
-    solver.step(loss)
-    w = w.detach() / scale
-    return w, (b.detach() - w @ center).squeeze()
+    w, b = widest_margin_of(even(positive), (even(negative), even(close, _NEAR_WEIGHT)), _WIDTH)
+    w = w.float() / scale
+    return w, b.float() - w @ center
 
 
 def fit_token_detector(
