@@ -53,9 +53,10 @@ _MERGE = """() => {
   merge.connect(0, add("UnHypeApplyErasure", 800, 0), "unhype")
 }"""
 _WATCH = """window.seenTexts = []
-  app.api.addEventListener("progress_text", ({ detail }) => window.seenTexts.push(detail.text))"""
-# Whether a line has said so far that this share of a stage is done.
-_LATER = "window.seenTexts.some((text) => parseInt(text.match(/, (\\d+)%/)?.[1]) >= 100 * {})"
+  app.api.addEventListener("progress_text", ({ detail }) => window.seenTexts.push(detail.text))
+  app.api.addEventListener("b_preview", () => { window.seenPreview = true })"""
+# Whether a line has said so far that a tenth of a stage is done.
+_LATER = "window.seenTexts.some((text) => parseInt(text.match(/, (\\d+)%/)?.[1]) >= 10)"
 _FINISHED = """(kind) => { const node = app.graph._nodes.find((one) => one.type === kind)
   return node.imgs?.length && node.widgets.some((one) => one.name === "result" && one.value) }"""
 # The part of the window that nodes of these types take.
@@ -135,8 +136,8 @@ class Screens:
         web.press_run()
         for moment, ready in (
             ("begin", "window.seenTexts.length > 0"),
-            ("encoding", _LATER.format(0.1)),
-            ("late", _LATER.format(0.6)),
+            ("encoding", _LATER),
+            ("late", "window.seenPreview"),
         ):
             web.page.wait_for_function(ready, timeout=_MINUTES)
             web.show(TRAINER)
@@ -172,6 +173,7 @@ class Screens:
         """What the interface shows of an error of ours."""
         self.web.widget(TRAINER, "concepts", '"Crosby, Stills and Nash -> a band')
         self.web.press_run()
+        self.web.show(TRAINER)
         self.web.page.wait_for_timeout(3000)
         self.keep("error")
 

@@ -17,7 +17,8 @@ from ..training.callbacks import Report
 from ..training.parts import in_parts
 from ..training.plan import Request
 from ..training.processes import train_in_parts
-from ..training.settings import Settings
+from ..training.prompts import TEMPLATES
+from ..training.settings import OBJECTIVES, Settings
 
 log = logging.getLogger("unhype")
 
@@ -39,7 +40,10 @@ def run(options: argparse.Namespace, model: Any, clip: Any) -> int:
 
 def _requests(options: argparse.Namespace) -> list[Request]:
     """A request for each part; a list of one part is written as Train Erasure would."""
-    settings = Settings(kind=options.kind)
+    for name, choices in {"kind": TEMPLATES, "objective": OBJECTIVES}.items():
+        if (value := getattr(options, name)) not in choices:
+            raise SystemExit(f"--{name} takes one of {', '.join(choices)}, not {value}.")
+    settings = Settings(kind=options.kind, objective=options.objective)
     if options.steps is not None:
         settings = replace(settings, steps=options.steps)
     lists = in_parts("\n".join(path.read_text("utf-8") for path in options.lists), options.part)

@@ -8,7 +8,8 @@
 This folder lies in the pack, the pack in ComfyUI's custom_nodes; elsewhere the variable PYTHONPATH names ComfyUI's
 folder. Models are those that ComfyUI lists, or paths. Long lists are trained in parts, which lie in
 models/unhype/parts, and merged into models/unhype. The same command goes on after an interrupt, and trains only what
-is new after a change of a list.
+is new after a change of a list. Where there are fewer parts than processes, and the objective draws pictures, all of
+them train each part together and split its batches.
 """
 
 import argparse
@@ -40,6 +41,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--preserve", type=Path, help="a file with what must stay, a line each")
     parser.add_argument("--name", required=True, help="of the file in models/unhype")
     parser.add_argument("--kind", default="object", help="object, person or style (default: %(default)s)")
+    parser.add_argument(
+        "--objective",
+        default="attention",
+        help="attention, or direct, paper or released, which draw pictures (default: %(default)s)",
+    )
     parser.add_argument("--steps", type=int, help="of each part; as in Train Erasure by default")
     parser.add_argument("--part", type=int, default=_PART, help="concepts of one part (default: %(default)s)")
     return parser

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..hypernet.files import SUFFIX, load, open_checked
 from ..hypernet.record import HypernetFileError, as_list, describe
+from .batch_split import WHOLE, Split
 from .callbacks import Report
 from .plan import Request, make_plan
 from .prompts import parse_concepts
@@ -18,7 +19,7 @@ def in_parts(concepts: str, size: int) -> list[str]:
     return [as_list(pairs[first : first + size]) for first in range(0, len(pairs), size)]
 
 
-def trained(model: Any, clip: Any, request: Request, report: Report) -> Outcome:
+def trained(model: Any, clip: Any, request: Request, report: Report, split: Split = WHOLE) -> Outcome:
     """The eraser of a request: a file of the folder with its recipe, whatever its name is, else a new one.
 
     See `run.train_erasure`, also for the errors.
@@ -27,7 +28,7 @@ def trained(model: Any, clip: Any, request: Request, report: Report) -> Outcome:
     wanted = plan.recipe, plan.request.settings.steps
     path = next((path for path, found in _recipes(request.folder) if found == wanted), None)
     if path is None:
-        return train_erasure(model, clip, request, report)
+        return train_erasure(model, clip, request, report, split)
     (eraser,) = load(path).parts
     return Outcome(eraser, path, eraser.record.training.losses, "already trained")
 

@@ -1,7 +1,9 @@
-"""Training the parts of a list in one process, or in those of a `torchrun`, which share them out.
+"""Training the parts of a list in one process, or in those of a `torchrun`.
 
-Each process trains whole parts, so nothing goes between them but the message that all are done. What is trained is a
-file, and what is under way has its checkpoint: after an interrupt the same call goes on with the rest.
+The processes share the parts out. Each trains whole parts, so nothing goes between them but the message that all are
+done. Where there are fewer parts than processes, and the objective runs the diffusion model in every step, all of them
+train each part together and split its batches (``batch_split``). What is trained is a file, and what is under way has
+its checkpoint: after an interrupt the same call goes on with the rest.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,9 +14,11 @@ import torch
 import torch.distributed as dist
 
 from ..hypernet.eraser import Eraser
+from .batch_split import Split
 from .callbacks import Report
+from .loop import TrainingError
 from .parts import trained
-from .plan import Request
+from .plan import Request, make_plan
 
 # The first process to be done waits for the last one.
 _PATIENCE = timedelta(days=30)
@@ -34,6 +38,8 @@ def train_in_parts(
     of a request by its number. See `run.train_erasure` for the errors.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    if len(requests) < world and _runs_diffusion(model, requests[0]):
+        return _train_together(model, clip, requests, report_of, Split(rank, world))
 
     def eraser_of(number: int) -> Eraser:
         return trained(model, clip, requests[number], report_of(number)).eraser
@@ -44,3 +50,26 @@ def train_in_parts(
     if rank:
         return []
     return [own[number] if number in own else eraser_of(number) for number in range(len(requests))]
+
+
+def _runs_diffusion(model: Any, request: Request) -> bool:
+    """Whether a training runs the diffusion model in every step: by its objective, or since its family needs that."""
+    return make_plan(model, request).request.settings.objective != "attention"
+
+
+def _train_together(
+    model: Any, clip: Any, requests: Sequence[Request], report_of: Callable[[int], Report], split: Split
+) -> list[Eraser]:
+    """See `train_in_parts`: one part after the other, each in all processes."""
+    if (batch := requests[0].settings.batch) < split.world:
+        raise TrainingError(f"{split.world} processes can't share a batch of {batch}: start at most {batch}.")
+
+    def report(number: int) -> Report:
+        return report_of(number) if split.rank == 0 else _no_report
+
+    erasers = [trained(model, clip, request, report(n), split).eraser for n, request in enumerate(requests)]
+    return erasers if split.rank == 0 else []
+
+
+def _no_report(*_: Any, **__: Any) -> None:
+    """The first process reports for all."""

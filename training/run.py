@@ -18,6 +18,7 @@ from ..hypernet.files import load, save
 from ..hypernet.network import Hypernet, HypernetConfig
 from ..policy.enforced import check_mappings, learning
 from . import closed_form
+from .batch_split import WHOLE, Split, SplitTask
 from .callbacks import Checkpoints, Report, Reporter
 from .checkpoint import load_checkpoint
 from .encode import Prompts, encode, encode_prompts
@@ -55,10 +56,11 @@ class Outcome:
     reason: str
 
 
-def train_erasure(model: Any, clip: Any, request: Request, report: Report) -> Outcome:
+def train_erasure(model: Any, clip: Any, request: Request, report: Report, split: Split = WHOLE) -> Outcome:
     """Train a hypernet as `request` asks and write its file.
 
-    model, clip: ComfyUI's MODEL and CLIP; neither is changed. report: see `callbacks.Report`. An interrupt, an
+    model, clip: ComfyUI's MODEL and CLIP; neither is changed. report: see `callbacks.Report`. split: of the batch of a
+    diffusion objective, over processes that all make this call; the first one writes the file. An interrupt, an
     error or a crash leaves the last checkpoint, and the same request then goes on from it. A run that was
     finished before is not run again. Raises `PromptError`, `UnsupportedModelError`, `HypernetFileError`,
     `MissingEmbeddingError`, `TrainingError` (also for memory) or OSError, all in the user's words.
@@ -74,7 +76,7 @@ def train_erasure(model: Any, clip: Any, request: Request, report: Report) -> Ou
         return Outcome(finished, path, finished.record.training.losses, "already trained")
     try:
         with torch.inference_mode(False), torch.enable_grad(), learning():
-            return _run(model, clip, plan, path, report)
+            return _run(model, clip, plan, path, report, split)
     except out_of_memory_errors() as error:
         lower = "Set 'preview_every' to 0, or lower 'width' and 'height'"
         if plan.request.settings.objective != "attention":
@@ -85,7 +87,7 @@ def train_erasure(model: Any, clip: Any, request: Request, report: Report) -> Ou
         ) from error
 
 
-def _run(model: Any, clip: Any, plan: Plan, path: Path, report: Report) -> Outcome:
+def _run(model: Any, clip: Any, plan: Plan, path: Path, report: Report, split: Split) -> Outcome:
     started, settings = time.monotonic(), plan.request.settings
     copied = settings.objective != "attention"
     if copied:
@@ -103,7 +105,8 @@ def _run(model: Any, clip: Any, plan: Plan, path: Path, report: Report) -> Outco
         memory = memory_of(frozen, hypernet, settings, tokens)
         report("preparing", 0, 1, note=memory_line(memory, settings))
         with differentiable():
-            task, retention = _task(clip, plan, frozen, prompts, report), _retention(plan, prompts, frozen.device)
+            task = _task(clip, plan, frozen, prompts, report, split)
+            retention = _retention(plan, prompts, frozen.device)
             frozen.load()
             if isinstance(task, AttentionTask):
                 report("preparing", 0, 1)
@@ -112,6 +115,8 @@ def _run(model: Any, clip: Any, plan: Plan, path: Path, report: Report) -> Outco
             state = new_state(hypernet, settings, generator)
             if plan.request.resume and load_checkpoint(state, checkpoints.path, plan.recipe):
                 log.info("UnHype: going on from the checkpoint at step %d.", state.step)
+            if split.world > 1:
+                task = SplitTask(task, hypernet)
             previewer = _previewer(clip, plan, frozen, prompts, near)
             reporter = Reporter(report, settings.steps, previewer, plan.request.preview_every)
             with checkpoints.kept(state):
@@ -121,8 +126,10 @@ def _run(model: Any, clip: Any, plan: Plan, path: Path, report: Report) -> Outco
     finally:
         frozen.release()
     with checkpoints.kept(state):
-        eraser = fit_eraser(plan, prompts, state.hypernet.cpu(), training, path.stem, partial(report, "finishing"))
-        save(eraser, path, plan.request.file_metadata)
+        if split.rank == 0:
+            eraser = fit_eraser(plan, prompts, state.hypernet.cpu(), training, path.stem, partial(report, "finishing"))
+            save(eraser, path, plan.request.file_metadata)
+        split.wait()
         (eraser,) = load(path).parts  # in the file's precision, so that the first use is like every later one
     checkpoints.path.unlink(missing_ok=True)
     return Outcome(eraser, path, state.losses, reason)
@@ -156,7 +163,9 @@ def _new_hypernet(plan: Plan, width: int, generator: Generator) -> Hypernet:
     return copy.deepcopy(plan.start).requires_grad_(True).train()
 
 
-def _task(clip: Any, plan: Plan, frozen: FrozenModel, prompts: Prompts, report: Report) -> Task:
+def _task(
+    clip: Any, plan: Plan, frozen: FrozenModel, prompts: Prompts, report: Report, split: Split
+) -> Task:
     """The removal task of the plan's objective. Each candidate embedding of a prompt counts as a prompt."""
     settings = plan.request.settings
     if settings.objective == "attention":
@@ -174,6 +183,7 @@ def _task(clip: Any, plan: Plan, frozen: FrozenModel, prompts: Prompts, report: 
         settings,
         Generator().manual_seed(settings.seed),
         partial(report, "preparing"),
+        split,
     )
     return _DIFFUSION_TASKS[settings.objective](samples, settings)
 

@@ -10,6 +10,7 @@ from core_parts import TINY, normal, seeded
 from unhype.hypernet.factors import Factors, lowrank_delta
 from unhype.hypernet.network import Hypernet, HypernetConfig
 from unhype.hypernet.targets import TargetLayer
+from unhype.training.batch_split import WHOLE
 from unhype.training.draws import dial_steps, whole_steps
 from unhype.training.encode import EncodedPrompt
 from unhype.training.losses import flatten
@@ -57,7 +58,7 @@ def toy(moved=True):
     z, e_p, e_m = (normal(5, 1, 1, 4, seed=seed) for seed in (2, 3, 4))
     conds = [{"number": 0.0}, {"number": 0.5}]
     phrase = torch.tensor([0, 1, 1, 0, 1])
-    return hypernet, DiffusionSamples(ToyModel(), phrase, z, torch.ones(5), e_p, e_m, normal(2, 3, seed=5), conds)
+    return hypernet, DiffusionSamples(ToyModel(), phrase, z, torch.ones(5), e_p, e_m, normal(2, 3, seed=5), conds, WHOLE)
 
 
 def drawn(samples, draw, seed=0):

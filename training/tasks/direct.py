@@ -27,8 +27,8 @@ class DirectTask:
 
     def loss(self, hypernet: Hypernet, generator: Generator) -> Tensor:
         """The mean of L_s over a batch, a scalar."""
-        settings, trajectory = self.settings, hypernet.config.trajectory
+        settings, trajectory, split = self.settings, hypernet.config.trajectory, self.samples.split
         batch = self.samples.batch(settings.batch, generator)
-        step = dial_steps(settings.batch, trajectory, generator).to(batch.c.device)
+        step = split.rows(dial_steps(settings.batch, trajectory, generator)).to(batch.c.device)
         target = target_along(batch.e_p, batch.target(settings.gamma), step / trajectory)
-        return self.samples.task_loss(batch, hypernet(batch.c, step), target).mean()
+        return split.mean(self.samples.task_loss(batch, hypernet(batch.c, step), target), settings.batch)

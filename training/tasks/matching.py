@@ -30,7 +30,7 @@ class _Matching:
         """A batch, its targets e* and its steps s."""
         count = self.settings.batch
         batch = self.samples.batch(count, generator)
-        step = whole_steps(count, hypernet.config.trajectory, generator).to(batch.c.device)
+        step = self.samples.split.rows(whole_steps(count, hypernet.config.trajectory, generator)).to(batch.c.device)
         return batch, batch.target(self.settings.gamma), step
 
     def _matching(
@@ -43,7 +43,10 @@ class _Matching:
         flat = torch.autograd.grad(task.sum(), [tensor for factors in leaves for tensor in factors])
         gradient = torch.cat([part.flatten(1) for part in flat], dim=1)
         following = flatten(hypernet(batch.c, step + 1))
-        return matching_loss(following, flatten(layers), gradient, self.settings.eta).mean()
+        return self._mean(matching_loss(following, flatten(layers), gradient, self.settings.eta))
+
+    def _mean(self, losses: Tensor) -> Tensor:
+        return self.samples.split.mean(losses, self.settings.batch)
 
 
 class PaperTask(_Matching):
@@ -64,5 +67,5 @@ class ReleasedTask(_Matching):
         """Task loss and matching term of a batch, a scalar."""
         batch, target, step = self._draw(hypernet, generator)
         layers = hypernet(batch.c, step)
-        task = self.samples.task_loss(batch, layers, target).mean()
+        task = self._mean(self.samples.task_loss(batch, layers, target))
         return task + self._matching(hypernet, layers, batch, target, step)

@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from ...hypernet.factors import Factors
+from ..batch_split import WHOLE, Split
 from ..encode import EncodedPrompt
 from ..losses import steered_target, task_loss
 from ..prompts import Phrase
@@ -47,7 +48,7 @@ class DiffusionSamples:
     """All samples of a run, n of them, z, e_p and e_m (n, channels, h, w) on the CPU.
 
     phrase: (n,) long, the wording of each sample. c: (wordings, width) on the device that computes. conds:
-    `model_conds` of each wording. frozen: the model that predicts.
+    `model_conds` of each wording. frozen: the model that predicts. split: the rows of a batch to compute.
     """
 
     frozen: "FrozenModel"
@@ -58,10 +59,11 @@ class DiffusionSamples:
     e_m: Tensor
     c: Tensor
     conds: list[dict[str, Any]]
+    split: Split
 
     def batch(self, count: int, generator: Generator) -> Batch:
-        """`count` samples, drawn with replacement."""
-        index = torch.randint(len(self.phrase), (count,), generator=generator)
+        """This process's rows of `count` samples, drawn with replacement."""
+        index = self.split.rows(torch.randint(len(self.phrase), (count,), generator=generator))
         phrase, device = self.phrase[index], self.frozen.device
         z, sigma, e_p, e_m = (tensor[index].to(device) for tensor in (self.z, self.sigma, self.e_p, self.e_m))
         return Batch(self.c[phrase.to(device)], z, sigma, e_p, e_m, [self.conds[int(number)] for number in phrase])
@@ -79,11 +81,12 @@ def diffusion_samples(
     settings: Settings,
     generator: Generator,
     on_progress: Callable[[int, int], None],
+    split: Split = WHOLE,
 ) -> DiffusionSamples:
     """Run the sampler on the erased prompts and predict for the latents on its way.
 
     phrases: the wordings, with c (wordings, width); encoded: text to `EncodedPrompt`; on_progress is called
-    with (done, total) after each sampler run.
+    with (done, total) after each sampler run. split: see `DiffusionSamples`.
     """
     probe = frozen.noise(1, settings.height, settings.width, Generator().manual_seed(0))
     texts = {text for phrase in phrases for text in (phrase.prompt, phrase.mapping)}
@@ -97,7 +100,7 @@ def diffusion_samples(
             e_p.append(frozen.predict(*inputs, [conds[row.prompt] for row in rows]).cpu())
             e_m.append(frozen.predict(*inputs, [conds[row.mapping] for row in rows]).cpu())
     erased_conds = [conds[phrase.prompt] for phrase in phrases]
-    return DiffusionSamples(frozen, phrase, z, sigma, torch.cat(e_p), torch.cat(e_m), c, erased_conds)
+    return DiffusionSamples(frozen, phrase, z, sigma, torch.cat(e_p), torch.cat(e_m), c, erased_conds, split)
 
 
 def _noisy_latents(
