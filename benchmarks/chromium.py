@@ -9,16 +9,16 @@ from .environment import SetupError, cache_folder, locked, say
 
 
 def chromium() -> Path:
-    """The Chromium of this machine, which the browser test drives; from Debian's packages when it is missing."""
+    """The Chromium of this machine, which the browser tests drive; from Debian's packages when it is missing."""
     if found := _find_chromium():
         return found
     if not shutil.which("apt-get") or os.geteuid():
         raise SetupError(
-            "The browser test needs Chromium, and there is none. Install it (Debian and Ubuntu: sudo apt install "
-            "chromium) and run again, or leave the test out: --ignore tests/server/test_browser.py"
+            "The browser tests need Chromium, and there is none. Install it (Debian and Ubuntu: sudo apt install "
+            "chromium) and run again, or run the other tiers: dev.py test --core --host --project"
         )
     with locked(cache_folder()):
-        say("Installing Chromium for the browser test.")
+        say("Installing Chromium for the browser tests.")
         for command in (["update"], ["install", "-y", "--no-install-recommends", "chromium", "fonts-dejavu-core"]):
             words = ["apt-get", "-qq", *command]
             environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}

@@ -29,7 +29,7 @@ def pytest_addoption(parser):
     )
     parser.addoption("--patches", type=int, default=200, help="random attention patches in test_random_patches.py")
     parser.addoption("--files", type=int, default=30, help="damaged files in test_fuzz.py")
-    parser.addoption("--shots", help="folder for the screenshots of test_browser.py; a temporary one without it")
+    parser.addoption("--shots", help="folder for the screenshots of the browser tests; a temporary one without it")
     parser.addoption("--nodes2", action="store_true", help="Nodes 2.0 in the browser tests of one renderer")
     parser.addoption("--interface", help="version of another web interface than this ComfyUI's own")
     parser.addoption("--seed", type=int, default=0, help="where random graphs and files start from")

@@ -9,7 +9,7 @@ and the weights are those of a single run, to rounding. It is for the objectives
 step; the samples themselves are made in every process.
 """
 
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch.distributed as dist
 from torch import Generator, Tensor
@@ -21,8 +21,6 @@ from ..hypernet.network import Hypernet
 if TYPE_CHECKING:
     from .tasks import Task
 
-_Rows = TypeVar("_Rows", bound=Tensor)
-
 
 class Split(NamedTuple):
     """The rows of a batch that a process computes: every `world`-th from `rank` on."""
@@ -30,7 +28,7 @@ class Split(NamedTuple):
     rank: int = 0
     world: int = 1
 
-    def rows(self, batch: _Rows) -> _Rows:
+    def rows(self, batch: Tensor) -> Tensor:
         """This process's rows of a batch (n, ...)."""
         return batch[self.rank :: self.world]
 

@@ -163,9 +163,7 @@ def _new_hypernet(plan: Plan, width: int, generator: Generator) -> Hypernet:
     return copy.deepcopy(plan.start).requires_grad_(True).train()
 
 
-def _task(
-    clip: Any, plan: Plan, frozen: FrozenModel, prompts: Prompts, report: Report, split: Split
-) -> Task:
+def _task(clip: Any, plan: Plan, frozen: FrozenModel, prompts: Prompts, report: Report, split: Split) -> Task:
     """The removal task of the plan's objective. Each candidate embedding of a prompt counts as a prompt."""
     settings = plan.request.settings
     if settings.objective == "attention":

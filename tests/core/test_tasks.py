@@ -58,7 +58,9 @@ def toy(moved=True):
     z, e_p, e_m = (normal(5, 1, 1, 4, seed=seed) for seed in (2, 3, 4))
     conds = [{"number": 0.0}, {"number": 0.5}]
     phrase = torch.tensor([0, 1, 1, 0, 1])
-    return hypernet, DiffusionSamples(ToyModel(), phrase, z, torch.ones(5), e_p, e_m, normal(2, 3, seed=5), conds, WHOLE)
+    return hypernet, DiffusionSamples(
+        ToyModel(), phrase, z, torch.ones(5), e_p, e_m, normal(2, 3, seed=5), conds, WHOLE
+    )
 
 
 def drawn(samples, draw, seed=0):

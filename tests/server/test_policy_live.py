@@ -16,7 +16,9 @@ import torch
 from checkpoint import write_checkpoint, write_flux
 from core_parts import normal
 from policies import strict_eraser
-from policy_graphs import CASES, SIDE, Graph, Names
+from policy_graph import SIDE, Graph, Names
+from policy_graphs import CASES as OF_COMFYUI
+from policy_pack_graphs import CASES as OF_PACKS
 from safetensors.torch import load_file, save_file
 
 from benchmarks.environment import ROOT
@@ -26,6 +28,7 @@ from unhype.hypernet.lora import to_lora
 
 TESTS = {"unhype_tests": ROOT / "tests" / "nodes_for_tests"}
 NAMES = Names("small.safetensors", "some.safetensors", "flux.safetensors", "school.safetensors")
+CASES = OF_COMFYUI | OF_PACKS
 PREFIX = "This server draws only with the eraser 'school'. "
 
 

@@ -14,6 +14,8 @@ const NODES = new Set([
 ])
 const WIDTH = 320 // of a new node: enough for file names and the title of Inspect Prompt
 const BOX = "result"
+// Their page says it all: in Nodes 2.0, where the box would come before the page, it is folded with the advanced fields.
+const FOLDED = new Set(["UnHypeTrainErasure"])
 const BOX_HEIGHT = 110 // on the classic canvas, of eight lines
 const BOX_LINES = 6 // in Nodes 2.0
 
@@ -32,6 +34,7 @@ function addBox(node) {
   widget.options.read_only = true
   widget.options.getMinHeight = () => BOX_HEIGHT
   widget.options.rows = BOX_LINES
+  widget.options.advanced = FOLDED.has(node.comfyClass)
   if (widget.element) widget.element.readOnly = true
   const [width, height] = node.computeSize()
   node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)])
