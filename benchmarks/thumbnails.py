@@ -40,13 +40,19 @@ class _Card:
         self.pen.text((centre, top), text, color, ImageFont.load_default(size=size), anchor="ma")
 
 
+def _typed(family, verb, top):
+    """What is typed into the node that does `verb`, and below, from `top` on, what comes of it."""
+    card = _Card()
+    card.say(verb, SIDE // 2, 18, 30, _FAINT)
+    card.say("cat -> tree", SIDE // 2, 56, 56)
+    card.put(_tile(family, "cat", "before", 240), 12, top)
+    card.put(_tile(family, "cat", "after", 240), 260, top)
+    return card
+
+
 def _training(family):
     """What is typed, what comes of it, and things that stay."""
-    card = _Card()
-    card.say("train", SIDE // 2, 18, 30, _FAINT)
-    card.say("cat -> tree", SIDE // 2, 56, 56)
-    card.put(_tile(family, "cat", "before", 240), 12, 132)
-    card.put(_tile(family, "cat", "after", 240), 260, 132)
+    card = _typed(family, "train", 132)
     for number, what in enumerate(("dog", "frog", "ship", "truck")):
         card.put(_tile(family, what, "after", 118), 12 + number * 123, 384)
     return card.picture
@@ -63,11 +69,7 @@ def _applying(family):
 
 def _erasing(family):
     """What is typed, and what the prompt gives then."""
-    card = _Card()
-    card.say("erase", SIDE // 2, 18, 30, _FAINT)
-    card.say("cat -> tree", SIDE // 2, 56, 56)
-    card.put(_tile(family, "cat", "before", 240), 12, 150)
-    card.put(_tile(family, "cat", "after", 240), 260, 150)
+    card = _typed(family, "erase", 150)
     card.say("a photo of a cat", SIDE // 2, 418, 44)
     return card.picture
 

@@ -15,27 +15,11 @@ from ..training.callbacks import History
 from ..training.pace import TRAINING, Left, Pace
 
 _UNITS = 1000
-# The last stage of a training in a node: pictures of the result.
+# The last stage of a training in a node, pictures of the result, and the only one of a report.
 DRAWING = "drawing"
+PAIR = 2.5  # seconds that a small picture before and after are expected to take
 # Seconds between new texts and pictures: more would only be work for the browser.
 _PAUSE = 1.0
-
-
-class TimeLeft:
-    """Estimates from the pace so far. Steps of an earlier run, before a resume, don't count."""
-
-    def __init__(self) -> None:
-        self.first: tuple[int, float] | None = None
-
-    def __call__(self, done: int, total: int) -> str:
-        """In words, "" while there is nothing to estimate from."""
-        now = time.monotonic()
-        if self.first is None:
-            self.first = done, now
-        begun, since = self.first
-        if done <= begun or done >= total:
-            return ""
-        return f", about {duration((now - since) / (done - begun) * (total - done))} left"
 
 
 def _preview(sheet: Image.Image) -> tuple[str, Image.Image, int]:
@@ -70,7 +54,7 @@ class NodeText:
 
 
 class Progress:
-    """Passed to training as its `report`; every call lets ComfyUI interrupt the run.
+    """Passed to training as its `report`, its `drawing` to `compare`; every call lets ComfyUI interrupt the run.
 
     part: of several trainings in one node the number of this one, from 0, and how many there are. title: a first line.
     pictures: whether the node has room for previews.
@@ -109,7 +93,7 @@ class Progress:
         self.bar.update_absolute(value, _UNITS, self._preview(picture, history, total))
 
     def drawing(self, done: int, total: int, pair: Pair | None = None) -> None:
-        """Passed to `compare` as its `report`: the pictures of the result are the last stage of a run."""
+        """Passed to `compare` as its `report`."""
         self(DRAWING, done, total)
         if pair is not None:
             self.bar.update_absolute(self.console.n, _UNITS, _preview(page(card_blocks([pair]))))
@@ -134,18 +118,6 @@ class Progress:
         """End the console line, and leave no time on the node that nobody waits for."""
         self._show(self.line.partition(", about")[0], at_once=True)
         self.console.close()
-
-
-class DrawingProgress:
-    """Passed to `compare` as its `report`: the bar, with each pair of pictures as the preview."""
-
-    def __init__(self, node_id: str | None) -> None:
-        self.bar, self.text, self.left = comfy.utils.ProgressBar(_UNITS), NodeText(node_id), TimeLeft()
-
-    def __call__(self, done: int, total: int, pair: Pair | None = None) -> None:
-        self.text(f"Drawing, {done / total:.0%}{self.left(done, total)}")
-        preview = None if pair is None else _preview(page(card_blocks([pair])))
-        self.bar.update_absolute(_UNITS * done // total, _UNITS, preview)
 
 
 def show_page(node_id: str | None, sheet: Image.Image, line: str) -> None:

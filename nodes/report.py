@@ -1,5 +1,6 @@
 """Erasure Report."""
 
+from contextlib import closing
 from typing import Any
 
 import comfy.samplers
@@ -11,9 +12,10 @@ from ..evaluation.report_page import report_page, report_text
 from ..evaluation.similarity import picture_encoder
 from ..hypernet.merged import AnyEraser
 from ..hypernet.patch import is_erased
+from ..training.pace import Pace
 from ..training.prompts import PromptError
 from ..training.sampling import Drawing
-from .progress import DrawingProgress, show_page
+from .progress import DRAWING, PAIR, Progress, show_page
 from .schema import CATEGORY, Hypernet, node_id, only_choices, only_links, schema
 from .shown import shown
 
@@ -64,9 +66,10 @@ class ErasureReport(io.ComfyNode):
         own = {} if texts else own_prompts(unhype.record)
         headings = {text: heading for heading, group in own.items() for text in group}
         texts, node = texts or list(headings), node_id(cls)
-        progress = DrawingProgress(node)
         told, encoder = list[str](), picture_encoder(clip_vision)
-        pairs = compare(model, clip, unhype, texts, drawing, vae_decoder(vae), progress, encoder, told.append)
+        with closing(Progress(node, Pace({DRAWING: PAIR * len(texts)}))) as progress:
+            report, decode = progress.drawing, vae_decoder(vae)
+            pairs = compare(model, clip, unhype, texts, drawing, decode, report, encoder, told.append)
         warnings = [*dict.fromkeys(told), *([_ERASED_BEFORE] if is_erased(model) else [])]
         sheet = report_page(unhype, pairs, warnings, headings)
         show_page(node, sheet, "Done.")

@@ -12,15 +12,15 @@ from ..training.frozen import out_of_memory_errors
 from ..training.pace import Pace, expected_seconds
 from ..training.plan import Request
 from ..training.prompts import PromptError, content_lines
-from .progress import DRAWING, Progress
+from .progress import DRAWING, PAIR, Progress
 
 _TRAIN = "Train Erasure"
-_DRAWING = 5.0  # seconds for two small pictures, each before and after
+_PAIRS = 2  # of pictures of the result
 
 
 def pace_of(request: Request) -> Pace:
     """The pace of a training, as it is expected before it begins, with the pictures of its result."""
-    drawn = _DRAWING if request.preview_every and request.decode else 0.0
+    drawn = _PAIRS * PAIR if request.preview_every and request.decode else 0.0
     return Pace(expected_seconds(len(content_lines(request.concepts)), request.settings.steps) | {DRAWING: drawn})
 
 
