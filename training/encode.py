@@ -47,7 +47,8 @@ class EncodedPrompt:
 def encode(clip: Any, text: str, source: str = POOLED, tokens: Any = None) -> EncodedPrompt:
     """Encode one prompt outside inference mode; `source` is that of c, as `families` has it.
 
-    tokens: what the CLIP's tokenizer gives for the text, if that is known. Raises `MissingEmbeddingError` when the encoder gives no such vector.
+    tokens: what the CLIP's tokenizer gives for the text, if that is known. Raises `MissingEmbeddingError` when the
+    encoder gives no such vector.
     """
     conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text) if tokens is None else tokens)
     states, entry = conditioning[0]
