@@ -249,28 +249,18 @@ def main():
         shutil.rmtree(folder, ignore_errors=True)
     say(f"On {device()}, {'quick' if options.quick else 'full'}, {workers} processes.")
     found = run(plan, folder, workers, tuple(options.only), options.family)
-    if options.only:
-        return 0
-    if family:
-        results = report.family_summary(found, plan)
-        say("\n".join("  ".join(f"{cell[:24]:>16}" for cell in row) for row in report.method_rows(results)))
-        if options.json:
-            options.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
-        if options.publish:
-            publish(
-                f"erasure_{options.family}",
-                results,
-                markdown(report.HEADER, report.method_rows(results)),
-                page=MEASURED,
-            )
-        return 0
-    results = report.summary(found, plan)
-    results["pictures"] = report.sheet(found["methods"], cache_folder() / "erasure-pictures" / "erasure.jpg")
-    say(report.text(results))
+    whole = not (family or options.only)
+    results = report.summary(found, plan) if whole else report.methods_summary(found, plan)
+    if whole:
+        results["pictures"] = report.sheet(found["methods"], cache_folder() / "erasure-pictures" / "erasure.jpg")
+    say(report.text(results) if whole else report.methods_text(results))
     if options.json:
         options.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
-    if options.publish:
+    if options.publish and whole:
         report.publish_results(results)
+    elif options.publish and not options.only:
+        table = markdown(report.HEADER, report.method_rows(results))
+        publish(f"erasure_{options.family}", results, table, page=MEASURED)
     return 0
 
 

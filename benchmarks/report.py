@@ -84,20 +84,13 @@ def summary(found, plan):
         for group in own[0]["benign"]["below_threshold"]
     }
     counts = [job["benign"]["below_threshold"][group] for job in own for group in _UNRELATED]
-    many, together = {}, {}
-    for job in found["many"]:
-        many.setdefault(job["method"], {})[str(job["concepts"])] = job
-    for job in found["composition"]:
-        together.setdefault(job["method"], []).append(job)
+    hard = hard_summary(found)
+    many, composition = hard["many"], hard["composition"]["by_method"]
     largest = max(many["ours"].values(), key=lambda job: job["concepts"])
     names = [name for name, value in found["attacks"][0].items() if isinstance(value, dict)]
     attacked = {
         name: {key: _mean(job[name][key] for job in found["attacks"]) for key in ("acc", "acc_base", "below_threshold")}
         for name in names
-    }
-    measures = ("target_base", "target_gone", "other_kept", "other_kept_base")
-    composition = {
-        method: {key: _mean(job[key] for job in jobs) for key in measures} for method, jobs in together.items()
     }
     return {
         "device": device(),
@@ -127,14 +120,36 @@ def summary(found, plan):
     }
 
 
-def family_summary(found, plan):
-    """The figures of a run of another family: the methods on the classes."""
+def methods_summary(found, plan):
+    """The figures of a run of some methods, or of another family: what is shown of the classes and of each synonym."""
     by_method = {}
     for job in found["methods"]:
         by_method.setdefault(job["method"], []).append(job)
     drawable = _drawable(by_method.get("base", []))
     rows = {name: _method(jobs, drawable) for name, jobs in by_method.items()}
-    return {"device": device(), "pictures_a_prompt": plan.pictures, "seeds": len(plan.seeds), "methods": rows}
+    for name, jobs in by_method.items():
+        shown = {}
+        for row in (row for job in jobs for row in job["rows"] if row["kind"] == "synonym"):
+            shown.setdefault(row["prompt"], []).extend(row["values"])
+        rows[name]["synonyms"] = {prompt: _mean(values) for prompt, values in shown.items()}
+    results = {"device": device(), "pictures_a_prompt": plan.pictures, "seeds": len(plan.seeds), "methods": rows}
+    if "many" in found and "composition" in found:
+        results |= hard_summary(found)
+    return results
+
+
+def hard_summary(found):
+    """What every method does with two objects in one prompt, and with many concepts."""
+    many, together = {}, {}
+    for job in found["many"]:
+        many.setdefault(job["method"], {})[str(job["concepts"])] = job
+    for job in found["composition"]:
+        together.setdefault(job["method"], []).append(job)
+    measures = ("target_base", "target_gone", "other_kept", "other_kept_base")
+    composition = {
+        method: {key: _mean(job[key] for job in jobs) for key in measures} for method, jobs in together.items()
+    }
+    return {"composition": {"by_method": composition}, "many": many}
 
 
 def _budget():
@@ -196,9 +211,25 @@ def hard_rows(results):
 
 def text(results):
     """The tables for a console."""
-    tables = [[HEADER, *method_rows(results)], [HARD_HEADER, *hard_rows(results)]]
-    lines = ["  ".join(f"{cell[:24]:>16}" for cell in row) for table in tables for row in [*table, ("",)]]
-    return "\n".join([*lines, *(f"{words:75} {value}" for words, value in own_rows(results))])
+    return "\n".join([_tables(results), *(f"{words:75} {value}" for words, value in own_rows(results))])
+
+
+def methods_text(results):
+    """The tables of `methods_summary` for a console, with the synonyms that still show their class."""
+    shown = [
+        f"{name}: {prompt}: {share:.2f}"
+        for name, row in results["methods"].items()
+        for prompt, share in row["synonyms"].items()
+        if share and name != "base"
+    ]
+    return "\n".join([_tables(results), *shown])
+
+
+def _tables(results):
+    tables = [[HEADER, *method_rows(results)]]
+    if "many" in results:
+        tables.append([HARD_HEADER, *hard_rows(results)])
+    return "\n".join("  ".join(f"{cell[:24]:>16}" for cell in row) for table in tables for row in [*table, ("",)])
 
 
 def sheet(jobs, path):

@@ -11,7 +11,6 @@ from torch.nn import Module
 
 from .neighbours import Neighbours
 
-_STEERED = 0.5
 # From this score on a prompt says what the concept's own wordings say, whatever else is near. Theirs are 1 / 0.6 and
 # higher, see `calibrate`.
 _UNDISPUTED = 1.6
@@ -48,12 +47,12 @@ class Detector(Module):
         return self.scores(c).amax(1)
 
     def steer(self, c: Tensor, concept_embeddings: Tensor) -> Tensor:
-        """c (p, width), moved along the direction of its top concept k towards that concept's own score.
+        """c (p, width), moved along the direction of its top concept k to that concept's own score.
 
         Unseen wordings score lower than the concept's name, and H would answer them weakly. With e_k the row
         of `concept_embeddings` (concepts, width):
 
-            c' = c + max(0, f_k(e_k) - f_k(c)) / 2 * w_k / |w_k|^2
+            c' = c + max(0, f_k(e_k) - f_k(c)) * w_k / |w_k|^2
 
         Embeddings below the threshold stay as they are.
         """
@@ -61,7 +60,7 @@ class Detector(Module):
         w = self.weight[concept]
         own = (concept_embeddings.to(w)[concept] * w).sum(1) + self.bias[concept]
         missing = torch.where(score < 1, 0.0, (own - score).clamp_min(0.0))
-        return c + _STEERED * (missing / w.square().sum(1).clamp_min(1e-12)).unsqueeze(1) * w
+        return c + (missing / w.square().sum(1).clamp_min(1e-12)).unsqueeze(1) * w
 
 
 def calibrate(

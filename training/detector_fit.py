@@ -26,8 +26,9 @@ from .margin import Side, even, widest_margin_of
 _WIDTH, _NEAR_WEIGHT, _HALVED_AT = 0.01, 0.1, 100
 # How many of the nouns count in the fit of a concept, and how many of them a file holds.
 _NEAR, _KEPT = 60, 8
-# Nouns so close to a concept, by the cosine of what sets them apart from other nouns, may be other words for it.
-_SAME = 0.75
+# Nouns closer to a concept than that, by the cosine of what sets them apart from other nouns, are neither wordings nor
+# neighbours: other words for it are as close, and the model may draw it for them. Those further away surround it, too.
+_NEITHER = 0.4
 # Plain wordings count more than the sentences that hold them, of which there are many more.
 _WORDING_WEIGHT = 10.0
 
@@ -110,9 +111,9 @@ def neighbours_of(concepts: Tensor, nouns: Tensor) -> list[list[int]]:
     return _alike(concepts, nouns).argsort(dim=1, descending=True)[:, :_NEAR].tolist()
 
 
-def unlike(concepts: Tensor, nouns: Tensor) -> list[int]:
-    """The indices of the nouns (n, d) that are no other words for one of the concepts (k, d)."""
-    return (_alike(concepts, nouns).amax(0) < _SAME).nonzero().flatten().tolist()
+def unlike(concepts: Tensor, nouns: Tensor, most: float = _NEITHER) -> list[int]:
+    """The indices of the nouns (n, d) whose cosine with each of the concepts (k, d) is below `most`, see `_alike`."""
+    return (_alike(concepts, nouns).amax(0) < most).nonzero().flatten().tolist()
 
 
 def _alike(concepts: Tensor, nouns: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ from .token_fit import fit_token_detector
 
 # An error of c in the detector decides, in the trunk it is only an error.
 _DETECTOR_COUNTS = 10.0
+# The token detector is there for the name alone: to it only nouns that hold the name are other than neighbours.
+_HOLDS_NAME = 0.75
 
 log = logging.getLogger("unhype")
 
@@ -75,9 +77,8 @@ def fit_eraser(
         return [prompts.candidates(part)[:usual].flatten(0, 1) for part in parts]
 
     preserved = [*chain(*retain.preserved.values(), plan.written.parts)]
-    embeddings, nouns = _concept_embeddings(plan, prompts), list(plan.written.nouns)
-    if nouns:
-        nouns = [nouns[index] for index in unlike(embeddings, prompts.candidates(nouns)[0])]
+    embeddings = _concept_embeddings(plan, prompts)
+    nouns, of_tokens = _unlike(embeddings, plan, prompts), _unlike(embeddings, plan, prompts, _HOLDS_NAME)
     detector = fit_detector(
         of_concepts(plan.phrases),
         of_concepts(plan.sentences),
@@ -90,7 +91,7 @@ def fit_eraser(
     if detector.neighbours is not None:
         detector.neighbours.own = embeddings  # as in the file
     detector = detector.half().float()
-    token_detector = _token_detector(plan, prompts, preserved, nouns, report)
+    token_detector = _token_detector(plan, prompts, preserved, of_tokens, report)
     trunk = hypernet.trunk.weight[:, : hypernet.config.embedding_width]
     prompts = prompts.compressed(torch.cat([_DETECTOR_COUNTS * detector.weight, trunk]))
 
@@ -160,3 +161,9 @@ def _concept_embeddings(plan: Plan, prompts: Prompts) -> Tensor:
     c = torch.stack([prompts.encoded[phrase.prompt].c for phrase in plan.phrases])
     concept = torch.tensor([phrase.concept for phrase in plan.phrases])
     return torch.stack([c[concept == n].mean(0) for n in range(len(plan.concepts))])
+
+
+def _unlike(embeddings: Tensor, plan: Plan, prompts: Prompts, *most: float) -> list[str]:
+    """The prompts of nouns that are no other words for a concept, see `detector_fit.unlike`."""
+    nouns = plan.written.nouns
+    return [nouns[index] for index in unlike(embeddings, prompts.candidates(nouns)[0], *most)] if nouns else []

@@ -2,18 +2,21 @@
 
 A detector that has seen only distant benign prompts draws its boundary too far out, and an eggplant counts as an egg.
 Nouns that may be a kind of the concept, or another word for it, are no neighbours: kinds are listed in the file, and
-`detector_fit` leaves out what lies as near as another word does.
+`detector_fit` leaves out what lies as near as another word does. Each noun is in the same prompt whatever is erased, so
+that it is encoded once; its wording is short, since a longer one would be close to all prompts of that wording.
 """
 
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from .prompts import TEMPLATES, content_lines, fill, mentions
+from .prompts import content_lines, mentions, shuffled, with_article
 
 _FILE = Path(__file__).with_name("nouns.txt")
 # Only of objects: a person or a style is no neighbour of any noun.
 _KIND = "object"
+# How many nouns for each concept, and how many at least: a few concepts dispute few scores.
+_EACH, _LEAST = 150, 300
 
 
 @lru_cache(maxsize=1)
@@ -30,11 +33,13 @@ def nouns() -> tuple[str, ...]:
 
 
 def neighbour_prompts(concepts: Sequence[tuple[str, str]], kind: str) -> tuple[str, ...]:
-    """A prompt for each noun that is none of the concepts and, as far as its line says, no kind of one."""
+    """Prompts of nouns that are none of the concepts and, as far as their lines say, no kind of one.
+
+    As many as the number of concepts asks for, drawn from all kinds; which ones depends on the words alone.
+    """
     if kind != _KIND:
         return ()
     erased = {concept.casefold() for concept, _ in concepts}
     named = " | ".join(erased)
     found = [noun for kinds, own in _lines() if not mentions(named, kinds) for noun in own if noun not in erased]
-    templates = TEMPLATES[_KIND]
-    return tuple(fill(templates[number % len(templates)], noun) for number, noun in enumerate(found))
+    return tuple(map(with_article, shuffled(found, "noun")[: max(_LEAST, _EACH * len(concepts))]))

@@ -20,7 +20,8 @@ _SEPARATORS = (", ", ", ", ", ", ", ", ",", " ", ". ", " | ")
 _MOST_TAGS, _MOST_SENTENCES = 20, 14
 # Prompts that name a concept: for a few concepts so many each, for many so many in all, and no fewer each than these.
 _NAMED, _NAMED_ALL, _NAMED_LEAST = 40, 400, 6
-_BENIGN, _HELD_OUT, _PHRASES_ALONE = 300, 300, 200
+# Prompts about nothing erased, so many for the fit and as many for the calibration. Many concepts have more false alarms.
+_BENIGN, _BENIGN_EACH, _BENIGN_MOST, _PHRASES_ALONE = 150, 15, 300, 200
 # Prompts with parts of names, of all names together, and no fewer of each part than these.
 _PARTS_ALL, _PARTS_LEAST = 400, 4
 # What the first and the last word of a person's name stand beside in other names.
@@ -125,8 +126,9 @@ def make_written(concepts: Sequence[tuple[str, str]], kind: str, retain: RetainS
         )
         for concept, _ in concepts
     )
-    benign = written_prompts(retain.train, retain.train, train, _BENIGN, "benign")
-    unseen = written_prompts(retain.held_out, retain.held_out, held_out, _HELD_OUT, "held out")
+    count = min(_BENIGN_MOST, _BENIGN + _BENIGN_EACH * len(concepts))
+    benign = written_prompts(retain.train, retain.train, train, count, "benign")
+    unseen = written_prompts(retain.held_out, retain.held_out, held_out, count, "held out")
     return Written(
         named,
         (*benign, *train.texts[:_PHRASES_ALONE]),

@@ -64,22 +64,22 @@ def test_embeddings_of_lower_precision_are_scored_in_fp32():
 CONCEPTS = torch.tensor([[2.0, 1.5], [0.0, -4.0]])  # scores 5.5 and 4
 
 
-def test_a_weak_wording_is_steered_half_way_to_the_name():
-    """(1, 1) scores 3.5, its concept 5.5: one is missing, along (1, 2) / 5."""
+def test_a_weak_wording_is_steered_to_the_score_of_the_name():
+    """(1, 1) scores 3.5, its concept 5.5: two are missing, along (1, 2) / 5."""
     found = DETECTOR.steer(torch.tensor([[1.0, 1.0]]), CONCEPTS)
-    torch.testing.assert_close(found, torch.tensor([[1.2, 1.4]]))
-    assert DETECTOR(found).item() == pytest.approx(4.5)
+    torch.testing.assert_close(found, torch.tensor([[1.4, 1.8]]))
+    assert DETECTOR(found).item() == pytest.approx(5.5)
 
 
 def test_each_prompt_is_steered_towards_its_own_concept():
     found = DETECTOR.steer(torch.tensor([[1.0, 1.0], [0.0, -2.0]]), CONCEPTS)
-    torch.testing.assert_close(found, torch.tensor([[1.2, 1.4], [0.0, -3.0]]))
+    torch.testing.assert_close(found, torch.tensor([[1.4, 1.8], [0.0, -4.0]]))
 
 
 def test_a_score_at_the_threshold_is_steered_and_one_below_it_is_not():
     at, below = torch.tensor([[0.5, 0.0]]), torch.tensor([[0.49, 0.0]])
     assert DETECTOR(at).item() == 1
-    torch.testing.assert_close(DETECTOR.steer(at, CONCEPTS), torch.tensor([[0.95, 0.9]]))
+    torch.testing.assert_close(DETECTOR.steer(at, CONCEPTS), torch.tensor([[1.4, 1.8]]))
     assert torch.equal(DETECTOR.steer(below, CONCEPTS), below)
 
 

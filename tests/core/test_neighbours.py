@@ -43,10 +43,11 @@ def test_length_does_not_count():
     assert near.closer(torch.stack([SHIP, 9 * SHIP, BOAT, BOAT / 9])).flatten().tolist() == [False, False, True, True]
 
 
-def test_the_nearest_nouns_come_first_and_other_words_for_a_concept_are_left_out():
+def test_the_nearest_nouns_come_first_and_those_that_may_be_other_words_for_a_concept_are_left_out():
     nouns = torch.tensor([[1.0, 0.1], [0.7, 0.7], [-1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])
     assert neighbours_of(SHIP.unsqueeze(0), nouns)[0][:2] == [0, 1]
-    assert unlike(SHIP.unsqueeze(0), nouns) == [1, 2, 3, 4]
+    assert unlike(SHIP.unsqueeze(0), nouns) == [2, 3, 4]
+    assert unlike(SHIP.unsqueeze(0), nouns, 0.75) == [1, 2, 3, 4]
 
 
 def test_the_fit_takes_the_nearest_nouns_into_the_file():
@@ -89,8 +90,12 @@ def test_a_file_without_embeddings_for_them_is_refused(tmp_path):
         load(tmp_path / "own.safetensors")
 
 
+MANY = [(f"thing{number}", "") for number in range(12)]
+
+
 def nouns_of(*concepts, kind="object"):
-    return " | ".join(neighbour_prompts([(concept, "") for concept in concepts], kind))
+    """All nouns, which these and twelve other concepts get."""
+    return " | ".join(neighbour_prompts([*((concept, "") for concept in concepts), *MANY], kind))
 
 
 def test_kinds_of_a_concept_and_the_concept_itself_are_no_neighbours():
@@ -109,5 +114,13 @@ def test_people_and_styles_have_none():
 
 
 def test_every_noun_comes_once():
-    prompts = neighbour_prompts([("zebra crossing", "")], "object")
+    prompts = neighbour_prompts(MANY, "object")
     assert len(prompts) == len(set(prompts)) > 1000
+
+
+def test_a_few_concepts_have_fewer_nouns_and_the_same_prompts():
+    """What repeats from concept to concept is encoded once."""
+    cat, lamp = (set(neighbour_prompts([(name, "")], "object")) for name in ("cat", "lava lamp"))
+    assert len(cat) == len(lamp) == 300
+    assert len(cat & lamp) > 280
+    assert cat < set(neighbour_prompts([("cat", ""), *MANY], "object"))
