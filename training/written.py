@@ -20,7 +20,7 @@ _SEPARATORS = (", ", ", ", ", ", ", ", ",", " ", ". ", " | ")
 _MOST_TAGS, _MOST_SENTENCES = 20, 14
 # Prompts that name a concept: for a few concepts so many each, for many so many in all, and no fewer each than these.
 _NAMED, _NAMED_ALL, _NAMED_LEAST = 40, 400, 6
-# Prompts about nothing erased, so many for the fit and as many for the calibration. Many concepts have more false alarms.
+# Prompts about nothing erased, as many for the fit as for the calibration. Many concepts have more false alarms.
 _BENIGN, _BENIGN_EACH, _BENIGN_MOST, _PHRASES_ALONE = 150, 15, 300, 200
 # Prompts with parts of names, of all names together, and no fewer of each part than these.
 _PARTS_ALL, _PARTS_LEAST = 400, 4
