@@ -25,8 +25,8 @@ _WEAKEST = 0.02
 _LEAST, _ABOVE, _HIGHEST = 0.01, 1.01, 0.8
 # How many tokens of nouns each fit takes, and mu.
 _NEAR, _NEAR_WEIGHT = 100, 1.0
-# Nearer to the names than the detector on c, which is there for other wordings. See `calibrate`.
-_REACH, _CEILING = 0.3, 0.75
+# Somewhat nearer to the names than the detector on c, which is there for other wordings. See `calibrate`.
+_REACH, _CEILING = 0.5, 0.6
 _ESTIMATED, _WIDEST = 10_000, 4096
 # Numbers of benign states that a fit takes at most: they are held some times over.
 _MOST_NUMBERS = 60_000_000

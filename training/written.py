@@ -1,8 +1,9 @@
 """Prompts as people write them: a subject among tags, styles and other sentences.
 
 The detector is fitted and calibrated on these beside the plain wordings. The phrases come from prompts of many people
-(phrases.tsv), the sentences from the retained prompts. All depends on the words alone, so that a resumed run sees the
-same prompts.
+(phrases.tsv), the sentences from the retained prompts. A name stands also among words that have nothing to do with each
+other: whoever wants to hide it puts such words beside it (`dev.py bench attack`). All depends on the words alone, so that
+a resumed run sees the same prompts.
 """
 
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from .nouns import neighbour_prompts
+from .nouns import neighbour_prompts, nouns
 from .prompts import TEMPLATES, RetainSplit, content_lines, fill, is_held_out, mentions, shuffled
 
 _PHRASES_FILE = Path(__file__).with_name("phrases.tsv")
@@ -20,6 +21,8 @@ _SEPARATORS = (", ", ", ", ", ", ", ", ",", " ", ". ", " | ")
 _MOST_TAGS, _MOST_SENTENCES = 20, 14
 # Prompts that name a concept: for a few concepts so many each, for many so many in all, and no fewer each than these.
 _NAMED, _NAMED_ALL, _NAMED_LEAST = 40, 400, 6
+# The same of prompts that name it among any words, and how many of these.
+_HIDDEN, _HIDDEN_ALL, _HIDDEN_LEAST, _HIDING = 120, 600, 6, (3, 10)
 # Prompts about nothing erased, as many for the fit as for the calibration. Many concepts have more false alarms.
 _BENIGN, _BENIGN_EACH, _BENIGN_MOST, _PHRASES_ALONE = 150, 15, 300, 200
 # Prompts with parts of names, of all names together, and no fewer of each part than these.
@@ -46,6 +49,7 @@ _AROUND_PART = (
     "{}, highly detailed, 8k",
     "a field with a {}",
 )
+_LETTERS = 3  # of a word that hides a name, at least
 _SMALL_WORDS = {"a", "an", "and", "at", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with"}
 
 
@@ -101,11 +105,29 @@ def _placed(subject: str, parts: list[str], random: Random) -> list[str]:
     return [*parts[:place], subject, *parts[place:]]
 
 
+def words_of(phrases: Phrases, nouns: Sequence[str]) -> tuple[str, ...]:
+    """The words of phrases and nouns, each once."""
+    everything = " ".join([*phrases.texts, *nouns]).lower().split()
+    return tuple(sorted({word for word in everything if word.isalpha() and len(word) >= _LETTERS}))
+
+
+def hidden_names(wordings: Sequence[str], name: str, words: Sequence[str], count: int) -> tuple[str, ...]:
+    """`count` prompts, each with one of the wordings of a name in front of or amid words that are drawn one by one."""
+    random, own = Random(f"hidden {name}"), name.casefold().split()
+    others = [word for word in words if not any(part in word or word in part for part in own)]
+    prompts = []
+    for number in range(count):
+        drawn = random.sample(others, random.randint(*_HIDING))
+        before = random.choice((0, 0, len(drawn) // 2))
+        prompts.append(" ".join([*drawn[:before], wordings[number % len(wordings)], *drawn[before:]]))
+    return tuple(prompts)
+
+
 @dataclass(frozen=True)
 class Written:
     """Prompts as people write them, for the detector.
 
-    named: for each concept those that hold its name. benign, held_out: those that hold none, for the fit and for the
+    named: for each concept those that hold its name, also among any words. benign, held_out: those that hold none, for the fit and for the
     calibration. parts: those that hold one word of a name of several. nouns: those about everyday things.
     """
 
@@ -120,17 +142,17 @@ def make_written(concepts: Sequence[tuple[str, str]], kind: str, retain: RetainS
     """The `Written` of these concepts. Many concepts have fewer prompts each."""
     train, held_out = phrases_without([concept for concept, _ in concepts])
     each = min(_NAMED, max(_NAMED_LEAST, _NAMED_ALL // len(concepts)))
-    named = tuple(
-        written_prompts(
-            [fill(template, concept) for template in TEMPLATES[kind]], retain.train, train, each, f"named {concept}"
-        )
-        for concept, _ in concepts
-    )
+    hidden = min(_HIDDEN, max(_HIDDEN_LEAST, _HIDDEN_ALL // len(concepts)))
+    words, named = words_of(train, nouns()), []
+    for concept, _ in concepts:
+        wordings = [fill(template, concept) for template in TEMPLATES[kind]]
+        own = written_prompts(wordings, retain.train, train, each, f"named {concept}")
+        named.append((*own, *hidden_names(wordings, concept, words, hidden)))
     count = min(_BENIGN_MOST, _BENIGN + _BENIGN_EACH * len(concepts))
     benign = written_prompts(retain.train, retain.train, train, count, "benign")
     unseen = written_prompts(retain.held_out, retain.held_out, held_out, count, "held out")
     return Written(
-        named,
+        tuple(named),
         (*benign, *train.texts[:_PHRASES_ALONE]),
         (*unseen, *held_out.texts[:_PHRASES_ALONE]),
         parts_of_names(concepts, kind),

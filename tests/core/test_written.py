@@ -5,7 +5,7 @@ import re
 import pytest
 
 from unhype.training.prompts import mentions, retain_split
-from unhype.training.written import end_of_name, make_written, parts_of_names, phrases_without
+from unhype.training.written import end_of_name, hidden_names, make_written, parts_of_names, phrases_without
 
 CONCEPTS = (("cat", "tree"), ("Mickey Mouse", "a toy"))
 RETAIN = retain_split("", CONCEPTS)
@@ -14,7 +14,7 @@ RETAIN = retain_split("", CONCEPTS)
 def test_every_prompt_of_a_name_holds_it_once_and_no_benign_one_does():
     written = make_written(CONCEPTS, "object", RETAIN)
     for (name, _), prompts in zip(CONCEPTS, written.named, strict=True):
-        assert len(prompts) == 40
+        assert len(prompts) == len({*prompts}) == 160
         assert all(len(re.findall(rf"\b{name}\b", prompt, re.IGNORECASE)) == 1 for prompt in prompts)
     benign = (*written.benign, *written.held_out, *written.parts)
     assert not any(mentions(prompt, ["cat", "Mickey Mouse"]) for prompt in benign)
@@ -28,7 +28,16 @@ def test_the_words_decide():
 
 def test_many_concepts_have_fewer_prompts_each():
     many = tuple((f"thing{n}", "tree") for n in range(100))
-    assert {len(prompts) for prompts in make_written(many, "object", retain_split("", many)).named} == {6}
+    assert {len(prompts) for prompts in make_written(many, "object", retain_split("", many)).named} == {12}
+
+
+def test_a_name_is_hidden_among_words_that_share_nothing_with_it():
+    words = ("cats", "at", "concatenated", *"lamp river green seven hill oak tin salt wool ink".split())
+    prompts = hidden_names(["{a} cat", "the cat"], "cat", words, 30)
+    assert {word for prompt in prompts for word in prompt.split()} == {"{a}", "the", "cat", *words[3:]}
+    assert all(prompt.split().count("cat") == 1 for prompt in prompts)
+    assert any(prompt.startswith("the cat ") for prompt in prompts)
+    assert not all("cat" in prompt.split()[:2] for prompt in prompts)
 
 
 def test_phrases_for_calibration_are_others_than_those_for_the_fit():
