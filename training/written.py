@@ -1,9 +1,9 @@
 """Prompts as people write them: a subject among tags, styles and other sentences.
 
 The detector is fitted and calibrated on these beside the plain wordings. The phrases come from prompts of many people
-(phrases.tsv), the sentences from the retained prompts. A name stands also among words that have nothing to do with each
-other: whoever wants to hide it puts such words beside it (`dev.py bench attack`). All depends on the words alone, so that
-a resumed run sees the same prompts.
+(phrases.tsv), the sentences from the retained prompts. A name stands also among words that have nothing to do with
+each other: whoever wants to hide it puts such words beside it (`dev.py bench attack`). All depends on the words alone,
+so that a resumed run sees the same prompts.
 """
 
 import re
@@ -127,8 +127,9 @@ def hidden_names(wordings: Sequence[str], name: str, words: Sequence[str], count
 class Written:
     """Prompts as people write them, for the detector.
 
-    named: for each concept those that hold its name, also among any words. benign, held_out: those that hold none, for the fit and for the
-    calibration. parts: those that hold one word of a name of several. nouns: those about everyday things.
+    named: for each concept those that hold its name, also among any words. benign, held_out: those that hold none, for
+    the fit and for the calibration. parts: those that hold one word of a name of several. nouns: those about everyday
+    things.
     """
 
     named: tuple[tuple[str, ...], ...]
