@@ -32,7 +32,7 @@ def test_many_concepts_have_fewer_prompts_each():
 
 
 def test_a_name_is_hidden_among_words_that_share_nothing_with_it():
-    words = ("cats", "at", "concatenated", "lamp", "river", "seven", "hill", "oak", "tin", "salt", "wool", "ink", "rope")
+    words = ("cats", "at", "concatenated", "lamp", "river", "sea", "hill", "oak", "tin", "salt", "wool", "ink", "jar")
     prompts = hidden_names(["{a} cat", "the cat"], "cat", words, 30)
     assert {word for prompt in prompts for word in prompt.split()} == {"{a}", "the", "cat", *words[3:]}
     assert all(prompt.split().count("cat") == 1 for prompt in prompts)
