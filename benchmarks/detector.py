@@ -6,6 +6,7 @@ uses; the ten classes of the erasure benchmark are measured beside them.
 
 from functools import partial
 from itertools import chain
+from typing import NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -20,6 +21,7 @@ pack.load_pack()
 from unhype.training import detector_fit  # noqa: E402
 from unhype.training.prompts import phrasings, retain_split, sentences  # noqa: E402
 from unhype.training.settings import Settings  # noqa: E402
+from unhype.training.written import make_written  # noqa: E402
 
 from . import ours, protocol  # noqa: E402
 from .lab.measure import encode  # noqa: E402
@@ -81,14 +83,23 @@ def _from_median(w, wordings, center):
     return w, -(w @ center)
 
 
+class Candidate(NamedTuple):
+    """A way to fit. most: see `detector_fit.unlike`; None is without nouns."""
+
+    fit: object
+    most: float | None = detector_fit.NEITHER
+
+
 CANDIDATES = {
-    "mean difference": mean_difference,
-    "Fisher, ridge 0.1": partial(fisher, ridge=0.1),
-    "Fisher, ridge 1": partial(fisher, ridge=1.0),
-    "Fisher, ridge 10": partial(fisher, ridge=10.0),
-    "wide margin, lambda 0.001": partial(detector_fit.widest_margin, width=0.001),
-    "wide margin, lambda 0.1": partial(detector_fit.widest_margin, width=0.1),
-    "wide margin": detector_fit.widest_margin,
+    "mean difference": Candidate(mean_difference),
+    "Fisher, ridge 0.1": Candidate(partial(fisher, ridge=0.1)),
+    "Fisher, ridge 1": Candidate(partial(fisher, ridge=1.0)),
+    "Fisher, ridge 10": Candidate(partial(fisher, ridge=10.0)),
+    "wide margin, lambda 0.001": Candidate(partial(detector_fit.widest_margin, width=0.001)),
+    "wide margin, lambda 0.1": Candidate(partial(detector_fit.widest_margin, width=0.1)),
+    "wide margin, no nouns": Candidate(detector_fit.widest_margin, None),
+    "wide margin, nouns of cosines below 0.75": Candidate(detector_fit.widest_margin, 0.75),
+    "wide margin": Candidate(detector_fit.widest_margin),
 }
 HEADER = (
     "detector",
@@ -128,15 +139,25 @@ def distance_to_threshold(detector, c):
 
 
 def arguments_of(embed, concept, preserve):
-    """The arguments of `fit_detector` for one concept, by name."""
+    """The arguments of `fit_detector` for one concept, by name, with all nouns."""
     concepts = ((concept, protocol.MAPPING),)
     retain = retain_split(preserve, concepts)
+    written = make_written(concepts, "object", retain)
     with_others = sentences(concepts, "object", retain.distractors, Settings.sentences)
     phrases = (phrasings(concepts, "object"), with_others)
     wordings, in_sentences = (embed([phrase.prompt for phrase in part]) for part in phrases)
-    given = {"wordings": [wordings], "sentences": [in_sentences]}
-    given |= {"benign": embed(retain.train), "held_out": embed(retain.held_out).unsqueeze(0)}
+    given = {"wordings": [wordings], "sentences": [in_sentences], "nouns": embed(written.nouns)}
+    given["benign"] = embed([*retain.train, *written.parts])
+    given["held_out"] = embed([*retain.held_out, *written.held_out]).unsqueeze(0)
     return given | ({"preserved": embed([*chain(*retain.preserved.values())])} if retain.preserved else {})
+
+
+def fitted(candidate, given):
+    """The `Detector` that a candidate gives for the arguments of `arguments_of`."""
+    concepts, nouns = torch.stack([own.mean(0) for own in given["wordings"]]), given["nouns"]
+    chosen = [] if candidate.most is None else detector_fit.unlike(concepts, nouns, candidate.most)
+    with patch.object(detector_fit, "widest_margin", candidate.fit):
+        return detector_fit.fit_detector(**given | {"nouns": nouns[chosen].unsqueeze(0) if chosen else None})
 
 
 def measure(embed, concept, wordings):
@@ -153,13 +174,12 @@ def measure(embed, concept, wordings):
         return (detector(embeddings) < 1).float().mean().item()
 
     found = {}
-    for name, fit in CANDIDATES.items():
-        with patch.object(detector_fit, "widest_margin", fit):
-            fitted, with_preserve = (detector_fit.fit_detector(**given) for given in (alone, preserving))
+    for name, candidate in CANDIDATES.items():
+        by_itself, with_preserve = (fitted(candidate, given) for given in (alone, preserving))
         found[name] = [
-            *(1 - below(fitted, unseen), below(fitted, other), below(fitted, relative)),
+            *(1 - below(by_itself, unseen), below(by_itself, other), below(by_itself, relative)),
             *(1 - below(with_preserve, unseen), below(with_preserve, relative)),
-            distance_to_threshold(fitted, c),
+            distance_to_threshold(by_itself, c),
         ]
     return found
 

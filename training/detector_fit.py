@@ -28,7 +28,7 @@ _WIDTH, _NEAR_WEIGHT, _HALVED_AT = 0.01, 0.1, 100
 _NEAR, _KEPT = 60, 8
 # Nouns closer to a concept than that, by the cosine of what sets them apart from other nouns, are neither wordings nor
 # neighbours: other words for it are as close, and the model may draw it for them. Those further away surround it, too.
-_NEITHER = 0.4
+NEITHER = 0.4
 # Plain wordings count more than the sentences that hold them, of which there are many more.
 _WORDING_WEIGHT = 10.0
 
@@ -111,7 +111,7 @@ def neighbours_of(concepts: Tensor, nouns: Tensor) -> list[list[int]]:
     return _alike(concepts, nouns).argsort(dim=1, descending=True)[:, :_NEAR].tolist()
 
 
-def unlike(concepts: Tensor, nouns: Tensor, most: float = _NEITHER) -> list[int]:
+def unlike(concepts: Tensor, nouns: Tensor, most: float = NEITHER) -> list[int]:
     """The indices of the nouns (n, d) whose cosine with each of the concepts (k, d) is below `most`, see `_alike`."""
     return (_alike(concepts, nouns).amax(0) < most).nonzero().flatten().tolist()
 
