@@ -76,7 +76,8 @@ def token_pairs(clip: Any, phrases: Sequence[Phrase], states: Mapping[str, Tenso
     # Concepts share mappings.
     known = {text: ids_of_states(clip, text, len(own)) for text, own in states.items()}
     for phrase in phrases:
-        X_p, X_m, ids, other = states[phrase.prompt], states[phrase.mapping], known[phrase.prompt], known[phrase.mapping]
+        X_p, X_m = states[phrase.prompt], states[phrase.mapping]
+        ids, other = known[phrase.prompt], known[phrase.mapping]
         if not ids or len(ids) != len(other):
             paired = list(range(len(X_p)))
         else:
