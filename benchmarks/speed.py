@@ -254,23 +254,29 @@ def table(results):
     return [*lines, ("training, per sample (concept, t, s)", f"{cheaper:.1f} times cheaper than the loop as released")]
 
 
+def whole_trainings(name, kind, options):
+    """Measure whole trainings, keep them after each, and publish them as `name`. kind: `stages` or `starts`."""
+
+    def keep(runs):
+        found = {"device": device(), "runs": runs}
+        if options.json:
+            options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        if options.publish:
+            publish(name, found, markdown(kind.HEADER, kind.table(runs)), page=MEASURED)
+
+    kind.measure(say, keep)
+
+
 def main():
     """Command line."""
     parser = commandline.parser("bench speed")
     options = parser.parse_args()
     if options.gpu and not torch.cuda.is_available():
         parser.error("--gpu needs a CUDA GPU, and there is none here.")
-    if options.stages:
-        from . import stages
+    if options.stages or options.starts:
+        from . import stages, starts
 
-        def keep(runs):
-            found = {"device": device(), "runs": runs}
-            if options.json:
-                options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
-            if options.publish:
-                publish("stages", found, markdown(stages.HEADER, stages.table(runs)), page=MEASURED)
-
-        stages.measure(say, keep)
+        whole_trainings(*(("stages", stages) if options.stages else ("starts", starts)), options)
         return
     results = {"device": device(), "sampling": {}, "training": {}}
     plan = {"SD 1.5": (64, 20), "SDXL": (128, 20)} if options.gpu else {"SD 1.5": (32, 4)}

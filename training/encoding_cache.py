@@ -38,7 +38,7 @@ class EncodingCache:
     def __init__(self, folder: Path, encoder: str) -> None:
         self.folder, self.encoder = folder, encoder
         self._new: dict[str, Tensor] = {}
-        self._prompts = 0
+        self._prompts = self._bytes = 0
 
     def read(self, wanted: Mapping[str, Iterable[str]]) -> dict[str, dict[str, Tensor]]:
         """What is known of the wanted prompts, key to tensors by name.
@@ -65,8 +65,8 @@ class EncodingCache:
         copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
         self._new |= {f"{key}.{name}": tensor for name, tensor in copies.items()}
         self._prompts += 1
-        size = sum(tensor.numel() * tensor.element_size() for tensor in self._new.values())
-        if self._prompts >= _FILE_PROMPTS or size >= _FILE_BYTES:
+        self._bytes += sum(tensor.numel() * tensor.element_size() for tensor in copies.values())
+        if self._prompts >= _FILE_PROMPTS or self._bytes >= _FILE_BYTES:
             self.flush()
 
     def flush(self) -> None:
@@ -76,7 +76,7 @@ class EncodingCache:
         """
         if not self._new:
             return
-        tensors, self._new, self._prompts = self._new, {}, 0
+        tensors, self._new, self._prompts, self._bytes = self._new, {}, 0, 0
         path = self.folder / f"{self.encoder}-{uuid.uuid4().hex[:12]}{SUFFIX}"
         try:
             with written_aside(path) as part:

@@ -12,6 +12,8 @@ from .token_rows import Encoded, Row, UnknownRowError, joined, most_tokens, row_
 
 # Times that the host may come to a row which isn't known yet: once for each inner encoder, and some more.
 _MOST_ROUNDS = 16
+# Rows whose masks are made at once.
+_MASKED = 64
 _RESTLESS = "it asks for other rows each time"
 
 T = TypeVar("T")
@@ -140,7 +142,8 @@ class RowMemory:
         # A row that one of the two waits for is soon asked for by the other.
         rows = ({} if second is None else self.waiting.pop(second)) | self.waiting.pop(first)
         padded = encoder.enable_attention_masks and encoder.zero_out_masked
-        lengths = {key: (_valid(encoder, row) if padded else len(row), len(row)) for key, row in rows.items()}
+        needed = _valid(encoder, list(rows.values())) if padded else [len(row) for row in rows.values()]
+        lengths = {key: (count, len(rows[key])) for key, count in zip(rows, needed, strict=True)}
         queue = sorted(rows, key=lambda key: lengths[key])
         device, width = _device(encoder), _width(encoder, rows[queue[0]])
         while queue:
@@ -228,9 +231,18 @@ def _width(encoder: Any, row: Row) -> int:
     return encoder.process_tokens([row], _device(encoder))[0].shape[-1]
 
 
-def _valid(encoder: Any, row: Row) -> int:
-    """Tokens of a row up to the last that the encoder's mask leaves."""
-    if any(torch.is_tensor(token) for token in row):
-        return len(row)  # the host drops vectors of another width, so that what follows moves
-    mask = encoder.process_tokens([row], _device(encoder))[1][0]
-    return max(1, int(mask.nonzero().max()) + 1) if bool(mask.any()) else 1
+def _valid(encoder: Any, rows: Sequence[Row]) -> list[int]:
+    """Tokens of each row up to the last that the encoder's mask leaves."""
+    found, alike = [len(row) for row in rows], dict[int, list[int]]()
+    for number, row in enumerate(rows):
+        # The host drops vectors of another width, so that what follows moves: such rows stay as long as they are.
+        if not any(torch.is_tensor(token) for token in row):
+            alike.setdefault(len(row), []).append(number)
+    for length, numbers in alike.items():
+        for first in range(0, len(numbers), _MASKED):
+            part = numbers[first : first + _MASKED]
+            mask = encoder.process_tokens([rows[number] for number in part], _device(encoder))[1].cpu()
+            ends = (mask.bool() * torch.arange(1, length + 1)).amax(1).clamp_min(1)
+            for number, end in zip(part, ends.tolist(), strict=True):
+                found[number] = end
+    return found

@@ -73,9 +73,11 @@ def _without_padding(ids: Sequence[int]) -> int:
 def token_pairs(clip: Any, phrases: Sequence[Phrase], states: Mapping[str, Tensor]) -> TokenPairs:
     """The `TokenPairs` of phrases; states: text to its token states (tokens, in)."""
     erased, mapping = [], []
+    # Concepts share mappings.
+    known = {text: ids_of_states(clip, text, len(own)) for text, own in states.items()}
     for phrase in phrases:
         X_p, X_m = states[phrase.prompt], states[phrase.mapping]
-        ids, other = ids_of_states(clip, phrase.prompt, len(X_p)), ids_of_states(clip, phrase.mapping, len(X_m))
+        ids, other = known[phrase.prompt], known[phrase.mapping]
         if not ids or len(ids) != len(other):
             paired = list(range(len(X_p)))
         else:
