@@ -42,7 +42,7 @@ def test_the_sampling_scores_such_text_once(model, texts, monkeypatch, way):
 
 
 def test_the_usual_path_compares_no_tokens_inside_the_network(model, texts, monkeypatch):
-    from unhype.hypernet.doors import NetworkCall
+    from unhype.hypernet.network_call import NetworkCall
 
     def refuse(*_):
         raise AssertionError("tokens were compared")
@@ -55,7 +55,7 @@ def test_the_usual_path_compares_no_tokens_inside_the_network(model, texts, monk
 
 @pytest.mark.parametrize("name", [name for name in NAMES if key_of(name) != "wan"])
 def test_the_usual_path_of_joint_layers_compares_none_either(name, monkeypatch):
-    from unhype.hypernet.doors import NetworkCall
+    from unhype.hypernet.network_call import NetworkCall
 
     model = instance(name)
     monkeypatch.setattr(NetworkCall, "enter", None)
@@ -64,7 +64,7 @@ def test_the_usual_path_of_joint_layers_compares_none_either(name, monkeypatch):
 
 
 def test_nor_does_that_of_wan(monkeypatch):
-    from unhype.hypernet.doors import NetworkCall
+    from unhype.hypernet.network_call import NetworkCall
 
     model = instance("wan")
     monkeypatch.setattr(NetworkCall, "deltas_for", None)
