@@ -86,6 +86,23 @@ def test_text_that_joins_the_stream_behind_its_entry_is_noticed(unknown):
     assert "prompts that another node lengthens inside the model" in line
 
 
+def test_text_that_joins_the_stream_of_stable_diffusion_3_inside_is_erased_under_strict():
+    model, told = instance("sd3"), []
+    eraser, b = strict_eraser("sd3", model), prompt_of("sd3", 2)
+
+    def with_patch(model):
+        def block(args, rest):
+            return rest["original_block"]({**args, "txt": torch.cat([args["txt"], args["txt"][:, :2]], 1)})
+
+        clone = model.clone()
+        clone.set_model_patch_replace(block, "dit", "double_block", 0)
+        return clone
+
+    erased = with_patch(apply_erasure(model, eraser, unknown="strict", tell=told.append))
+    assert not torch.equal(sample(erased, b, b, steps=1), sample(with_patch(model), b, b, steps=1))
+    assert "prompts that another node lengthens inside the model" in told[0]
+
+
 @pytest.mark.parametrize("change", ["copied", "reordered", "lengthened"])
 def test_what_wan_makes_of_its_text_is_followed(change):
     model, told = instance("wan"), []
