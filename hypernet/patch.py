@@ -125,6 +125,7 @@ class Erasure:
         if self.key not in options:
             options = {**options, self.key: self._texts()}
             model_options = {**model_options, "transformer_options": options}
+            conds = [None if cond is None else [self._unnumbered(entry) for entry in cond] for cond in conds]
         former = {
             str(number): self._counted(number, cond, options[self.key], model_options)
             for number, cond in enumerate(conds)
@@ -168,7 +169,9 @@ class Erasure:
         if c_crossattn is not None:
             # As the host is about to cast it, so that the layers can recognise the very tensor.
             c_crossattn = cast_to_device(c_crossattn, x.device, model.manual_cast_dtype or model.get_dtype())
-        texts = options.get(self.key) or self._texts()
+        texts = options.get(self.key)
+        if texts is None:  # another node has replaced the options; the numbers are of texts that are gone
+            texts, own = self._texts(), None
         if not self.doors.fit(model.diffusion_model):
             lapsed(texts, "a second model draws a part of the picture, and the hypernet doesn't fit it")
             return executor(x, t, c_concat, c_crossattn, control, options, **kw)
