@@ -159,8 +159,8 @@ def test_text_that_enters_beside_the_prompt_joins_it(name, order):
     """As regional prompts do that pass the text projection by themselves: none of the two takes the other's delta."""
     model = instance(name)
     eraser = strict_eraser(name, model)
-    network = model.model.diffusion_model
-    entry = next(module for name in recognise(model.model).entry if (module := getattr(network, name, None)) is not None)
+    entries = (getattr(model.model.diffusion_model, part, None) for part in recognise(model.model).entry)
+    entry = next(module for module in entries if module is not None)
 
     def with_patch(model, tokens):
         def wrapper(executor, *args, **kwargs):
