@@ -10,139 +10,25 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from operator import attrgetter
-from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary, ref
+from typing import Any
+from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor
 from torch.nn import Module
 
 from .errors import UserError
-from .families import Family
+from .families import POOLED, Family
 from .forwards import overridden
-from .rows import BASE, Batch, add_to_rows
+from .network_call import NetworkCall
+from .rows import add_to_rows
 from .targets import TargetLayer
-from .texts import SamplingTexts, same_tensor
+from .texts import SamplingTexts
 
 Forward = Callable[..., Any]
 
 
 class ErasureLapsedError(UserError, RuntimeError):
     """A layer ran without its delta, or text entered unseen, and `unknown_prompts` is strict."""
-
-
-class _Known(NamedTuple):
-    """Tokens (rows, length, in) whose deltas are known, as a weak reference, with the row number of each row."""
-
-    tokens: Callable[[], Tensor | None]
-    numbers: tuple[int, ...]
-    batch: Batch | None
-
-
-class NetworkCall:
-    """One call of a network with an eraser on it.
-
-    context: (rows, length, in) as the network gets it, or None. own: the texts of its rows, empty where unknown.
-    outside: opens a stretch in which tensors may be made that outlive the block of the network that runs.
-    """
-
-    def __init__(
-        self,
-        texts: SamplingTexts,
-        context: Tensor | None,
-        own: tuple[int, ...],
-        device: torch.device,
-        outside: Callable[[], AbstractContextManager[Any]],
-    ) -> None:
-        self.texts, self.context, self.device, self._outside = texts, context, device, outside
-        self.own = own if context is None or len(own) == len(context) else ()
-        self.numbers = texts.row_numbers(own) if context is None else texts.rows_of(context, self.own)
-        self.batch = texts.stacked(self.numbers, device)
-        self.mask = None if self.batch is None or context is None else self.batch.mask(context.shape[1])
-        self.entered = 0 if context is None else context.shape[1]
-        self.embedded: list[_Known] = []
-        self.has_entered = False
-        self.ran: list[bool] = []
-        self.called: list[bool] = []
-
-    # Cross-attention
-
-    def deltas_for(self, tokens: Tensor, embedded: bool, pictures: bool) -> Batch | None:
-        """The deltas of the rows of a cross-attention layer's input (n, length, in) that isn't the context.
-
-        pictures: whether it may be a picture, as in Wan's layers for CLIP Vision, which read the text without one.
-        """
-        with self._outside():
-            known = self._known(embedded)
-            for tensor, _, batch in known:
-                own = tensor()
-                if own is not None and same_tensor(own, tokens):
-                    return batch
-            if embedded:
-                alive = [(own, numbers) for tensor, numbers, _ in known if (own := tensor()) is not None]
-                numbers = self.texts.rows_among(tokens, alive, pictures)
-            else:
-                numbers = self._numbers_of(tokens)
-            return self._stacked(numbers, tokens.shape[1])
-
-    def _known(self, embedded: bool) -> list[_Known]:
-        if embedded:
-            return self.embedded
-        context = self.context
-        return [] if context is None else [_Known(lambda: context, self.numbers, self.batch)]
-
-    def _numbers_of(self, tokens: Tensor) -> tuple[int, ...]:
-        """The row numbers of text tokens. Fewer rows than the batch may be any of its rows."""
-        own = self.own if len(tokens) >= len(self.own) else ()
-        return self.texts.rows_of(tokens.detach().cpu(), own)
-
-    def _stacked(self, numbers: tuple[int, ...], length: int) -> Batch | None:
-        batch = self.texts.stacked(numbers, self.device)
-        if batch is not None:
-            batch.mask(length)  # made here, where it may outlive the block
-        return batch
-
-    def embeds(self, tokens: Tensor, states: Tensor) -> None:
-        """Take a note of what the text embedding makes of text tokens: states (n, length, width)."""
-        with self._outside():
-            numbers = self.numbers if tokens is self.context else self._numbers_of(tokens)
-            self.embedded.append(_Known(ref(states), numbers, self._stacked(numbers, states.shape[1])))
-
-    def has_embedded(self, states: Tensor) -> bool:
-        """Whether every row of states (n, length, width) came out of the text embedding."""
-        tensors = [own for known in self.embedded if (own := known.tokens()) is not None]
-        if any(own is states or same_tensor(own, states) for own in tensors):
-            return True
-        rows = [row for own in tensors for row in own]
-        return all(any(same_tensor(row, own) for row in rows) for own in states)
-
-    # Joint attention
-
-    def enter(self, tokens: Tensor) -> None:
-        """Take the rows' deltas from the text tokens (n, length, in) that enter, which aren't the context."""
-        with self._outside():
-            self.numbers, self.entered = self._numbers_of(tokens), tokens.shape[1]
-            self.batch = self.texts.stacked(self.numbers, self.device)
-
-    def lengthened(self, tokens: int) -> None:
-        """Take a note that text joined the stream behind its entry: `tokens` of them instead of those that entered."""
-        with self._outside():
-            (unknown,) = self.texts.unreadable(1, "prompts that another node lengthens inside the model")
-            self.numbers = tuple(unknown if number == BASE else number for number in self.numbers)
-            self.batch, self.entered = self.texts.stacked(self.numbers, self.device), tokens
-
-    def deltas_of_rows(self, count: int) -> Batch | None:
-        """The deltas of a joint layer's batch of `count` rows. Rows that joined inside are known to come last."""
-        if count == len(self.numbers):
-            return self.batch
-        with self._outside():
-            what = "rows that another node adds to the batch inside the model"
-            if count > len(self.numbers):
-                more = self.texts.unreadable(count - len(self.numbers), what)
-                return self.texts.stacked(self.numbers + more, self.device)
-            if len(set(self.numbers)) == 1:
-                return self.texts.stacked(self.numbers[:count], self.device)
-            return self.texts.stacked(self.texts.unreadable(count, what), self.device)
 
 
 class Doors:
@@ -156,6 +42,7 @@ class Doors:
         self.family, self.targets = family, targets
         names = {target.name for target in targets}
         self.projects = names.isdisjoint(layer.name for layer in text_layers)
+        self._pooled = {own.name for own in family.projections if own.source == POOLED}
         self.watched = [layer.name for layer in text_layers if self.projects and self._takes_text_alone(layer.name)]
         blocks = [_block_of(layer.name, family.blocks) for layer in (text_layers if self.projects else targets)]
         self.blocks = list(dict.fromkeys(blocks))
@@ -194,15 +81,18 @@ class Doors:
         if call.batch is not None or self.family.joint:
             for number, block in enumerate(self.blocks):
                 module = self._module_of[block](network)
-                yield module, _noting(module.forward, call.ran, number)
+                yield module, _noting(module.forward, call, number)
         for number, target in enumerate(self.targets):
             module = self._module_of[target.name](network)
             if self.projects:
                 rest = module.forward, call, number, target.start
-                yield module, _mixing(*rest, False) if self.family.joint else _reading(*rest, False, False)
+                if self.family.joint:
+                    yield module, _mixing(*rest, "given" if target.name in self._pooled else "entering", False)
+                else:
+                    yield module, _reading(*rest, False, False)
             elif self.family.joint:
                 alone = bool(re.fullmatch(self.family.text_stream, target.name))
-                yield module, _mixing(module.forward, call, number, target.start, alone)
+                yield module, _mixing(module.forward, call, number, target.start, "stream", alone)
             else:
                 embedded, pictures = not self.family.text_inputs, target.name.endswith("_img")
                 yield module, _reading(module.forward, call, number, target.start, embedded, pictures)
@@ -221,7 +111,7 @@ class Doors:
             for target, expected, called in zip(self.targets, ran, call.called, strict=True)
             if expected and not called
         ]
-        if skipped and call.batch is not None:
+        if skipped and (call.batch is not None or call.stream.batch is not None):
             self._skipped(call.texts, skipped)
         if self.family.joint and any(call.ran) and not call.has_entered:
             lapsed(call.texts, "text reaches the model behind its text embedding, where it can't be read")
@@ -253,19 +143,21 @@ def _block_of(layer: str, blocks: str) -> str:
     return next(name for name in names if re.fullmatch(blocks, name))
 
 
-def _noting(forward: Forward, ran: list[bool], number: int) -> Forward:
+def _noting(forward: Forward, call: NetworkCall, number: int) -> Forward:
     def noted(*args: Any, **kwargs: Any) -> Any:
-        ran[number] = True
-        return forward(*args, **kwargs)
+        call.ran[number] = True
+        found = forward(*args, **kwargs)
+        call.is_through = number == len(call.ran) - 1
+        return found
 
     return noted
 
 
 def _entering(forward: Forward, call: NetworkCall) -> Forward:
     def entered(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        call.has_entered = True
-        if x is not call.context:
+        if x is not call.context or call.has_entered:
             call.enter(x)
+        call.has_entered = True
         return forward(x, *args, **kwargs)
 
     return entered
@@ -303,16 +195,16 @@ def _reading(forward: Forward, call: NetworkCall, number: int, start: int, embed
     return read
 
 
-def _mixing(forward: Forward, call: NetworkCall, number: int, start: int, text_alone: bool) -> Forward:
-    """A joint layer with its deltas."""
+def _mixing(forward: Forward, call: NetworkCall, number: int, start: int, rows: str, text_alone: bool) -> Forward:
+    """A joint layer with its deltas. rows: the attribute of the call that has those of its batch."""
     called = call.called
 
     def mixed(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         called[number] = True
         y = forward(x, *args, **kwargs)
-        if text_alone and x.shape[1] != call.entered:
+        if text_alone and x.shape[1] not in call.lengths:
             call.lengthened(x.shape[1])
-        found = call.deltas_of_rows(len(x))
+        found = call.deltas_of_rows(getattr(call, rows), len(x))
         return y if found is None else add_to_rows(y, x, found.rows, found.layers[number], start=start)
 
     return mixed
@@ -322,7 +214,7 @@ def _watching(forward: Forward, call: NetworkCall, joint: bool) -> Forward:
     """A layer that reads the text behind the projections."""
 
     def watched(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not (x.shape[1] == call.entered if joint else call.has_embedded(x)):
+        if not (x.shape[1] in call.lengths if joint else call.has_embedded(x)):
             lapsed(call.texts, "text joins the model behind its text projection, where it gets no delta")
         return forward(x, *args, **kwargs)
 

@@ -124,6 +124,7 @@ FAMILIES = (
         "stable-diffusion-v3-medium",
         joint=True,
         entry=("context_processor", "context_embedder"),
+        text_stream=r"joint_blocks\.\d+\.context_block\.attn\.qkv",
         projections=(
             Projection("context_embedder", TOKENS, ("context_processor",)),
             Projection("y_embedder.mlp.0", POOLED),

@@ -31,12 +31,13 @@ from .boxes import without_erased_boxes
 from .controlnets import TEXT as CONTROL_TEXT
 from .controlnets import with_control_texts
 from .deltas import PromptDeltas, stricter
-from .doors import Doors, NetworkCall, lapsed
+from .doors import Doors, lapsed
 from .embedding import Entry
 from .files import check_fits, same_eraser
 from .guidance import negative_is_pushed_away
 from .merged import AnyEraser
 from .merged_deltas import deltas_of, joined
+from .network_call import NetworkCall
 from .targets import layers_like, recognise, target_layers
 from .texts import SamplingTexts
 
@@ -91,10 +92,11 @@ class Erasure:
         """OUTER_SAMPLE: number the texts of a whole sampling."""
         guider, texts = executor.class_obj, self._texts()
         guider.model_options["transformer_options"][self.key] = texts
-        plain = type(guider) is CFGGuider
-        pushed_away = plain and negative_is_pushed_away(guider.cfg, guider.model_options)
+        if type(guider) is CFGGuider:
+            texts.pushes_away = lambda options: negative_is_pushed_away(guider.cfg, options)
+        pushes_away = texts.pushes_away(guider.model_options)
         conds = {
-            name: self._tagged(conditionings, texts, exempt=pushed_away and name == "negative")
+            name: self._tagged(conditionings, texts, exempt=pushes_away and name == "negative")
             for name, conditionings in guider.conds.items()
         }
         guider.conds = self._with_control_texts(conds, texts)
@@ -123,12 +125,33 @@ class Erasure:
         if self.key not in options:
             options = {**options, self.key: self._texts()}
             model_options = {**model_options, "transformer_options": options}
-        former = {str(number): cond for number, cond in enumerate(conds) if cond is not None}
+            conds = [None if cond is None else [self._unnumbered(entry) for entry in cond] for cond in conds]
+        former = {
+            str(number): self._counted(number, cond, options[self.key], model_options)
+            for number, cond in enumerate(conds)
+            if cond is not None
+        }
         tagged = {number: self._tagged(cond, options[self.key]) for number, cond in former.items()}
         if any(self.key not in entry["model_conds"] for cond in former.values() for entry in cond):
             tagged = self._with_control_texts(tagged, options[self.key])
         conds = [tagged.get(str(number)) for number in range(len(conds))]
         return executor(model, conds, x_in, timestep, model_options)
+
+    def _counted(self, number: int, cond: list[Entry], texts: SamplingTexts, options: Any) -> list[Entry]:
+        """Conditionings, without their numbers where they are negative prompts that may be drawn after all.
+
+        Another node may change the guidance or exchange the prompts inside a sampling. number: 0 is the positive.
+        """
+        if number > 0 and texts.pushes_away(options):
+            return cond
+        return [self._unnumbered(entry) if self._is_exempt(entry, texts) else entry for entry in cond]
+
+    def _is_exempt(self, entry: Entry, texts: SamplingTexts) -> bool:
+        rows = entry["model_conds"].get(self.key)
+        return rows is not None and texts.any_exempt(rows.cond.flatten().tolist())
+
+    def _unnumbered(self, entry: Entry) -> Entry:
+        return {**entry, "model_conds": {name: own for name, own in entry["model_conds"].items() if name != self.key}}
 
     def apply_model(
         self,
@@ -146,7 +169,9 @@ class Erasure:
         if c_crossattn is not None:
             # As the host is about to cast it, so that the layers can recognise the very tensor.
             c_crossattn = cast_to_device(c_crossattn, x.device, model.manual_cast_dtype or model.get_dtype())
-        texts = options.get(self.key) or self._texts()
+        texts = options.get(self.key)
+        if texts is None:  # another node has replaced the options; the numbers are of texts that are gone
+            texts, own = self._texts(), None
         if not self.doors.fit(model.diffusion_model):
             lapsed(texts, "a second model draws a part of the picture, and the hypernet doesn't fit it")
             return executor(x, t, c_concat, c_crossattn, control, options, **kw)

@@ -6,9 +6,9 @@ holds. It is split off by its tokens (``text_rows``), scored like a prompt, and 
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,11 +45,13 @@ class SamplingTexts:
     """Which text has which deltas during one sampling. Lives in `transformer_options`.
 
     A class of its own, because the host copies and merges dicts and lists that it finds there. tell: takes the
-    warning for the user, at most once.
+    warning for the user, at most once. pushes_away: whether with these model options the sampling's guidance pushes
+    away from negative prompts and does nothing else with them.
     """
 
     def __init__(self, deltas: PromptDeltas, tell: Callable[[str], None]) -> None:
         self.deltas, self.table = deltas, RowTable()
+        self.pushes_away: Callable[[Mapping[str, Any]], bool] = lambda _: False
         self._tell, self._warned = tell, False
         self._texts: list[Text] = []
         self._number_of: dict[bytes, int] = {}
@@ -94,6 +96,10 @@ class SamplingTexts:
         """The parts of these texts."""
         return [self._texts[text].parts for text in own]
 
+    def any_exempt(self, own: Sequence[int]) -> bool:
+        """Whether one of these texts is a negative prompt that needs no delta."""
+        return any(self._texts[text].exempt for text in own)
+
     def _number(self, entry: Entry, row: int, parts: tuple[Part, ...], exempt: bool) -> int:
         states = entry.get("cross_attn")
         tokens = torch.zeros(0, 1) if states is None else states[row % len(states)].detach().cpu()
@@ -130,6 +136,17 @@ class SamplingTexts:
         outcome = "are treated as erased" if self.strict else "run without erasure"
         self.warn(f"UnHype: {what} {outcome} {self.deltas.policy}, hypernet '{self.deltas.eraser.name}'.")
         return (self.table.number(self.deltas.unreadable()),) * rows
+
+    def together(self, first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, ...]:
+        """The row numbers of rows that have two texts each; of batches of other lengths each row may have any."""
+        if len(first) != len(second):
+            first = (self._all_of(first),) * max(len(first), len(second))
+            second = (self._all_of(second),) * len(first)
+        return tuple(self._all_of(both) for both in zip(first, second, strict=True))
+
+    def _all_of(self, numbers: Iterable[int]) -> int:
+        parts = [part for number in dict.fromkeys(numbers) for part in self.table.parts(number)]
+        return self.table.number(self.deltas.merged(parts))
 
     def rows_among(
         self, states: Tensor, known: Iterable[tuple[Tensor, tuple[int, ...]]], pictures: bool

@@ -42,7 +42,7 @@ def test_the_sampling_scores_such_text_once(model, texts, monkeypatch, way):
 
 
 def test_the_usual_path_compares_no_tokens_inside_the_network(model, texts, monkeypatch):
-    from unhype.hypernet.doors import NetworkCall
+    from unhype.hypernet.network_call import NetworkCall
 
     def refuse(*_):
         raise AssertionError("tokens were compared")
@@ -55,7 +55,7 @@ def test_the_usual_path_compares_no_tokens_inside_the_network(model, texts, monk
 
 @pytest.mark.parametrize("name", [name for name in NAMES if key_of(name) != "wan"])
 def test_the_usual_path_of_joint_layers_compares_none_either(name, monkeypatch):
-    from unhype.hypernet.doors import NetworkCall
+    from unhype.hypernet.network_call import NetworkCall
 
     model = instance(name)
     monkeypatch.setattr(NetworkCall, "enter", None)
@@ -64,11 +64,38 @@ def test_the_usual_path_of_joint_layers_compares_none_either(name, monkeypatch):
 
 
 def test_nor_does_that_of_wan(monkeypatch):
-    from unhype.hypernet.doors import NetworkCall
+    from unhype.hypernet.network_call import NetworkCall
 
     model = instance("wan")
     monkeypatch.setattr(NetworkCall, "deltas_for", None)
     sample(apply_erasure(model, eraser_for("wan", model)), prompt_of("wan", 1), prompt_of("wan", 3), steps=1)
+
+
+def _without_options(executor, x, t, c_concat, c_crossattn, control, options, **kwargs):
+    return executor(x, t, c_concat, c_crossattn, control, {"cond_or_uncond": options["cond_or_uncond"]}, **kwargs)
+
+
+def _with_the_wrappers_alone(executor, model, conds, x, t, options):
+    kept = {"wrappers": options["transformer_options"]["wrappers"]}
+    return executor(model, conds, x, t, {"transformer_options": kept})
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(
+    ("kind", "wrapper"),
+    [(WrappersMP.APPLY_MODEL, _without_options), (WrappersMP.CALC_COND_BATCH, _with_the_wrappers_alone)],
+)
+def test_options_that_another_node_replaces_leave_every_prompt_its_own_delta(model, texts, kind, wrapper, order):
+    def way(model, _):
+        clone = model.clone()
+        clone.add_wrapper_with_key(kind, "another node", wrapper)
+        return clone
+
+    erased = ORDERS[order](way, model, None, texts.eraser)
+    found = sample(erased, texts.boat + texts.cat, NEGATIVE)
+    wanted = sample(apply_erasure(model, texts.eraser), texts.boat + texts.cat, NEGATIVE)
+    assert torch.allclose(found, wanted, rtol=0, atol=1e-5)
+    assert torch.equal(sample(erased, texts.boat, NEGATIVE), sample(model, texts.boat, NEGATIVE))
 
 
 # Text without an embedding

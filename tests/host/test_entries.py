@@ -12,6 +12,7 @@ from tiny import detector_of, noted_calls, overridden, replay, sample
 
 from unhype.hypernet.families import FAMILIES
 from unhype.hypernet.patch import apply_erasure
+from unhype.hypernet.targets import recognise
 
 pytestmark = pytest.mark.usefixtures("as_a_node_runs")
 
@@ -85,6 +86,23 @@ def test_text_that_joins_the_stream_behind_its_entry_is_noticed(unknown):
     assert "prompts that another node lengthens inside the model" in line
 
 
+def test_text_that_joins_the_stream_of_stable_diffusion_3_inside_is_erased_under_strict():
+    model, told = instance("sd3"), []
+    eraser, b = strict_eraser("sd3", model), prompt_of("sd3", 2)
+
+    def with_patch(model):
+        def block(args, rest):
+            return rest["original_block"]({**args, "txt": torch.cat([args["txt"], args["txt"][:, :2]], 1)})
+
+        clone = model.clone()
+        clone.set_model_patch_replace(block, "dit", "double_block", 0)
+        return clone
+
+    erased = with_patch(apply_erasure(model, eraser, unknown="strict", tell=told.append))
+    assert not torch.equal(sample(erased, b, b, steps=1), sample(with_patch(model), b, b, steps=1))
+    assert "prompts that another node lengthens inside the model" in told[0]
+
+
 @pytest.mark.parametrize("change", ["copied", "reordered", "lengthened"])
 def test_what_wan_makes_of_its_text_is_followed(change):
     model, told = instance("wan"), []
@@ -110,3 +128,67 @@ def test_what_wan_makes_of_its_text_is_followed(change):
     assert not torch.equal(drawn(erased, a, b), drawn(model, a, b))
     assert torch.equal(drawn(erased, b, b), drawn(model, b, b))
     assert len(told) == 2 * (change == "lengthened")
+
+
+def in_several_passes(model, tokens, order):
+    """Another node's wrapper that runs the network for each text by itself, and gives what the prompt's pass gave."""
+
+    def wrapper(executor, x, t, c_concat, context, *rest, **kwargs):
+        texts = {"prompt": context, "other": tokens.expand(len(context), -1, -1)}
+        return {name: executor(x, t, c_concat, texts[name], *rest, **kwargs) for name in order}["prompt"]
+
+    clone = model.clone()
+    clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "another node", wrapper)
+    return clone
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("order", [("other", "prompt"), ("prompt", "other")], ids="-".join)
+def test_each_pass_of_the_network_has_the_deltas_of_its_own_text(name, order):
+    model = instance(name)
+    eraser = strict_eraser(name, model)
+    erased, a, b = apply_erasure(model, eraser), prompt_of(name, 1), prompt_of(name, 2)
+    for positive, other in ((a, b), (b, a)):
+        found = sample(in_several_passes(erased, other[0][0], order), positive, b, pictures=1, steps=1)
+        assert torch.equal(found, sample(erased, positive, b, pictures=1, steps=1))
+
+
+@pytest.mark.parametrize("name", ["flux", "chroma", "qwen_image", "sd3"])
+@pytest.mark.parametrize("order", ["before", "behind"])
+def test_text_that_enters_beside_the_prompt_joins_it(name, order):
+    """As regional prompts do that pass the text projection by themselves: none of the two takes the other's delta."""
+    model = instance(name)
+    eraser = strict_eraser(name, model)
+    entries = (getattr(model.model.diffusion_model, part, None) for part in recognise(model.model).entry)
+    entry = next(module for module in entries if module is not None)
+
+    def with_patch(model, tokens):
+        def wrapper(executor, *args, **kwargs):
+            former = entry.forward
+
+            def forward(x):
+                entry.forward = former  # once a pass
+                if order == "before":
+                    former(tokens.to(x))
+                states = former(x)
+                if order == "behind":
+                    former(tokens.to(x))
+                return states
+
+            entry.forward = forward
+            try:
+                return executor(*args, **kwargs)
+            finally:
+                entry.forward = former
+
+        clone = model.clone()
+        clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "another node", wrapper)
+        return clone
+
+    a, b = prompt_of(name, 1), prompt_of(name, 2)
+    erased = apply_erasure(model, eraser, unknown="strict")
+    for positive, other in ((a, b), (b, a)):
+        found = sample(with_patch(erased, other[0][0]), positive, b, cfg=1.0, pictures=1, steps=1)
+        assert not torch.equal(found, sample(model, positive, b, cfg=1.0, pictures=1, steps=1))
+    found = sample(with_patch(erased, b[0][0]), b, b, cfg=1.0, pictures=1, steps=1)
+    assert torch.equal(found, sample(model, b, b, cfg=1.0, pictures=1, steps=1))

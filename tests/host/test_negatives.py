@@ -101,6 +101,40 @@ def test_other_guiders_have_their_negatives_erased(model, texts, name, exempt):
     assert torch.equal(drawn(apply_erasure(model, texts.eraser)), drawn(model)) == exempt
 
 
+def changed_inside(change):
+    """A wrapper of another node that changes the guider once the eraser has seen it."""
+
+    def on(model):
+        clone = model.clone()
+
+        def wrapper(executor, *args, **kwargs):
+            change(executor.class_obj)
+            return executor(*args, **kwargs)
+
+        clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "another node", wrapper)
+        return clone
+
+    return on
+
+
+def _exchanged(guider):
+    guider.conds = dict(zip(guider.conds, reversed(guider.conds.values()), strict=True))
+
+
+INSIDE = {
+    "cfg": changed_inside(lambda guider: setattr(guider, "cfg", 0.0)),
+    "prompts": changed_inside(_exchanged),
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_guidance_that_changes_inside_the_sampling_has_the_negative_erased(model, texts, name):
+    plain, erased = INSIDE[name](model), INSIDE[name](apply_erasure(model, texts.eraser))
+    found, base = (sample(own, texts.boat, texts.cat) for own in (erased, plain))
+    assert not torch.equal(found, base)
+    assert torch.equal(sample(erased, texts.boat, texts.lamp), sample(plain, texts.boat, texts.lamp))
+
+
 def test_a_negative_prompt_in_another_row_counts_like_any_prompt(model, texts):
     moved = attention_patch(lambda rows, own: rows.flip(0))
     found = sample(moved(apply_erasure(model, texts.eraser), texts.cat), texts.boat, texts.cat, pictures=1)
