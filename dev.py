@@ -4,6 +4,7 @@
     python3 dev.py test [pytest args]     the tests; --core, --host, --server, --project for some of them
     python3 dev.py serve                  ComfyUI with this pack, for a browser
     python3 dev.py bench speed            what erasure costs, in time
+    python3 dev.py bench first            Erase Concept in a running ComfyUI, from Run to the picture
     python3 dev.py bench erasure          how well it erases, beside other methods
     python3 dev.py bench prompts          prompts as people write them, detected and drawn
     python3 dev.py bench attack           attacks on erased models, ours and rivals

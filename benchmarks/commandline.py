@@ -66,6 +66,10 @@ def _speed(parser: ArgumentParser) -> None:
     parser.add_argument("--publish", action="store_true", help="put the figures into README and results")
 
 
+def _first(parser: ArgumentParser) -> None:
+    parser.add_argument("--publish", action="store_true", help="put the figures into benchmarks/README.md and results")
+
+
 def _erasure(parser: ArgumentParser) -> None:
     _family(parser, "which of the lab's models; flux: ours by both objectives, the classes alone", FAMILIES)
     parser.add_argument("--quick", action="store_true", help="few pictures; rivals that train by pictures on one class")
@@ -191,6 +195,7 @@ COMMANDS = {
     "test": Command("The tests: all of them, or those of some tiers.", _test, others="pytest"),
     "serve": Command("ComfyUI with this pack, for a browser.", _serve, ("benchmarks.server",), others="ComfyUI"),
     "bench speed": Command("What erasure costs, in time.", _speed, ("benchmarks.speed",)),
+    "bench first": Command("Erase Concept, from Run to the picture.", _first, ("benchmarks.first",)),
     "bench erasure": Command("How well it erases, beside other methods.", _erasure, ("benchmarks.erasure",)),
     "bench bypass": Command("Every way a prompt reaches the sampler.", _bypass, ("benchmarks.bypass",)),
     "bench detector": Command("Candidates for the detector, on texts alone.", _detector, ("benchmarks.detector",)),

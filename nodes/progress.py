@@ -102,7 +102,8 @@ class Progress:
         """The line on the console and, with the note below, on the node."""
         self.line = line
         self.console.set_description_str(f"UnHype: {line}", refresh=False)
-        self.text("\n".join(filter(None, (self.title, line, self.note))), at_once)
+        # Nodes 2.0 shows all lines as one.
+        self.text(".\n".join(filter(None, (self.title, line, self.note))), at_once)
 
     def _preview(
         self, picture: Image.Image | None, history: History | None, total: int

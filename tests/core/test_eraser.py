@@ -38,7 +38,7 @@ def test_the_factors_are_those_of_the_steered_embedding():
     c = C[:1]
     detector = Detector(c, 2 - c.square().sum(1))  # scores c itself 2
     eraser = small_eraser(detector=detector, concept_embeddings=2 * c, concepts=(("cat", "tree"),))
-    for found, expected in zip(eraser.factors(c), eraser.hypernet(1.5 * c, 300), strict=True):
+    for found, expected in zip(eraser.factors(c), eraser.hypernet(2 * c, 300), strict=True):
         torch.testing.assert_close(found.B, expected.B)
     below = replace(eraser, detector=Detector(c, 0.5 - c.square().sum(1)))
     for found, expected in zip(below.factors(c), eraser.hypernet(c, 300), strict=True):

@@ -46,9 +46,9 @@ def test_the_first_line_comes_before_the_first_report_and_each_says_what_is_left
     progress("encoding prompts", 0, 40)
     assert texts[-1] == "Encoding prompts, 0%, about 38 s left"
     progress("preparing", 0, 1, note="Memory: about 2.1 GB (model 2.0, hypernet 0.1, step 0.0)")
-    assert texts[-1].endswith(" left\nMemory: about 2.1 GB")
+    assert texts[-1].endswith(" left.\nMemory: about 2.1 GB")
     progress.close()
-    assert texts[-1] == "Preparing, 0%\nMemory: about 2.1 GB"
+    assert texts[-1] == "Preparing, 0%.\nMemory: about 2.1 GB"
     assert in_words("training", 1200, 2000, Left(0.5, 90)) == "Training, step 1,200 of 2,000, about 2 min left"
 
 
@@ -72,7 +72,7 @@ def test_of_two_trainings_each_has_half_of_the_bar_and_its_title(sent):
         finished(progress)
         progress.close()
         assert values[-1] == 500 * (number + 1)
-    assert texts[-1].startswith("2 of 2: cat\nFinishing, 100%")
+    assert texts[-1].startswith("2 of 2: cat.\nFinishing, 100%")
 
 
 def test_the_console_has_one_colon_and_no_time_of_its_own(sent, monkeypatch):

@@ -110,7 +110,7 @@ def pictures_of(node):
 
 @pytest.mark.parametrize("node", ENGLISH)
 def test_a_help_page_is_two_screens_at_most(node):
-    assert len((DOCS / f"{node}.md").read_text("utf-8").split()) <= 720
+    assert len((DOCS / f"{node}.md").read_text("utf-8").split()) <= 520
 
 
 def test_there_is_no_help_page_without_a_node():

@@ -5,32 +5,9 @@ import pytest
 from graphs import nodes_of, read
 from PIL import Image
 
+from benchmarks.first import drawing
 from benchmarks.graph import to_prompt
 from unhype.hypernet.files import load
-
-TEXT = "a photo of a cat"
-
-
-def drawing(*lists):
-    """The prompt that draws a cat on the lab's model with an Erase Concept for each list, one after the other."""
-    prompt = {
-        "lab": {"class_type": "UnHypeLabLoader", "inputs": {}},
-        "positive": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["lab", 1], "text": TEXT}},
-        "negative": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["lab", 1], "text": ""}},
-        "size": {"class_type": "EmptyLatentImage", "inputs": {"width": 128, "height": 128, "batch_size": 2}},
-    }
-    model = ["lab", 0]
-    for number, concepts in enumerate(lists):
-        inputs = {"model": model, "clip": ["lab", 1], "concepts": concepts, "strength": 1.0}
-        prompt[f"erase {number}"] = {"class_type": "UnHypeEraseConcept", "inputs": inputs}
-        model = [f"erase {number}", 0]
-    drawn = {"model": model, "positive": ["positive", 0], "negative": ["negative", 0], "latent_image": ["size", 0]}
-    options = {"seed": 3, "steps": 12, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
-    return prompt | {
-        "draw": {"class_type": "KSampler", "inputs": drawn | options},
-        "decode": {"class_type": "VAEDecode", "inputs": {"samples": ["draw", 0], "vae": ["lab", 2]}},
-        "save": {"class_type": "SaveImage", "inputs": {"images": ["decode", 0], "filename_prefix": "erase/live"}},
-    }
 
 
 def pictures(server, prompt):
@@ -65,9 +42,7 @@ def test_the_first_run_trains_and_the_second_comes_from_the_cache(server, folder
     (path,) = set(folder.iterdir()) - first[1]
     assert path.name == "cat.safetensors"
     assert load(path).record.summary() == "cat -> tree"
-    prompt = drawing("cat -> tree")
-    prompt["draw"]["inputs"]["seed"] = 4  # ComfyUI has the results of its last prompt
-    _, cached = pictures(server, prompt)
+    _, cached = pictures(server, drawing("cat -> tree", seed=4))  # ComfyUI has the results of its last prompt
     assert "erase 0" in cached
     assert "draw" not in cached
 
