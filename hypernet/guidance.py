@@ -8,8 +8,10 @@ _FUNCTIONS = (
     "sampler_calc_cond_batch_function",
     "sampler_pre_cfg_function",
     "sampler_cfg_function",
-    "sampler_post_cfg_function",
 )
+_LAST_FUNCTIONS = "sampler_post_cfg_function"
+# The host's CFG++ samplers read the negative prediction through such a function, and step away from it.
+_HOST_SAMPLERS = "comfy.k_diffusion.sampling"
 # Patches of other nodes that may put what attention gives for the negative prompt into the positive one's rows, as
 # NAG does with a scale below 1.
 _PATCHES = ("attn1_output_patch", "attn2_output_patch")
@@ -27,6 +29,7 @@ def negative_is_pushed_away(cfg: float, model_options: Mapping[str, Any]) -> boo
     patches, wrappers = inside.get("patches", {}), inside.get("wrappers", {})
     others = (
         *(model_options.get(name) for name in _FUNCTIONS),
+        *(own.__module__ != _HOST_SAMPLERS for own in model_options.get(_LAST_FUNCTIONS, ())),
         *(patches.get(name) for name in _PATCHES),
         *wrappers.get(_WRAPPERS, {}).values(),
     )
