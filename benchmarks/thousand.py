@@ -77,7 +77,7 @@ def train(folder: Path, processes: int, count: int) -> dict[str, float]:
     Parts that are there from before are not trained again, but what they cost counts.
     """
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
-    words = [sys.executable, *torchrun, "-m", "benchmarks.thousand_parts", str(folder), str(count)]
+    words = [sys.executable, *torchrun, "-m", "benchmarks.thousand_parts", str(folder), str(count), str(time.time())]
     subprocess.run(words, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
     costs = [json.loads((folder / f"rank{rank}.json").read_text("ascii")) for rank in range(processes)]
     sums = {name: sum(cost[name] for cost in costs) for name in costs[0]}

@@ -24,10 +24,13 @@ from .thousand import parts  # noqa: E402
 
 
 class Costs:
-    """Peak memory in bytes, CPU time and time of a process and of those before it that were broken off, in a file."""
+    """Peak memory in bytes, CPU time and time of a process and of those before it that were broken off, in a file.
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.begun = path, time.perf_counter() - time.process_time()  # loading counts
+    begun: when the process was asked for, by `time.time`.
+    """
+
+    def __init__(self, path: Path, begun: float) -> None:
+        self.path, self.begun = path, begun
         self.before = {"peak": 0, "cpu_seconds": 0.0, "seconds": 0.0}
         if path.is_file():
             self.before = json.loads(path.read_text("ascii"))
@@ -38,16 +41,16 @@ class Costs:
         found = {
             "peak": max(self.before["peak"], int(peak[1]) * 1024),
             "cpu_seconds": self.before["cpu_seconds"] + time.process_time(),
-            "seconds": self.before["seconds"] + time.perf_counter() - self.begun,
+            "seconds": self.before["seconds"] + time.time() - self.begun,
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps(found), "ascii")
 
 
-def main(folder: Path, count: int) -> int:
+def main(folder: Path, count: int, begun: float) -> int:
     """Train the first `count` parts; write the names of the files, and what this process costs, see `Costs`."""
     join_processes()
-    costs = Costs(folder / f"rank{torch.distributed.get_rank()}.json")
+    costs = Costs(folder / f"rank{torch.distributed.get_rank()}.json", begun)
     lab = Lab()
     whole = Request("", "", folder, "", folder / "checkpoints", Settings(), folder / "encodings", preview_every=0)
     requests = [
@@ -70,4 +73,4 @@ def main(folder: Path, count: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])))

@@ -1,8 +1,8 @@
 """Which tokens of a prompt get which delta from a merged eraser, see ``merged``.
 
 The scores of all concepts at once say which parts may detect something (``merged_detection``). Each of these looks for
-its own concepts as it would alone, with its own candidate embeddings, and generates its factors for the same batches, so
-that they are equal bit for bit. Of each chunk there answer
+its own concepts as it would alone, with its own candidate embeddings, and generates its factors for the same batches,
+so that they are equal bit for bit. Of each chunk there answer
 
 - the parts of the concepts that its tokens name: where the words are there, what other parts detect in c is a relative
   of them;
