@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 PACK = Path(__file__).absolute().parent.parent
-_PART = 24
+_PART = 32  # as many as the basis of one hypernet takes at rank 4
 # What loads MODEL and CLIP as the options say.
 Load = Callable[[argparse.Namespace], tuple[Any, Any]]
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from .base_model import same_base
 from .detector import Detector
 from .eraser import Eraser
+from .merged_detection import JoinedDetection, joined_detection
 from .network import Hypernet, HypernetConfig
 from .record import HypernetFileError, Record, TrainingRun
 from .targets import family_by_key
@@ -79,6 +80,11 @@ class MergedEraser:
         bias = torch.cat([detector.bias for detector in detectors], 1)
         owners = tuple((n, k) for n, detector in able for k in range(len(detector.weight)))
         return TokenDetector(detectors[0].widths, weight, bias), owners
+
+    @cached_property
+    def detection(self) -> JoinedDetection | None:
+        """What says which parts may detect something, see `merged_detection`."""
+        return joined_detection(self.parts)
 
 
 AnyEraser = Eraser | MergedEraser

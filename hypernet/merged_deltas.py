@@ -1,7 +1,8 @@
 """Which tokens of a prompt get which delta from a merged eraser, see ``merged``.
 
-Each part looks for its own concepts as it would alone, with its own candidate embeddings, and generates its factors
-for the same batches, so that they are equal bit for bit. Of each chunk there answer
+The scores of all concepts at once say which parts may detect something (``merged_detection``). Each of these looks for
+its own concepts as it would alone, with its own candidate embeddings, and generates its factors for the same batches,
+so that they are equal bit for bit. Of each chunk there answer
 
 - the parts of the concepts that its tokens name: where the words are there, what other parts detect in c is a relative
   of them;
@@ -10,6 +11,7 @@ for the same batches, so that they are equal bit for bit. Of each chunk there an
   to which the tokens of a name were unknown in training.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 from .deltas import Part, PromptDeltas, stricter
@@ -34,38 +36,61 @@ class MergedDeltas(PromptDeltas):
             PromptDeltas(part.eraser, part.strength, part.gate, part.unknown, part.joint, n.to_bytes(_MARK, "big"))
             for n, part in enumerate(own)
         ]
+        self._left_out: defaultdict[int, list[Sequence[Chunk]]] = defaultdict(list)
         self.fallback = next((part.fallback for part in self.own if part.fallback is not None), None)
 
     def parts(self, entries: list[Entry]) -> tuple[list[list[tuple[Part, ...]]], bool]:
         """See `PromptDeltas.parts`."""
-        prompts_of = [self._prompts(entry) for entry in entries]
-        unknown = self._fill([prompt for prompts in prompts_of for prompt in prompts])
-        found = [[self.merged(self._answers(prompt)) for prompt in prompts] for prompts in prompts_of]
+        record, width = self.eraser.record, self.eraser.config.embedding_width
+        prompts_of = [chunks_of(entry, record.embedding, width, record.text_encoder.chunk) for entry in entries]
+        chunks = [chunk for prompts in prompts_of for prompt in prompts for chunk in prompt]
+        named = {id(chunk): self._names_in(chunk) for chunk in chunks}
+        idle = self._idle(chunks, named)
+        own_of = [[self._own_chunks(prompt, named, idle) for prompt in prompts] for prompts in prompts_of]
+        unknown = self._fill([own for prompts in own_of for own in prompts])
+        found = [[self.merged(self._answers(own)) for own in prompts] for prompts in own_of]
         for own in self.own:
             own.cache.trim()
         return found, unknown
 
-    def _prompts(self, entry: Entry) -> list[list[list[Chunk]]]:
-        """The chunks of every prompt of an entry, once for each part of the eraser."""
-        record, width = self.eraser.record, self.eraser.config.embedding_width
-        prompts = chunks_of(entry, record.embedding, width, record.text_encoder.chunk)
-        return [self._own_chunks(chunks) for chunks in prompts]
+    def _names_in(self, chunk: Chunk) -> dict[int, tuple[int, ...]]:
+        """The concepts that the tokens of a chunk name: the number of a part to the numbers of its concepts."""
+        (detector, owners), named = self.eraser.names, dict[int, tuple[int, ...]]()
+        if chunk.tokens is not None and detector is not None and detector.fits(chunk.tokens):
+            for n, k in map(owners.__getitem__, detector.named(chunk.tokens)):
+                named[n] = (*named.get(n, ()), k)
+        return named
 
-    def _own_chunks(self, chunks: list[Chunk]) -> list[list[Chunk]]:
-        detector, owners = self.eraser.names
-        prompts: list[list[Chunk]] = [[] for _ in self.own]
-        for chunk in chunks:
-            tokens, named = chunk.tokens, dict[int, tuple[int, ...]]()
-            if tokens is not None and detector is not None and detector.fits(tokens):
-                for n, k in map(owners.__getitem__, detector.named(tokens)):
-                    named[n] = (*named.get(n, ()), k)
-            blank = tokens is not None and not bool(tokens.any())
-            for n, (own, prompt) in enumerate(zip(self.own, prompts, strict=True)):
-                seen = chunk if blank else with_estimates(chunk, own.eraser.regressor)
-                if _names_seen(own, chunk):
-                    seen = seen._replace(named=named.get(n, ()), unknown=False)
-                prompt.append(seen)
-        return prompts
+    def _idle(self, chunks: Sequence[Chunk], named: dict[int, dict[int, tuple[int, ...]]]) -> set[int]:
+        """The numbers of the parts that have nothing to answer in any of these chunks.
+
+        What they would have computed for them alone is kept, for the batches of a part decide its last bits.
+        """
+        joined, idle = self.eraser.detection, set[int]()
+        if self.gate and joined is not None:
+            idle = set(joined.parts)
+            for chunk in chunks:
+                idle -= joined.may_detect(chunk) if joined.fits(chunk) else idle
+                idle -= named[id(chunk)].keys()
+        for n, own in enumerate(self.own):
+            if n in idle:
+                self._left_out[n].append(chunks)
+                continue
+            for earlier in self._left_out.pop(n, ()):
+                own.fill([_seen(own, chunk, ()) for chunk in earlier])
+                own.cache.trim()
+        return idle
+
+    def _own_chunks(
+        self, chunks: list[Chunk], named: dict[int, dict[int, tuple[int, ...]]], idle: set[int]
+    ) -> list[list[Chunk]]:
+        """The chunks of a prompt, once for each part of the eraser."""
+        return [
+            [chunk._replace(candidates=(), unknown=False) for chunk in chunks]
+            if n in idle
+            else [_seen(own, chunk, named[id(chunk)].get(n, ())) for chunk in chunks]
+            for n, own in enumerate(self.own)
+        ]
 
     def _fill(self, prompts: list[list[list[Chunk]]]) -> bool:
         """Generate the factors of all parts; returns whether some text is unknown to one of them."""
@@ -114,8 +139,16 @@ class MergedDeltas(PromptDeltas):
 
     def clear(self) -> None:
         """Drop the factors of a sampling that is over."""
+        self._left_out.clear()
         for own in self.own:
             own.clear()
+
+
+def _seen(own: PromptDeltas, chunk: Chunk, named: tuple[int, ...]) -> Chunk:
+    """A chunk with the candidate embeddings of a part, and the concepts of it that are named."""
+    blank = chunk.tokens is not None and not bool(chunk.tokens.any())
+    seen = chunk if blank else with_estimates(chunk, own.eraser.regressor)
+    return seen._replace(named=named, unknown=False) if _names_seen(own, chunk) else seen
 
 
 def _names_seen(own: PromptDeltas, chunk: Chunk) -> bool:

@@ -78,9 +78,9 @@ def trainings(monkeypatch):
     parts, noted = sys.modules["unhype.training.parts"], []
     train = parts.train_erasure
 
-    def noting(model, clip, request, report):
+    def noting(model, clip, request, report, split):
         noted.append(request.concepts)
-        return train(model, clip, request, report)
+        return train(model, clip, request, report, split)
 
     monkeypatch.setattr(parts, "train_erasure", noting)
     return noted

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from benchmarks import bypass, demo, detector, prompt_tables, publish, report, speed, stages
+from benchmarks import bypass, demo, detector, first, prompt_tables, publish, report, speed, stages
 from benchmarks.environment import ROOT
 from benchmarks.publish import RESULTS, markdown, section
 
@@ -147,3 +147,10 @@ def test_messages_in_the_table_of_troubles_are_ones_that_the_pack_gives():
     said = list(troubles())
     assert len(said) > 20
     assert [words for words in said if words not in joined] == []
+
+
+def test_the_table_of_first_runs_is_its_result_file():
+    if not (publish.RESULTS / "first.json").exists():
+        pytest.skip("the figures aren't in a file yet")
+    found = {name: first.Seconds(*own) for name, own in results("first")["seconds"].items()}
+    assert section("first", MEASURED).group() == first.table(found)
