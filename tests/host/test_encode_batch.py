@@ -154,6 +154,14 @@ def test_two_layers_come_from_one_pass(name, durations):
     assert both == (count, ran, 2 * known)
 
 
+def test_two_layers_come_from_one_pass_when_the_trial_has_the_first_prompt(durations):
+    clip = encoder("sd15")
+    versions, passes = versions_of(clip), passes_of(clip)
+    texts = [min(TEXTS, key=len), *TEXTS]
+    batched(versions, texts=texts)
+    assert len(passes) < len(texts)
+
+
 def test_rows_may_wait_for_one_layer_alone():
     last, early = versions_of(encoder("sd15"))
     rows = RowMemory(encode_batch._inner_encoders(last), 64, encode_batch._room())
@@ -372,4 +380,4 @@ def test_few_rows_are_held_where_memory_is_small(durations, monkeypatch):
 
     monkeypatch.setattr(encode_batch.RowMemory, "forget", noting)
     check(batched([clip]), expected)
-    assert len(held) == -(-len(TEXTS) // encode_batch._TRIED)
+    assert len(held) == 1 + -(-len(TEXTS) // encode_batch._TRIED)  # those of the trial, and of each window
