@@ -46,13 +46,13 @@ class Detector(Module):
         """max_k f_k(c): (p, width) to (p,); 1 and above is detected."""
         return self.scores(c).amax(1)
 
-    def steer(self, c: Tensor, concept_embeddings: Tensor) -> Tensor:
-        """c (p, width), moved along the direction of its top concept k to that concept's own score.
+    def steer(self, c: Tensor, concept_embeddings: Tensor, share: float = 1.0) -> Tensor:
+        """c (p, width), moved along the direction of its top concept k to that concept's own score, by `share`.
 
         Unseen wordings score lower than the concept's name, and H would answer them weakly. With e_k the row
         of `concept_embeddings` (concepts, width):
 
-            c' = c + max(0, f_k(e_k) - f_k(c)) * w_k / |w_k|^2
+            c' = c + share max(0, f_k(e_k) - f_k(c)) * w_k / |w_k|^2
 
         Embeddings below the threshold stay as they are.
         """
@@ -60,7 +60,7 @@ class Detector(Module):
         w = self.weight[concept]
         own = (concept_embeddings.to(w)[concept] * w).sum(1) + self.bias[concept]
         missing = torch.where(score < 1, 0.0, (own - score).clamp_min(0.0))
-        return c + (missing / w.square().sum(1).clamp_min(1e-12)).unsqueeze(1) * w
+        return c + share * (missing / w.square().sum(1).clamp_min(1e-12)).unsqueeze(1) * w
 
 
 def calibrate(

@@ -25,6 +25,8 @@ from .record import Record
 from .regressor import PooledRegressor
 from .token_detector import TokenDetector
 
+_HALF_WAY = 0.5
+
 
 @dataclass(frozen=True)
 class Eraser:
@@ -100,7 +102,9 @@ class Eraser:
         """
         with torch.no_grad():
             if self.detector is not None and self.concept_embeddings is not None:
-                c = self.detector.steer(c, self.concept_embeddings.to(c))
+                # Files of before the trunk had bounds, and those of diffusion objectives, were steered half way.
+                whole = isinstance(self.config, HypernetConfig) and self.config.bounded
+                c = self.detector.steer(c, self.concept_embeddings.to(c), 1.0 if whole else _HALF_WAY)
             layers = self.hypernet(c, min(strength, 1.0) * self.hypernet.config.trajectory)
         if strength > 1:
             layers = [factors._replace(B=factors.B * strength) for factors in layers]

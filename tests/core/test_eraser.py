@@ -34,11 +34,14 @@ def test_strength_zero_generates_no_change():
     assert not any(factors.B.any() for factors in small_eraser().factors(C, 0.0))
 
 
-def test_the_factors_are_those_of_the_steered_embedding():
+@pytest.mark.parametrize(("bounded", "moved"), [(False, 1.5), (True, 2.0)])
+def test_the_factors_are_those_of_the_steered_embedding(bounded, moved):
+    """All the way to the name where the trunk is bounded, half way where it isn't."""
     c = C[:1]
     detector = Detector(c, 2 - c.square().sum(1))  # scores c itself 2
     eraser = small_eraser(detector=detector, concept_embeddings=2 * c, concepts=(("cat", "tree"),))
-    for found, expected in zip(eraser.factors(c), eraser.hypernet(2 * c, 300), strict=True):
+    eraser.hypernet.config = replace(eraser.config, bounded=bounded)
+    for found, expected in zip(eraser.factors(c), eraser.hypernet(moved * c, 300), strict=True):
         torch.testing.assert_close(found.B, expected.B)
     below = replace(eraser, detector=Detector(c, 0.5 - c.square().sum(1)))
     for found, expected in zip(below.factors(c), eraser.hypernet(c, 300), strict=True):
