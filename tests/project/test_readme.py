@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from benchmarks import bypass, demo, detector, first, prompt_tables, publish, report, speed, stages, starts
+from benchmarks import bypass, demo, detector, first, prompt_tables, publish, report, speed, stages, starts, text_boxes
 from benchmarks.environment import ROOT
 from benchmarks.publish import RESULTS, markdown, section
 
@@ -52,6 +52,9 @@ def test_the_bypass_table_is_its_result_file_and_has_every_way():
     found = results("bypass")
     assert section("bypass", MEASURED).group() == markdown(bypass.HEADER, bypass.rows(found["ways"]))
     assert list(found["ways"]) == list(bypass.GRAPHS)
+    assert section("bypass_boxes", MEASURED).group() == markdown(bypass.BOXES_HEADER, bypass.rows(found["boxes"]))
+    # Those of Stable Diffusion 3 are still to be run.
+    assert list(found["boxes"]) == [words for words in text_boxes.WAYS if not words.startswith("SD 3")]
 
 
 def test_no_way_past_the_eraser_is_open():
@@ -61,15 +64,17 @@ def test_no_way_past_the_eraser_is_open():
         for name in ("ours", "strict")
         if row[f"acc_e_{name}"] > 0.05
     } == {}
+    boxes = results("bypass")["boxes"].values()
+    assert max(row[f"left_{name}"] for row in boxes for name in ("ours", "strict")) == 0
 
 
 def test_the_readme_counts_the_ways_right():
     ways = results("bypass")["ways"].values()
     open_ways = {name: sum(row[f"acc_e_{name}"] > 0.1 for row in ways) for name in ("base", "single_pooled")}
     assert open_ways == {"base": len(ways), "single_pooled": 16}
-    assert len(ways) == 30
+    assert len(ways) == 32
     assert min(row["identical_share"] for row in ways) == 1
-    assert "in thirty ways" in README
+    assert "in thirty-two ways" in README
     assert "sixteen still do; with this pack none" in README
 
 
