@@ -61,6 +61,7 @@ def _speed(parser: ArgumentParser) -> None:
     parser.add_argument("--gpu", action="store_true", help="real picture sizes of SD 1.5 and SDXL in fp16")
     parser.add_argument("--stages", action="store_true", help="whole trainings by stage, and nothing else")
     parser.add_argument("--starts", action="store_true", help="the closed form against steps alone, and nothing else")
+    parser.add_argument("--sizes", action="store_true", help="whole trainings at real layer sizes, and nothing else")
     _number(parser, "--rounds", 5, "how often each is measured; the median counts")
     _json(parser)
     parser.add_argument("--publish", action="store_true", help="put the figures into README and results")

@@ -5,6 +5,7 @@ one below the detector's threshold, at real layer sizes with random weights. Tra
 (concept, t, s) sample of our loop against a loop that runs as the released code does.
 """
 
+import importlib
 import json
 import statistics
 import time
@@ -131,9 +132,10 @@ def with_region(model, region):
     return clone
 
 
-def _sample(model, context, pooled, latent, steps):
+def sample(model, positive, negative, latent, steps):
+    """Draw with a model of random weights."""
     guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(_prompt(context, pooled, 1), _prompt(context, pooled, 2))
+    guider.set_conds(positive, negative)
     guider.set_cfg(7.0)
     noise = torch.randn(1, 4, latent, latent, generator=torch.Generator().manual_seed(0))
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
@@ -161,14 +163,15 @@ def sampling(size, latent, steps, rounds, dtype):
     region = _prompt(context, entry["pooled"], 3)
     variants |= {f"{name}{REGION}": with_region(variant, region) for name, variant in variants.items()}
     seconds = {name: [] for name in variants}
+    prompts = _prompt(context, entry["pooled"], 1), _prompt(context, entry["pooled"], 2)
     for variant in variants.values():
-        _sample(variant, context, entry["pooled"], latent, 1)
+        sample(variant, *prompts, latent, 1)
     for turn in range(rounds):
         # Another order every round, so that a machine that slows down hurts all alike.
         names = list(variants)[turn % len(variants) :] + list(variants)[: turn % len(variants)]
         for name in names:
             started = time.perf_counter()
-            _sample(variants[name], context, entry["pooled"], latent, steps)
+            sample(variants[name], *prompts, latent, steps)
             seconds[name].append(time.perf_counter() - started)
     comfy.model_management.unload_all_models()
     rows = {}
@@ -254,8 +257,9 @@ def table(results):
     return [*lines, ("training, per sample (concept, t, s)", f"{cheaper:.1f} times cheaper than the loop as released")]
 
 
-def whole_trainings(name, kind, options):
-    """Measure whole trainings, keep them after each, and publish them as `name`. kind: `stages` or `starts`."""
+def whole_trainings(name, options):
+    """Measure whole trainings, keep them after each, and publish them. name: of the module that has them."""
+    kind = importlib.import_module(f".{name}", __package__)
 
     def keep(runs):
         found = {"device": device(), "runs": runs}
@@ -273,11 +277,10 @@ def main():
     options = parser.parse_args()
     if options.gpu and not torch.cuda.is_available():
         parser.error("--gpu needs a CUDA GPU, and there is none here.")
-    if options.stages or options.starts:
-        from . import stages, starts
-
-        whole_trainings(*(("stages", stages) if options.stages else ("starts", starts)), options)
-        return
+    for kind in ("stages", "starts", "sizes"):
+        if getattr(options, kind):
+            whole_trainings(kind, options)
+            return
     results = {"device": device(), "sampling": {}, "training": {}}
     plan = {"SD 1.5": (64, 20), "SDXL": (128, 20)} if options.gpu else {"SD 1.5": (32, 4)}
     dtype = torch.float16 if options.gpu else torch.float32

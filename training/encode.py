@@ -25,7 +25,7 @@ from .regressor_fit import compressed, fit_regressor
 _WHOLE_PROMPT = 65_536
 _BETWEEN_REPORTS = 16
 # Characters that the rest of a text's encoding takes as long as.
-_SIZE_OF_TEXT = 40
+_SIZE_OF_TEXT = 55
 
 
 OnProgress = Callable[[int, int], None]
@@ -152,6 +152,7 @@ def encode_prompts(
     on_progress: OnProgress,
     encoding: Encoding = one_by_one,
     folder: Path | None = None,
+    on_fit: Callable[[], None] = lambda: None,
 ) -> Prompts:
     """Encode every text once and fit the regressor.
 
@@ -159,7 +160,7 @@ def encode_prompts(
     measured on; scored: those whose token states the token detector needs, with the name whose last token is
     wanted, or "" for all tokens. on_progress(done, total) counts characters, as the time goes, and may raise to
     interrupt. Families whose c comes from the tokens need no regressor. encoding: `one_by_one`, or
-    `encode_batch.in_batches`. folder: where encodings are kept from run to run.
+    `encode_batch.in_batches`. folder: where encodings are kept from run to run. on_fit: called when all are encoded.
     """
     texts = list(dict.fromkeys([*drawn, *train, *held_out, *scored]))
     source, whole = family.embedding, set(drawn)
@@ -192,6 +193,7 @@ def encode_prompts(
                 kept.add(*found[text])
         finally:
             kept.flush()
+        on_fit()
         encoded = {text: found[text][0] for text in texts}
         features = [{text: found[text][1][n] for text in texts} for n in range(len(versions))]
         tokens = {text: own for text in scored if (own := found[text][2]) is not None}

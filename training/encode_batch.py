@@ -130,6 +130,7 @@ def _tried(versions: Sequence[Any], texts: Sequence[str], source: str, on_progre
     each = chosen.count / _TRIED
     free = min(_WINDOW_BYTES, comfy.model_management.get_free_memory(chosen.room.store) / 4)
     window = int(min(_WINDOW, max(_TRIED, free * _TRIED / chosen.bytes)))
+    chosen.forget()  # a prompt that is known already would not show the layers of its rows
     return _Way(chosen, each, window)
 
 

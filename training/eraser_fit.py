@@ -24,6 +24,9 @@ from .token_fit import fit_token_detector
 _DETECTOR_COUNTS = 10.0
 # The token detector is there for the name alone: to it only nouns that hold the name are other than neighbours.
 _HOLDS_NAME = 0.75
+# What else takes time, as a multiple of a concept's share in either detector: whitening tokens, and what comes after
+# both. And the units of reports.
+_WHITENING, _REST, _UNITS = 8, 21, 1000
 
 log = logging.getLogger("unhype")
 
@@ -70,6 +73,9 @@ def fit_eraser(
     """
     hypernet = hypernet.requires_grad_(False).eval()
     retain, usual = plan.retain, prompts.usual_candidates
+    # Shares of the time until the detector is fitted, and the token detector as well.
+    count = len(plan.concepts)
+    fitted, both = (units / (2 * count + _WHITENING + _REST) for units in (count, 2 * count + _WHITENING))
 
     def of_concepts(phrases: list[Phrase]) -> list[Tensor]:
         # Clip-skip's candidates score lower; they must not lower the threshold for all.
@@ -85,13 +91,13 @@ def fit_eraser(
         prompts.candidates([*retain.train, *plan.written.parts]).flatten(0, 1),
         prompts.candidates([*retain.held_out, *plan.written.held_out]),
         prompts.candidates(preserved).flatten(0, 1) if preserved else None,
-        report,
+        _within(report, 0.0, fitted),
         prompts.candidates(nouns) if nouns else None,
     )
     if detector.neighbours is not None:
         detector.neighbours.own = embeddings  # as in the file
     detector = detector.half().float()
-    token_detector = _token_detector(plan, prompts, preserved, of_tokens, report)
+    token_detector = _token_detector(plan, prompts, preserved, of_tokens, _within(report, fitted, both))
     trunk = hypernet.trunk.weight[:, : hypernet.config.embedding_width]
     prompts = prompts.compressed(torch.cat([_DETECTOR_COUNTS * detector.weight, trunk]))
 
@@ -116,6 +122,11 @@ def fit_eraser(
         encoder = replace(encoder, neighbours=len(detector.neighbours.embeddings))
     record = Record(plan.family.key, plan.concepts, plan.base, training, encoder, plan.family.embedding)
     return Eraser(hypernet, record, name, detector, prompts.regressor, embeddings, token_detector)
+
+
+def _within(report: Callable[[int, int], None], first: float, last: float) -> Callable[[int, int], None]:
+    """The report of a part of the work, that goes from the share `first` to `last` of all."""
+    return lambda done, total: report(round(_UNITS * (first + (last - first) * done / total)), _UNITS)
 
 
 def _token_detector(

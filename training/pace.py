@@ -23,10 +23,10 @@ class Left(NamedTuple):
 def expected_seconds(concepts: int, steps: int) -> dict[str, float]:
     """The seconds of each stage, in their order, as one core of the machine that the benchmarks ran on takes them."""
     return {
-        ENCODING: 20 + 0.6 * concepts,
-        PREPARING: 0.5 + 0.03 * concepts,
-        TRAINING: 0.07 * steps,
-        FINISHING: 1.0 + 0.1 * concepts,
+        ENCODING: 32 + 0.3 * concepts,
+        PREPARING: 1.5 + 0.08 * concepts,
+        TRAINING: (0.11 + 0.003 * concepts) * steps,
+        FINISHING: 1.6 + 0.08 * concepts,
     }
 
 
@@ -36,7 +36,7 @@ class Pace:
     def __init__(self, expected: Mapping[str, float], clock: Callable[[], float] = time.monotonic) -> None:
         self.expected, self._clock = dict(expected), clock
         self._begun = clock()
-        self._stage, self._since, self._first = "", self._begun, 0.0
+        self._stage, self._since, self._first, self._working = "", self._begun, 0.0, self._begun
         self._taken: dict[str, float] = {}
         self._share = 0.0
 
@@ -47,19 +47,22 @@ class Pace:
             if self._stage:
                 self._taken[self._stage] = now - self._since
             # What an earlier run did, before a resume, took no time now.
-            self._stage, self._since, self._first = stage, now, done / total
-        seconds = max(0.0, self._left_of_stage(done / total, now - self._since)) + self._later()
+            self._stage, self._since, self._first, self._working = stage, now, done / total, now
+        elif done / total <= self._first:
+            # What a stage does before its first piece, such as a trial, says nothing about the pieces.
+            self._working = now
+        seconds = max(0.0, self._left_of_stage(done / total, now)) + self._later()
         spent = now - self._begun
         self._share = max(self._share, spent / (spent + seconds) if spent + seconds > 0 else 0.0)
         return Left(self._share, seconds)
 
-    def _left_of_stage(self, done: float, taken: float) -> float:
+    def _left_of_stage(self, done: float, now: float) -> float:
         expected = self.expected[self._stage] * self._speed() * (1 - done)
         own = (done - self._first) / (1 - self._first) if self._first < 1 else 1.0
         if own <= 0:
-            return max(0.0, expected - taken)
+            return max(0.0, expected - (now - self._since))
         known = min(1.0, own / _KNOWN)
-        return known * taken * (1 - own) / own + (1 - known) * expected
+        return known * (now - self._working) * (1 - own) / own + (1 - known) * expected
 
     def _later(self) -> float:
         stages = list(self.expected)

@@ -142,7 +142,8 @@ def _encode_all(clip: Any, plan: Plan, report: Report) -> Prompts:
     drawn = ["", *wordings, *(phrase.mapping for phrase in phrases)]
     train = [*plan.retain.train, *plan.written.benign, *wordings]
     parts, on_progress = (drawn, train, plan.retain.held_out, plan.scored), partial(report, "encoding prompts")
-    return encode_prompts(clip, *parts, plan.family, on_progress, in_batches, plan.request.encodings)
+    on_fit = partial(report, "preparing", 0, 1)
+    return encode_prompts(clip, *parts, plan.family, on_progress, in_batches, plan.request.encodings, on_fit)
 
 
 def _new_hypernet(plan: Plan, width: int, generator: Generator) -> Hypernet:

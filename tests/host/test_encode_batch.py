@@ -154,6 +154,14 @@ def test_two_layers_come_from_one_pass(name, durations):
     assert both == (count, ran, 2 * known)
 
 
+def test_two_layers_come_from_one_pass_when_the_trial_has_the_first_prompt(durations):
+    clip = encoder("sd15")
+    versions, passes = versions_of(clip), passes_of(clip)
+    texts = [min(TEXTS, key=len), *TEXTS]
+    batched(versions, texts=texts)
+    assert len(passes) < len(texts)
+
+
 def test_rows_may_wait_for_one_layer_alone():
     last, early = versions_of(encoder("sd15"))
     rows = RowMemory(encode_batch._inner_encoders(last), 64, encode_batch._room())
