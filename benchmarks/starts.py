@@ -124,14 +124,16 @@ def measure(say, keep):
     return found
 
 
-HEADER = ("start", "plain wordings", "sentences", "held-out retention", "retention error")
+HEADER = ("start", "classes", "plain wordings", "sentences", "held-out retention", "retention error")
 
 
 def table(runs):
     """The rows for people: the mean over classes and seeds, and the highest."""
     rows = []
     for start, steps in STARTS.items():
-        own = torch.tensor([[one[name] for name in MEASURES] for one in runs if one["start"] == start]).double()
+        of_start = [one for one in runs if one["start"] == start]
+        own = torch.tensor([[one[name] for name in MEASURES] for one in of_start]).double()
+        classes = len({one["concept"] for one in of_start})
         cells = [f"{mean:.2g} (up to {most:.2g})" for mean, most in zip(own.mean(0), own.amax(0), strict=True)]
-        rows.append((f"{start}, {steps} steps", *cells))
+        rows.append((f"{start}, {steps} steps", str(classes), *cells))
     return rows

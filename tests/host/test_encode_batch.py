@@ -380,4 +380,4 @@ def test_few_rows_are_held_where_memory_is_small(durations, monkeypatch):
 
     monkeypatch.setattr(encode_batch.RowMemory, "forget", noting)
     check(batched([clip]), expected)
-    assert len(held) == -(-len(TEXTS) // encode_batch._TRIED)
+    assert len(held) == 1 + -(-len(TEXTS) // encode_batch._TRIED)  # those of the trial, and of each window

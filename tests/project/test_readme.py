@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from benchmarks import bypass, demo, detector, prompt_tables, publish, report, speed, stages
+from benchmarks import bypass, demo, detector, prompt_tables, publish, report, speed, stages, starts
 from benchmarks.environment import ROOT
 from benchmarks.publish import RESULTS, markdown, section
 
@@ -31,6 +31,16 @@ def test_the_small_flux_forgets_the_cat_alone():
 
 def test_the_table_of_whole_trainings_is_its_result_file():
     assert section("stages", MEASURED).group() == markdown(stages.HEADER, stages.table(results("stages")["runs"]))
+
+
+def test_the_table_of_starts_is_its_result_file():
+    assert section("starts", MEASURED).group() == markdown(starts.HEADER, starts.table(results("starts")["runs"]))
+
+
+def test_the_closed_form_keeps_what_is_retained():
+    """Of held-out prompts, by the goal that was set for the default."""
+    default = [run for run in results("starts")["runs"] if run["steps"] == starts.SETTINGS.steps]
+    assert sum(run["retention"] for run in default) / len(default) <= 5e-4
 
 
 def test_the_speed_table_is_its_result_file():
