@@ -27,6 +27,9 @@ _HOLDS_NAME = 0.75
 # What else takes time, as a multiple of a concept's share in either detector: whitening tokens, and what comes after
 # both. And the units of reports.
 _WHITENING, _REST, _UNITS = 8, 21, 1000
+# What else takes time, as a multiple of a concept's share in either detector: candidates, whitening, and what comes
+# after both. And the units of reports.
+_CANDIDATES, _WHITENING, _REST, _UNITS = 10, 4, 16, 1000
 
 log = logging.getLogger("unhype")
 
@@ -74,8 +77,9 @@ def fit_eraser(
     hypernet = hypernet.requires_grad_(False).eval()
     retain, usual = plan.retain, prompts.usual_candidates
     # Shares of the time until the detector is fitted, and the token detector as well.
-    count = len(plan.concepts)
-    fitted, both = (units / (2 * count + _WHITENING + _REST) for units in (count, 2 * count + _WHITENING))
+    first = _CANDIDATES + len(plan.concepts)
+    second = first + _WHITENING + len(plan.concepts)
+    fitted, both = (units / (second + _REST) for units in (first, second))
 
     def of_concepts(phrases: list[Phrase]) -> list[Tensor]:
         # Clip-skip's candidates score lower; they must not lower the threshold for all.
