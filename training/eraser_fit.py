@@ -24,9 +24,6 @@ from .token_fit import fit_token_detector
 _DETECTOR_COUNTS = 10.0
 # The token detector is there for the name alone: to it only nouns that hold the name are other than neighbours.
 _HOLDS_NAME = 0.75
-# What else takes time, as a multiple of a concept's share in either detector: whitening tokens, and what comes after
-# both. And the units of reports.
-_WHITENING, _REST, _UNITS = 8, 21, 1000
 # What else takes time, as a multiple of a concept's share in either detector: candidates, whitening, and what comes
 # after both. And the units of reports.
 _CANDIDATES, _WHITENING, _REST, _UNITS = 10, 4, 16, 1000
