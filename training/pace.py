@@ -26,7 +26,7 @@ def expected_seconds(concepts: int, steps: int) -> dict[str, float]:
         ENCODING: 32 + 0.3 * concepts,
         PREPARING: 1.5 + 0.08 * concepts,
         TRAINING: (0.11 + 0.003 * concepts) * steps,
-        FINISHING: 1.6 + 0.08 * concepts,
+        FINISHING: 1.6 + 0.17 * concepts,
     }
 
 
