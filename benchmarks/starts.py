@@ -38,7 +38,7 @@ _COLD, _COLD_STEPS = "from scratch", 200
 STARTS = {_COLD: _COLD_STEPS, "closed form": 0, "closed form and its steps": SETTINGS.steps}
 # Phrasings that no training template has.
 WORDINGS = (protocol.WORDING, "an icon showing a {}", "a {} seen from the side", "a sticker of a {}", "my {}")
-MEASURES = ("wordings", "sentences", "retention", "drift")
+MEASURES = ("wordings", "sentences", "retention", "retention error")
 
 
 def phrases_of(concept):
@@ -98,7 +98,7 @@ class Scorer:
         self.held_out = torch.stack([encoded[text].c for text in held_out])
 
     def __call__(self, eraser):
-        """MEASURES of an eraser. The retention's is the mean of the retention loss, drift the retention error."""
+        """MEASURES of an eraser. The retention's is the mean of the retention loss, its error that of the record."""
         hypernet, c = eraser.hypernet, self.task.c[0]
         last = hypernet.config.trajectory
         with torch.no_grad():
