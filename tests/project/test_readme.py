@@ -94,7 +94,7 @@ def test_the_detectors_table_is_its_result_file_and_has_every_candidate():
 def test_the_prompts_tables_are_their_result_file():
     families = results("prompts")["families"]
     assert section("prompts", MEASURED).group() == prompt_tables.text(families)
-    for number, words in (("1", "none of 65"), ("10", "2 of 46"), ("100", "none of 26 pictures")):
+    for number, words in (("1", "none of 65 pictures still shows it"), ("10", "none of 46"), ("100", "none of 26")):
         drawn = families["sd15"][number]["pictures"]
         assert drawn["exact"]
         shown = {name: method["shown"]["holding an erased concept"]["all"] for name, method in drawn["methods"].items()}
