@@ -47,15 +47,21 @@ class ClipModel(comfy.text_encoders.flux.FluxClipModel):
 
 def load_clip(path: Path = clip.PATH, embedding_directory: Any = None) -> comfy.sd.CLIP:
     """Both encoders as one CLIP, fp32; path: the weights of the lab's CLIP."""
-    target = comfy.supported_models_base.ClipTarget(Tokenizer, ClipModel)
+    return loaded(Tokenizer, ClipModel, path, embedding_directory)
+
+
+def loaded(tokenizer: type, model: type, path: Path = clip.PATH, embedding_directory: Any = None) -> comfy.sd.CLIP:
+    """Encoders side by side as one CLIP, fp32: each of them the lab's CLIP with the weights at `path`, or MiniLM."""
+    target = comfy.supported_models_base.ClipTarget(tokenizer, model)
     options = {"dtype": torch.float32, "initial_device": torch.device("cpu")}
     made = comfy.sd.CLIP(target, embedding_directory=embedding_directory, model_options=options)
-    made.cond_stage_model.clip_l.load_sd(storage.load(path))
-    weights = load_file(text._folder() / "model.safetensors")
-    names = made.cond_stage_model.t5xxl.transformer.state_dict()
-    made.cond_stage_model.t5xxl.load_sd(
-        {f"bert.{name}": tensor for name, tensor in weights.items() if f"bert.{name}" in names}
-    )
+    minilm = load_file(text._folder() / "model.safetensors")
+    for encoder in made.cond_stage_model.children():
+        if isinstance(encoder, clip.Encoder):
+            encoder.load_sd(storage.load(path))
+        else:
+            names = encoder.transformer.state_dict()
+            encoder.load_sd({f"bert.{name}": own for name, own in minilm.items() if f"bert.{name}" in names})
     return made
 
 

@@ -14,10 +14,9 @@ import comfy.supported_models
 import comfy.supported_models_base
 import comfy.text_encoders.sd3_clip
 import torch
-from safetensors.torch import load_file
 from torch.nn.functional import pad
 
-from . import clip, flux_text, storage, text
+from . import clip, flux_text, text
 
 _G = 1280
 _SD3_WIDTH = 4096
@@ -109,20 +108,6 @@ class _WholeTokenizer(text.LabTokenizer):
     words = _Whole
 
 
-def _loaded(tokenizer, model):
-    target = comfy.supported_models_base.ClipTarget(tokenizer, model)
-    options = {"dtype": torch.float32, "initial_device": torch.device("cpu")}
-    made = comfy.sd.CLIP(target, model_options=options)
-    minilm = load_file(text._folder() / "model.safetensors")
-    for encoder in made.cond_stage_model.children():
-        if isinstance(encoder, clip.Encoder):
-            encoder.load_sd(storage.load(clip.PATH))
-        else:
-            names = encoder.transformer.state_dict()
-            encoder.load_sd({f"bert.{name}": own for name, own in minilm.items() if f"bert.{name}" in names})
-    return made
-
-
 _UNET = {
     "image_size": 32,
     "in_channels": 4,
@@ -187,12 +172,12 @@ def _network(config_name: str, sizes: dict[str, Any]) -> comfy.model_patcher.Mod
 
 def load_sdxl():
     """MODEL and CLIP of an SDXL."""
-    return _network("SDXL", _UNET), _loaded(_SDXLTokenizer, _SDXLModel)
+    return _network("SDXL", _UNET), flux_text.loaded(_SDXLTokenizer, _SDXLModel)
 
 
 def load_sd3():
     """MODEL and CLIP of a Stable Diffusion 3."""
-    return _network("SD3", _SD3), _loaded(_SD3Tokenizer, _SD3Model)
+    return _network("SD3", _SD3), flux_text.loaded(_SD3Tokenizer, _SD3Model)
 
 
 def load_qwen():
