@@ -30,11 +30,21 @@ def loss_weight(sigma: Tensor) -> Tensor:
     return (5 * sigma**2).clamp(max=1) * (1 + sigma**2).clamp(max=4) / 2.77
 
 
+def levels(sigmas: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Places (count,) in the schedule, as often as `loss_weight` counts them and spread evenly over a batch.
+
+    The mean loss is the one with weights on evenly drawn levels; its gradient varies less.
+    """
+    share = loss_weight(sigmas).cumsum(0)
+    even = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    return torch.searchsorted(share / share[-1], even).clamp(max=len(sigmas) - 1)
+
+
 def loss_of(base: Any, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
-    """Weighted error of the noise at levels drawn from the schedule, for latents and contexts of one length."""
+    """Error of the noise at levels drawn by their weight, for latents and contexts of one length."""
     z, context = batch
     sigmas = base.model_sampling.sigmas
-    t = torch.randint(len(sigmas), (len(z),), generator=generator)
+    t = levels(sigmas, len(z), generator)
     sigma = sigmas[t].view(-1, 1, 1, 1)
     noise = torch.randn(z.shape, generator=generator)
     with torch.amp.autocast("cpu", torch.bfloat16):
@@ -44,4 +54,4 @@ def loss_of(base: Any, batch: tuple[Tensor, Tensor], generator: torch.Generator)
             context=context,
             transformer_options={"optimized_attention_override": attention_with_gradients},
         )
-    return (loss_weight(sigma.flatten()) * (out.float() - noise).square().flatten(1).mean(1)).mean()
+    return (out.float() - noise).square().mean()
