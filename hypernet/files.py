@@ -208,7 +208,8 @@ def _eraser_of(
     detector = Detector(*(tensors[name] for name in _DETECTOR), neighbours) if _DETECTOR[0] in tensors else None
     token_detector = None
     if widths := record.text_encoder.token_widths:
-        token_detector = TokenDetector(tuple(widths), *(tensors[name] for name in _TOKEN_DETECTOR))
+        spans = record.text_encoder.token_spans
+        token_detector = TokenDetector(tuple(widths), *(tensors[name] for name in _TOKEN_DETECTOR), spans)
     return Eraser(hypernet, record, name, detector, regressor, tensors.get(_CONCEPTS), token_detector)
 
 

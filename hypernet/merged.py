@@ -79,7 +79,8 @@ class MergedEraser:
         weight = torch.cat([detector.weight for detector in detectors])
         bias = torch.cat([detector.bias for detector in detectors], 1)
         owners = tuple((n, k) for n, detector in able for k in range(len(detector.weight)))
-        return TokenDetector(detectors[0].widths, weight, bias), owners
+        spans = [span for detector in detectors for span in detector.spans]
+        return TokenDetector(detectors[0].widths, weight, bias, spans), owners
 
     @cached_property
     def detection(self) -> JoinedDetection | None:

@@ -16,12 +16,12 @@ from .families import POOLED, TOKENS
 from .network import HypernetConfig
 from .published import KIND, PublishedConfig
 
-FORMAT = "6"
+FORMAT = "7"
 # Of a merged file, which holds the descriptions of its parts, each in a format of its own.
 FORMAT_MERGED = "5"
-# Format 4 had no neighbours, format 3 no token detector. Format 2 had other names for the same things: of fields of the
-# record and of tensors.
-_FORMAT_4, _FORMAT_3, _FORMAT_2 = "4", "3", "2"
+# Format 6 had no spans, format 4 no neighbours, format 3 no token detector. Format 2 had other names for the same
+# things: of fields of the record and of tensors.
+_FORMAT_6, _FORMAT_4, _FORMAT_3, _FORMAT_2 = "6", "4", "3", "2"
 _RENAMED = {
     "base": {"weight_spread": "weight_std"},
     "reading": {"tokens": "chunk"},
@@ -70,8 +70,8 @@ class TextEncoder:
 
     widths, layers, rank: of the file's `PooledRegressor`: the widths of the states that it takes, the encoder
     layers that it knows and the rank of its maps; empty and 0 without one. token_widths: the widths of the states
-    that the file's `TokenDetector` takes, empty without one. neighbours: how many embeddings the file's `Neighbours`
-    are, 0 without them.
+    that the file's `TokenDetector` takes, empty without one; token_spans: its spans, empty where all are 1. neighbours:
+    how many embeddings the file's `Neighbours` are, 0 without them.
     """
 
     chunk: int = 0
@@ -79,6 +79,7 @@ class TextEncoder:
     layers: int = 0
     rank: int = 0
     token_widths: list[int] = field(default_factory=list)
+    token_spans: list[int] = field(default_factory=list)
     neighbours: int = 0
 
 
@@ -167,7 +168,7 @@ def describe(metadata: Mapping[str, str] | None, name: str) -> tuple[HypernetCon
             f"'{name}' is a safetensors file but no UnHype hypernet (a LoRA or a checkpoint perhaps). "
             "Pick a file that Train Erasure wrote."
         )
-    if metadata.get("unhype.format") not in (FORMAT, _FORMAT_4, _FORMAT_3, _FORMAT_2):
+    if metadata.get("unhype.format") not in (FORMAT, _FORMAT_6, _FORMAT_4, _FORMAT_3, _FORMAT_2):
         raise HypernetFileError(
             f"'{name}' has UnHype format {short(metadata.get('unhype.format'))}, this version reads {_FORMAT_2} to "
             f"{FORMAT}. Update the UnHype node pack, or train the file again if it is an old one."
@@ -260,7 +261,7 @@ def _parse_record(values: dict[str, Any]) -> Record:
     encoder, embedding = _typed(TextEncoder, values.get("text_encoder", {})), values.get("embedding", POOLED)
     if not all(_is_number(value) for value in base.weight_std):
         raise ValueError("the weight standard deviations are not numbers")
-    _check_encoder(encoder)
+    _check_encoder(encoder, len(concepts))
     if embedding not in (POOLED, TOKENS):
         raise ValueError(f"embedding is {embedding!r}")
     if not isinstance(values["family"], str) or len(values["family"]) > 100:
@@ -284,13 +285,16 @@ def _typed(kind: type[_T], values: dict[str, Any]) -> _T:
     return kind(**known)
 
 
-def _check_encoder(encoder: TextEncoder) -> None:
+def _check_encoder(encoder: TextEncoder, concepts: int) -> None:
     has_regressor = bool(encoder.widths)
     needs_chunk = has_regressor or bool(encoder.token_widths)
     if not 0 <= encoder.chunk <= _MAX_TOKENS or (needs_chunk and not encoder.chunk):
         raise ValueError(f"the text encoder makes {encoder.chunk!r} tokens")
     if not all(type(n) is int and 1 <= n <= _MAX_FEATURES for n in (*encoder.widths, *encoder.token_widths)):
         raise ValueError(f"the widths of the text encoder are {encoder.widths!r} and {encoder.token_widths!r}")
+    spans = encoder.token_spans
+    if len(spans) not in (0, concepts) or not all(type(n) is int and 1 <= n <= encoder.chunk for n in spans):
+        raise ValueError(f"the spans of the concepts' tokens are {short(repr(spans))}")
     if not has_regressor <= encoder.layers <= _MAX_LAYERS:
         raise ValueError(f"the regressor knows {encoder.layers!r} layers of the text encoder")
     if not has_regressor <= encoder.rank <= _MAX_TOKENS:

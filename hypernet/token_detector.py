@@ -3,10 +3,15 @@
 The pooled embedding c averages a prompt, and among many words one name no longer moves it enough. The states of
 the name's own tokens hardly change. So every concept has a score on token states beside that on c:
 
-    g_k(X) = max_t ( v_k x_t / rms(x_t) ) + a_k
+    g_k(X) = max_t ( v_k x'_t ) + a_k
 
-Where text encoders lie side by side in each token (SDXL), each has its own v_k and a_k, and the higher score counts.
+x'_t is the state of token t scaled to a mean square of one. Of a name of several tokens it is the mean over as many
+tokens, those before t and itself, scaled again: one word of Mickey Mouse, or the last syllable of a rare word, is part
+of many others. Where text encoders lie side by side in each token (SDXL), each has its own v_k and a_k, and the higher
+score counts.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,15 +22,16 @@ class TokenDetector(Module):
     """g_k, one score for each concept k, scaled so that the threshold of each is 1.
 
     widths: of the states of each text encoder, their sum is `in`. weight: (concepts, in), bias: (encoders,
-    concepts), fp32; the concepts are those of the file's record.
+    concepts), fp32; the concepts are those of the file's record. spans: of each concept how many tokens are scored
+    together, 1 throughout where none are given.
     """
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, widths: tuple[int, ...], weight: Tensor, bias: Tensor) -> None:
+    def __init__(self, widths: tuple[int, ...], weight: Tensor, bias: Tensor, spans: Sequence[int] = ()) -> None:
         super().__init__()
-        self.widths = widths
+        self.widths, self.spans = widths, tuple(spans) or (1,) * len(weight)
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
 
@@ -37,10 +43,18 @@ class TokenDetector(Module):
         """The score of every token for every concept: (n, in) to (n, concepts); states of zeros score -inf."""
         weights = self.weight.split(self.widths, -1)
         scores = [
-            (unit_states(own) @ weight.T + bias).masked_fill(~own.any(-1, keepdim=True), -torch.inf)
+            self._scores_of(unit_states(own), weight, bias).masked_fill(~own.any(-1, keepdim=True), -torch.inf)
             for own, weight, bias in zip(tokens.to(self.weight).split(self.widths, -1), weights, self.bias, strict=True)
         ]
         return torch.stack(scores).amax(0)
+
+    def _scores_of(self, states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """The scores of one encoder's states (n, width) as `unit_states` scales them, (n, concepts)."""
+        scores = states.new_empty(len(states), len(weight))
+        for span in sorted(set(self.spans)):
+            own = [k for k, other in enumerate(self.spans) if other == span]
+            scores[:, own] = together(states, span) @ weight[own].T + bias[own]
+        return scores
 
     def named(self, tokens: Tensor) -> tuple[int, ...]:
         """The concepts that token states (n, in) name: of each token that is detected the one with the top score."""
@@ -56,3 +70,12 @@ def unit_states(states: Tensor) -> Tensor:
     """States (..., width) scaled to a mean square of one, so that token weights don't change them; zeros stay zeros."""
     # Clamped before the root, whose gradient at the zeros of padding is infinite.
     return states / states.square().mean(-1, keepdim=True).clamp_min(1e-12).sqrt()
+
+
+def together(states: Tensor, span: int) -> Tensor:
+    """Of each of the states (n, width), as `unit_states` scales them, the mean with the span - 1 before it, scaled."""
+    if span == 1:
+        return states
+    sums = states.cumsum(0)
+    before = torch.nn.functional.pad(sums, (0, 0, span, 0))[: len(sums)]
+    return unit_states(sums - before)

@@ -191,7 +191,8 @@ def small_eraser(
         layers, *_, rank = regressor.up.shape
         encoder = TextEncoder(TOKENS, list(regressor.widths), layers, rank)
     if token_detector is not None:
-        encoder = replace(encoder, token_widths=list(token_detector.widths))
+        spans = list(token_detector.spans)
+        encoder = replace(encoder, token_widths=list(token_detector.widths), token_spans=spans)
     if detector is not None and detector.neighbours is not None:
         encoder = replace(encoder, neighbours=len(detector.neighbours.embeddings))
     record = Record("sd15", tuple(concepts), BaseModel("BaseModel", [0.5] * len(LAYERS)), text_encoder=encoder)

@@ -15,15 +15,17 @@ from ..hypernet.errors import UserError
 from ..hypernet.families import POOLED, Family
 from ..hypernet.record import TextEncoder
 from ..hypernet.regressor import PooledRegressor, chunk_features
-from ..hypernet.token_detector import unit_states
+from ..hypernet.token_detector import together, unit_states
 from .encoder_fingerprint import fingerprint, prompt_key
 from .encoding_cache import EncodingCache, packed, unpacked
-from .name_tokens import distinct_tokens, last_tokens_of
+from .name_tokens import distinct_tokens, last_tokens_of, span_of
 from .regressor_fit import compressed, fit_regressor
 
 # Language models process a prompt of any length at once: no prompt has more tokens than this.
 _WHOLE_PROMPT = 65_536
 _BETWEEN_REPORTS = 16
+# Tokens of a name that are scored together, at most: the benign ones are held once for each number.
+_LONGEST_SPAN = 4
 # Characters that the rest of a text's encoding takes as long as.
 _SIZE_OF_TEXT = 55
 
@@ -100,8 +102,9 @@ class Prompts:
     features: for each encoder layer that the regressor knows, text to the features of its first chunk, whose
     pooled embedding is known. chunk: tokens that the encoder processes together. regressor, r2: as
     `regressor_fit.fit_regressor` returns them. scored: text to token states for the token detector, (n, in) fp16
-    on the CPU, of every version of the encoder, as `token_detector.unit_states` scales them. widths: of the encoders
-    whose states lie side by side in `in`.
+    on the CPU, of every version of the encoder, as `token_detector.unit_states` scales them; of a text with a name its
+    tokens `together`. spans: name to how many of its tokens those are. widths: of the encoders whose states lie side by
+    side in `in`.
     """
 
     encoded: Mapping[str, EncodedPrompt]
@@ -110,6 +113,7 @@ class Prompts:
     regressor: PooledRegressor | None
     r2: float
     scored: Mapping[str, Tensor]
+    spans: Mapping[str, int]
     widths: tuple[int, ...]
 
     @property
@@ -172,7 +176,8 @@ def encode_prompts(
         _, chunk, width = probes[0].conditioning[0][0].shape
         widths = family.encoders if sum(family.encoders) == width else (width,)
         parts = [source, chunk, widths, *(tensor for probe in probes for tensor in (probe.c, probe.conditioning[0][0]))]
-        kept = _Kept(clip, texts, whole, scored, folder, parts)
+        spans = {name: span_of(clip, name, _LONGEST_SPAN) for name in {*scored.values()} - {""}}
+        kept = _Kept(clip, texts, whole, scored, folder, [*parts, _LONGEST_SPAN])
         found = kept.found
         missing = [text for text in texts if text not in found]
         # Long texts take longer; kept ones take no time.
@@ -188,7 +193,7 @@ def encode_prompts(
                 layers = torch.stack([chunk_features(part, widths) for part in states])
                 own = None
                 if text in scored:
-                    own = _scored_states(clip, prompts, scored[text], widths)
+                    own = _scored_states(clip, prompts, scored[text], spans, widths)
                 found[text] = prompts[0] if text in whole else replace(prompts[0], conditioning=[]), layers, own
                 kept.add(*found[text])
         finally:
@@ -198,15 +203,17 @@ def encode_prompts(
         features = [{text: found[text][1][n] for text in texts} for n in range(len(versions))]
         tokens = {text: own for text in scored if (own := found[text][2]) is not None}
         if source != POOLED:
-            return Prompts(encoded, [], _WHOLE_PROMPT, None, 0.0, tokens, widths)
+            return Prompts(encoded, [], _WHOLE_PROMPT, None, 0.0, tokens, spans, widths)
         c = [torch.stack([encoded[text].c for text in part]) for part in (train, held_out)]
         seen = [[torch.stack([layer[text] for text in part]) for part in (train, held_out)] for layer in features]
         regressor, known, r2 = fit_regressor(seen, c, widths)
-    return Prompts(encoded, [features[layer] for layer in known], chunk, regressor, r2, tokens, widths)
+    return Prompts(encoded, [features[layer] for layer in known], chunk, regressor, r2, tokens, spans, widths)
 
 
-def _scored_states(clip: Any, prompts: Sequence[EncodedPrompt], name: str, widths: tuple[int, ...]) -> Tensor:
-    """The scaled states (n, in) of the name's last token, or without a name those of all tokens that differ.
+def _scored_states(
+    clip: Any, prompts: Sequence[EncodedPrompt], name: str, spans: Mapping[str, int], widths: tuple[int, ...]
+) -> Tensor:
+    """The scaled states (n, in) of the name's tokens together, or without a name those of all tokens that differ.
 
     prompts: one text in each version of the CLIP.
     """
@@ -215,9 +222,12 @@ def _scored_states(clip: Any, prompts: Sequence[EncodedPrompt], name: str, width
         chosen = last_tokens_of(clip, text, name, len(versions[0]))
     else:
         chosen = distinct_tokens(clip, text, len(versions[0]))
-    tokens = torch.cat([states[chosen].float().cpu() for states in versions])
-    tokens = tokens[tokens.any(-1)]
-    return torch.cat([unit_states(part) for part in tokens.split(widths, -1)], -1).half()
+    found = []
+    for states in versions:
+        parts = [together(unit_states(part), spans.get(name, 1)) for part in states.float().cpu().split(widths, -1)]
+        found.append(torch.cat([part[chosen] for part in parts], -1))
+    tokens = torch.cat(found)
+    return tokens[tokens.any(-1)].half()
 
 
 class _Kept:

@@ -118,7 +118,7 @@ def fit_eraser(
     )
     encoder = prompts.text_encoder
     if token_detector is not None:
-        encoder = replace(encoder, token_widths=list(token_detector.widths))
+        encoder = replace(encoder, token_widths=list(token_detector.widths), token_spans=list(token_detector.spans))
     if detector.neighbours is not None:
         encoder = replace(encoder, neighbours=len(detector.neighbours.embeddings))
     record = Record(plan.family.key, plan.concepts, plan.base, training, encoder, plan.family.embedding)
@@ -151,7 +151,7 @@ def _token_detector(
         )
     if len(missing) == len(names):
         return None
-    benign = torch.cat(states_of([*retain.train, *written.benign, *written.parts]))
+    benign = states_of([*retain.train, *written.benign, *written.parts])
     held_out = states_of([*retain.held_out, *written.held_out])
     return (
         fit_token_detector(
@@ -161,7 +161,8 @@ def _token_detector(
             states_of(preserved),
             prompts.widths,
             report,
-            nouns=torch.cat(states_of(nouns)) if nouns else None,
+            nouns=states_of([*nouns, *written.parts]),
+            spans=[prompts.spans[concept] for concept, _ in plan.concepts],
         )
         .half()
         .float()

@@ -28,6 +28,17 @@ def last_tokens_of(clip: Any, prompt: str, name: str, length: int) -> list[int]:
     return [place for place, token in enumerate(_places_of_states(rows, length)) if token in ends]
 
 
+def span_of(clip: Any, name: str, most: int) -> int:
+    """How many tokens a name is, from 1 to `most`; where tokenizers differ, in the one that makes fewest of it."""
+    named, other = (_rows(clip, f"a {name} {word}") for word in ("zebra", "umbrella"))
+    without = [_rows(clip, f"a {word}") for word in ("zebra", "umbrella")]
+    spans = [
+        _common_start(ids, other[n]) - min(_common_start(ids, rows[n]) for rows in without)
+        for n, ids in enumerate(named)
+    ]
+    return max(1, min([*spans, most]))
+
+
 def distinct_tokens(clip: Any, text: str, length: int) -> list[int]:
     """The indices of the tokens behind `length` token states of a text, without most of the padding: of a run of
     equal tokens the first two and the last count. All of them where the tokens can't be found."""

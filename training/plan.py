@@ -22,7 +22,7 @@ from .settings import Settings
 from .written import Written, make_written
 
 # Part of every recipe: what else than settings and prompts decides a run. A new one makes old files train anew.
-_REVISION = "bounded closed form, neighbours at a distance, hidden names"
+_REVISION = "bounded closed form, neighbours at a distance, hidden names, all words of a name"
 
 log = logging.getLogger("unhype")
 

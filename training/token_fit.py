@@ -4,8 +4,9 @@ As in `detector_fit`, a support vector machine with squared hinges: the name's t
 prompts, score at least 1 and all tokens of benign prompts at most 0. The states are whitened first with the
 covariance C of the benign ones, T T' = (C + rho I)^-1, which folds into the weights: directions in which benign tokens
 differ a lot say little about a concept. Of the benign tokens, which are some 100,000, each fit takes those with the
-highest scores and a sample of the rest, twice over. The tokens of the nouns that score highest (``nouns``) are a third
-term: things near a concept are few among benign tokens.
+highest scores and a sample of the rest, twice over. The tokens that score highest among those of the nouns (``nouns``)
+and of the halves of names are a third term: things near a concept are few among benign tokens. The tokens of a name of
+several count together, see ``token_detector``.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..hypernet.detector import calibrate
-from ..hypernet.token_detector import TokenDetector, unit_states
+from ..hypernet.token_detector import TokenDetector, together, unit_states
 from .margin import even, widest_margin_of
 
 # rho as a share of the states' mean variance, and lambda.
@@ -27,6 +28,8 @@ _LEAST, _ABOVE, _HIGHEST = 0.01, 1.01, 0.8
 _NEAR, _NEAR_WEIGHT = 100, 1.0
 # Somewhat nearer to the names than the detector on c, which is there for other wordings. See `calibrate`.
 _REACH, _CEILING = 0.5, 0.6
+# Of a name of several tokens, at least this share of the weakest that counts: half of it scores about half.
+_FLOOR = 0.5
 _ESTIMATED, _WIDEST = 10_000, 4096
 # Numbers of benign states that a fit takes at most: they are held some times over.
 _MOST_NUMBERS = 60_000_000
@@ -67,37 +70,43 @@ def hinge_fit(names: Tensor, benign: Tensor, near: Tensor, center: Tensor) -> tu
 
 def fit_token_detector(
     names: Sequence[Tensor],
-    benign: Tensor,
+    benign: Sequence[Tensor],
     held_out: Sequence[Tensor],
     preserved: Sequence[Tensor],
     widths: tuple[int, ...],
     report: Callable[[int, int], None] = lambda *_: None,
     false_alarms: float = 0.005,
-    nouns: Tensor | None = None,
+    nouns: Sequence[Tensor] = (),
+    spans: Sequence[int] = (),
 ) -> TokenDetector:
     """Fit a `TokenDetector` and calibrate each concept's threshold on prompts that are not in the fit.
 
-    names: for each concept the states of its name's tokens, (n, in); a concept without any is never detected.
-    benign: (k, in), all tokens of benign prompts; held_out: for each held-out prompt its states, of which the
-    highest score counts; preserved: the same for prompts that stay below the threshold unless a concept can't be
-    separated from them; widths: of the text encoders whose states lie side by side. false_alarms: share of the
+    names: for each concept the states of its name's tokens `together`, (n, in); a concept without any is never
+    detected. benign: for each benign prompt its states (tokens, in); held_out: for each held-out prompt its states, of
+    which the highest score counts; preserved: the same for prompts that stay below the threshold unless a concept can't
+    be separated from them; widths: of the text encoders whose states lie side by side. false_alarms: share of the
     held-out prompts that may be detected, for all concepts and encoders together. report(done, total) may raise to
-    interrupt. nouns: (l, in), all tokens of prompts about everyday nouns that stay below the threshold.
+    interrupt. nouns: for each prompt about everyday nouns its states, which stay below the threshold. spans: of each
+    concept how many tokens its states are of, 1 throughout where none are given.
     """
+    spans = tuple(spans) or (1,) * len(names)
     weights, biases, first, steps = [], [], 0, _ROUNDS * len(names)
-    lengths = [len(states) for states in (*held_out, *preserved)]
-    others = torch.cat([*held_out, *preserved])
-    nouns = benign[:0] if nouns is None else nouns
     for number, width in enumerate(widths):
         part = slice(first, first + width)
-        rows, constants = _fit_encoder(
-            [unit_states(states[:, part].float()) for states in names],
-            unit_states(benign[:, part].float()),
-            unit_states(nouns[:, part].float()),
-            lambda done, number=number: report(number * steps + done, len(widths) * steps),
-        )
-        scores = unit_states(others[:, part].float()) @ rows.T + constants
-        highest = torch.stack([prompt.amax(0) for prompt in scores.split(lengths)])
+        rows, constants = torch.zeros(len(names), width), torch.full((len(names),), -1.0)
+        highest, done = torch.empty(len(held_out) + len(preserved), len(names)), number * steps
+        for span in sorted(set(spans)):
+            own = [k for k, other in enumerate(spans) if other == span]
+            rows[own], constants[own] = _fit_encoder(
+                [unit_states(names[k][:, part].float()) for k in own],
+                _of_prompts(benign, part, span),
+                _of_prompts(nouns, part, span) if nouns else torch.zeros(0, width),
+                lambda n, done=done: report(done + n, len(widths) * steps),
+            )
+            done += _ROUNDS * len(own)
+            for row, prompt in enumerate((*held_out, *preserved)):
+                states = together(unit_states(prompt[:, part].float()), span)
+                highest[row, own] = (states @ rows[own].T + constants[own]).amax(0)
         for k, states in enumerate(names):
             if not len(states):
                 continue
@@ -108,6 +117,8 @@ def fit_token_detector(
             # Where the tokens can't be separated they stay undetected, and the detector on c decides alone.
             overlap = torch.quantile(benign_scores, 1 - _OVERLAP).item()
             threshold = max(calibrate(benign_scores, weakest, share, _REACH, _CEILING), _ABOVE * overlap)
+            if spans[k] > 1:
+                threshold = max(threshold, _FLOOR * weakest.item())
             if preserved:
                 above = _ABOVE * highest[len(held_out) :, k].max().item()
                 threshold = max(threshold, min(above, _HIGHEST * weakest.item()))
@@ -116,7 +127,12 @@ def fit_token_detector(
         weights.append(rows)
         biases.append(constants)
         first += width
-    return TokenDetector(widths, torch.cat(weights, 1), torch.stack(biases))
+    return TokenDetector(widths, torch.cat(weights, 1), torch.stack(biases), spans)
+
+
+def _of_prompts(prompts: Sequence[Tensor], part: slice, span: int) -> Tensor:
+    """The states of one encoder in all prompts, `span` of them together, (tokens, width) fp32."""
+    return torch.cat([together(unit_states(states[:, part].float()), span) for states in prompts])
 
 
 def _fit_encoder(

@@ -23,6 +23,8 @@ _MOST_TAGS, _MOST_SENTENCES = 20, 14
 _NAMED, _NAMED_ALL, _NAMED_LEAST = 40, 400, 6
 # The same of prompts that name it among any words, and how many of these.
 _HIDDEN, _HIDDEN_ALL, _HIDDEN_LEAST, _HIDING = 120, 600, 6, (3, 10)
+# Of a name of several words, one in so many prompts more that write it as one, as tag lists do.
+_AS_ONE, _AS_ONE_LEAST = 4, 2
 # Prompts about nothing erased, as many for the fit as for the calibration. Many concepts have more false alarms.
 _BENIGN, _BENIGN_EACH, _BENIGN_MOST, _PHRASES_ALONE = 150, 15, 300, 200
 # Prompts with parts of names, of all names together, and no fewer of each part than these.
@@ -148,7 +150,8 @@ def make_written(concepts: Sequence[tuple[str, str]], kind: str, retain: RetainS
     for concept, _ in concepts:
         wordings = [fill(template, concept) for template in TEMPLATES[kind]]
         own = written_prompts(wordings, retain.train, train, each, f"named {concept}")
-        named.append((*own, *hidden_names(wordings, concept, words, hidden)))
+        as_one = names_as_one(concept, retain.train, train, max(_AS_ONE_LEAST, each // _AS_ONE))
+        named.append((*own, *as_one, *hidden_names(wordings, concept, words, hidden)))
     count = min(_BENIGN_MOST, _BENIGN + _BENIGN_EACH * len(concepts))
     benign = written_prompts(retain.train, retain.train, train, count, "benign")
     unseen = written_prompts(retain.held_out, retain.held_out, held_out, count, "held out")
@@ -161,9 +164,18 @@ def make_written(concepts: Sequence[tuple[str, str]], kind: str, retain: RetainS
     )
 
 
+def names_as_one(name: str, others: Sequence[str], phrases: Phrases, count: int) -> tuple[str, ...]:
+    """Prompts that write a name of several words as one, none of a single word: mickey_mouse, mickey-mouse."""
+    if " " not in name:
+        return ()
+    forms = [name.replace(" ", "_").lower(), name.replace(" ", "-")]
+    return written_prompts(forms, others, phrases, count, f"as one {name}")
+
+
 def end_of_name(prompt: str, name: str) -> int:
-    """The place behind the name in a prompt that holds it, as a number of characters."""
-    whole = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", prompt, re.IGNORECASE)
+    """The place behind the name in a prompt that holds it, perhaps as one word, as a number of characters."""
+    words = "[ _-]".join(map(re.escape, name.split(" ")))
+    whole = re.search(rf"(?<!\w){words}(?!\w)", prompt, re.IGNORECASE)
     return whole.end() if whole else prompt.casefold().index(name.casefold()) + len(name)
 
 

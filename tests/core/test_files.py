@@ -96,7 +96,7 @@ def test_the_model_library_finds_its_keys(family, architecture, tmp_path):
 
 def test_our_own_keys_are_readable_json(path):
     found = metadata_of(path)
-    assert found["unhype.format"] == "6"
+    assert found["unhype.format"] == "7"
     assert json.loads(found["unhype.config"])["embedding_width"] == POOLED
     assert json.loads(found["unhype.record"])["training"]["losses"] == [1.5, 0.5]
 

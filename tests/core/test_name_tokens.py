@@ -6,7 +6,7 @@ import pytest
 import torch
 from core_parts import TinyClip, WordClip
 
-from unhype.training.name_tokens import distinct_tokens, last_tokens_of
+from unhype.training.name_tokens import distinct_tokens, last_tokens_of, span_of
 
 
 class Tokenizers:
@@ -29,6 +29,14 @@ class Tokenizers:
 def test_the_last_token_of_the_name(prompt):
     assert last_tokens_of(WordClip(), prompt, "big cat", WordClip.LENGTH) == [6]
     assert last_tokens_of(WordClip(), prompt, "dogs", WordClip.LENGTH) == [2]
+
+
+@pytest.mark.parametrize(
+    ("name", "span"), [("cat", 1), ("big cat", 2), ("zebra", 1), ("one two three four five six", 4)]
+)
+def test_how_many_tokens_a_name_is(name, span):
+    assert span_of(Tokenizers(l=(1, 77)), name, 4) == span
+    assert span_of(Tokenizers(l=(1, 77), t5xxl=(0, 30)), name, 4) == span
 
 
 def test_two_encoders_one_after_the_other():

@@ -128,7 +128,7 @@ RUN = TrainingRun(
 def test_every_part_of_a_file_of_format_2_is_found(tmp_path):
     """The regressor too, which the small file above has none of."""
     eraser = full_eraser()
-    encoder = replace(eraser.record.text_encoder, token_widths=[], neighbours=0)
+    encoder = replace(eraser.record.text_encoder, token_widths=[], token_spans=[], neighbours=0)
     record = replace(eraser.record, training=RUN, text_encoder=encoder)
     eraser = replace(eraser, record=record, token_detector=None, detector=random_detector())
     path = tmp_path / "full.safetensors"
@@ -161,6 +161,10 @@ def test_names_of_format_2_in_a_file_of_format_3_are_refused(tmp_path):
         ({"widths": [0]}, r"widths of the text encoder are \[0\]"),
         ({"widths": ["32"]}, "widths of the text encoder are"),
         ({"widths": 32}, "widths is 32"),
+        ({"token_spans": [1, 1, 1]}, "spans of the concepts' tokens"),
+        ({"token_spans": [0, 1]}, "spans of the concepts' tokens"),
+        ({"token_spans": [1, 9999]}, "spans of the concepts' tokens"),
+        ({"token_spans": ["1", 1]}, "spans of the concepts' tokens"),
         ({"layers": 0}, "knows 0 layers"),
         ({"layers": 10**6}, "knows 1000000 layers"),
         ({"rank": 0}, "rank 0"),

@@ -76,7 +76,7 @@ def test_a_file_without_metadata_is_refused_alike(tmp_path):
 def test_a_newer_format_asks_for_an_update(path):
     rewrite(path, metadata=lambda words: words.update({"unhype.format": "9"}))
     message = refusal(path)
-    assert "has UnHype format 9, this version reads 2 to 6" in message
+    assert "has UnHype format 9, this version reads 2 to 7" in message
     assert message.endswith("Update the UnHype node pack, or train the file again if it is an old one.")
 
 

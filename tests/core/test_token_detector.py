@@ -41,6 +41,14 @@ def test_of_encoders_side_by_side_either_is_enough():
     assert detector.token_scores(torch.tensor([[-5.0, -5.0]])).item() == -2.0
 
 
+def test_of_a_name_of_two_tokens_both_count():
+    detector = TokenDetector((2,), torch.tensor([[1.0, 1.0], [0.0, 1.0]]), torch.zeros(1, 2), (2, 1))
+    tokens = torch.tensor([[5.0, 0.0], [0.0, 7.0], [0.0, 3.0], [0.0, 0.0]])
+    root = 2**0.5
+    expected = torch.tensor([[root, 0.0], [2.0, root], [root, root], [-torch.inf, -torch.inf]])
+    torch.testing.assert_close(detector.token_scores(tokens), expected)
+
+
 def named(tokens, place, concepts=2):
     """A token detector that scores the token at `place` 2 for concept 1, and everything else less than 1."""
     weight = torch.zeros(concepts, CONTEXT)
@@ -160,9 +168,11 @@ def test_joint_parts_outlive_the_cache(entry):
 
 def test_a_file_brings_it_back(tmp_path, entry):
     detector = named(entry["cross_attn"][0], 3).half().float()
+    detector.spans = (2, 1)
     save(small_eraser(concept_embeddings=C, token_detector=detector), tmp_path / "own.safetensors")
     found = load(tmp_path / "own.safetensors")
     assert found.record.text_encoder.token_widths == [CONTEXT]
+    assert found.token_detector.spans == (2, 1)
     assert torch.equal(found.token_detector(entry["cross_attn"][0]), detector(entry["cross_attn"][0]))
 
 

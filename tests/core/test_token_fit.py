@@ -4,7 +4,7 @@ import pytest
 import torch
 from core_parts import seeded
 
-from unhype.hypernet.token_detector import unit_states
+from unhype.hypernet.token_detector import together, unit_states
 from unhype.training import token_fit
 from unhype.training.token_fit import fit_token_detector, hinge_fit, whitening
 
@@ -21,7 +21,7 @@ def world(widths=(WIDTH,), seed=0):
         return torch.randn(n, width, generator=generator) * spread @ directions
 
     names = [4 * directions[width - 1 - k] + benign(40) for k in range(CONCEPTS)]
-    return names, benign(4000), [benign(10) for _ in range(300)], benign
+    return names, [benign(10) for _ in range(400)], [benign(10) for _ in range(300)], benign
 
 
 def test_names_are_detected_and_benign_prompts_are_not():
@@ -44,7 +44,7 @@ def test_a_name_among_other_tokens_is_found():
 
 def test_what_is_preserved_stays_below_the_threshold():
     names, benign, held_out, _ = world()
-    near = [0.004 * n * names[0][:1] + benign[:1] for n in range(150)]
+    near = [0.004 * n * names[0][:1] + benign[0][:1] for n in range(150)]
     without = fit_token_detector(names, benign, held_out, [], (WIDTH,))
     found = [without(states)[0].item() for states in near]
     preserved = [states for states, score in zip(near, found, strict=True) if 1 <= score < 1.05][:1]
@@ -71,6 +71,7 @@ def test_whitening_by_hand():
 
 def test_no_other_score_has_a_smaller_loss():
     names, benign, *_ = world()
+    benign = torch.cat(benign)
     near = benign[500:520] + 0.5 * names[0][:20]
     own, near, benign = (unit_states(states) for states in (names[0], near, benign[:500]))
     center = benign.mean(0)
@@ -112,7 +113,7 @@ def test_a_name_without_tokens_is_never_detected():
 def test_very_wide_states_are_whitened_by_their_variances(monkeypatch):
     names, benign, held_out, _ = world()
     monkeypatch.setattr(token_fit, "_WIDEST", WIDTH - 1)
-    assert whitening(benign).shape == (WIDTH,)
+    assert whitening(torch.cat(benign)).shape == (WIDTH,)
     detector = fit_token_detector(names, benign, held_out, [], (WIDTH,))
     for k, tokens in enumerate(names):
         assert (detector.token_scores(tokens)[:, k] >= 1).float().mean() >= 0.9
@@ -124,7 +125,27 @@ def test_things_near_a_name_stay_below_the_threshold():
     step = 6 * torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=seeded(5)))[0][0]
     near = 0.7 * names[0].mean(0) + step + 0.05 * draw(40)
     without = fit_token_detector(names, benign, held_out, [], (WIDTH,))
-    detector = fit_token_detector(names, benign, held_out, [], (WIDTH,), nouns=near[:20])
+    detector = fit_token_detector(names, benign, held_out, [], (WIDTH,), nouns=[near[:20]])
     before, after = ((fit.token_scores(near[20:])[:, 0] >= 1).float().mean() for fit in (without, detector))
     assert before >= 0.5 and after <= 0.1
     assert (detector.token_scores(names[0])[:, 0] >= 1).float().mean() >= 0.9
+
+
+def test_of_a_name_of_two_tokens_one_alone_is_not_detected():
+    """The last token of the name is that of many other words as well."""
+    names, benign, held_out, draw = world()
+    first, last = 4 * torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=seeded(7)))[0][:2]
+
+    def prompts(count, *ends):
+        return [torch.cat([draw(5), *(end + 0.1 * draw(1) for end in ends), draw(4)]) for _ in range(count)]
+
+    own = [together(unit_states(prompt), 2)[6:7] for prompt in prompts(40, first, last)]
+    others = [*benign, *prompts(40, last)]
+    names = [torch.cat(own), names[1], names[2]]
+    detector = fit_token_detector(names, others, [*held_out, *prompts(10, last)], [], (WIDTH,), spans=(2, 1, 1))
+    assert detector.spans == (2, 1, 1)
+    whole, half = (
+        torch.stack([detector(prompt)[0] for prompt in prompts(40, *ends)]) for ends in ((first, last), (last,))
+    )
+    assert (whole >= 1).float().mean() >= 0.95
+    assert (half >= 1).float().mean() <= 0.05

@@ -5,7 +5,14 @@ import re
 import pytest
 
 from unhype.training.prompts import mentions, retain_split
-from unhype.training.written import end_of_name, hidden_names, make_written, parts_of_names, phrases_without
+from unhype.training.written import (
+    end_of_name,
+    hidden_names,
+    make_written,
+    names_as_one,
+    parts_of_names,
+    phrases_without,
+)
 
 CONCEPTS = (("cat", "tree"), ("Mickey Mouse", "a toy"))
 RETAIN = retain_split("", CONCEPTS)
@@ -13,9 +20,10 @@ RETAIN = retain_split("", CONCEPTS)
 
 def test_every_prompt_of_a_name_holds_it_once_and_no_benign_one_does():
     written = make_written(CONCEPTS, "object", RETAIN)
-    for (name, _), prompts in zip(CONCEPTS, written.named, strict=True):
-        assert len(prompts) == len({*prompts}) == 160
+    for name, count, prompts in zip(("cat", "Mickey[ _-]Mouse"), (160, 170), written.named, strict=True):
+        assert len(prompts) == len({*prompts}) == count
         assert all(len(re.findall(rf"\b{name}\b", prompt, re.IGNORECASE)) == 1 for prompt in prompts)
+    assert sum("Mickey Mouse".casefold() in prompt.casefold() for prompt in written.named[1]) == 160
     benign = (*written.benign, *written.held_out, *written.parts)
     assert not any(mentions(prompt, ["cat", "Mickey Mouse"]) for prompt in benign)
     assert not {*written.benign} & {*written.held_out}
@@ -84,7 +92,16 @@ def test_small_words_are_no_parts():
         ("Cat. An old street.", "cat", "Cat"),
         ("\u4e00\u53ea\u732b\u5750\u7740", "\u732b", "\u4e00\u53ea\u732b"),
         ("(C++:1.2), code", "C++", "(C++"),
+        ("mickey_mouse, solo", "Mickey Mouse", "mickey_mouse"),
+        ("two big-cats and a big-cat", "big cat", "two big-cats and a big-cat"),
     ],
 )
 def test_the_end_of_a_name(prompt, name, before):
     assert prompt[: end_of_name(prompt, name)] == before
+
+
+def test_tag_lists_write_a_name_of_several_words_as_one():
+    train, _ = phrases_without(["Mickey Mouse"])
+    prompts = names_as_one("Mickey Mouse", RETAIN.train, train, 6)
+    assert [sum(form in prompt for prompt in prompts) for form in ("mickey_mouse", "Mickey-Mouse")] == [3, 3]
+    assert names_as_one("cat", RETAIN.train, train, 6) == ()
