@@ -14,7 +14,7 @@ from .real_prompts import PLACES, Composer, Prompt
 
 # Groups of cases, beside the kinds of neighbours.
 ERASED, BENIGN, NO_SUBJECT = "holding an erased concept", "about benign subjects", "about nothing of the lab's"
-FULL, HALF = "full names", "half names"
+FULL, HALF, AS_ONE = "full names", "half names", "as one word"
 # Names next to each erased one, by their embeddings, of those that nothing mentioned before.
 _NEAREST = 3
 # Words around a wording that stands as it is.
@@ -112,7 +112,8 @@ def neighbour_cases(erased: Sequence[str], near: Sequence[str], composer: Compos
 
 
 def name_cases(kind: str, composer: Composer) -> list[Case]:
-    """Names of several words in prompts of all places and of three lengths, and everyday phrases that hold one half."""
+    """Names of several words in prompts of all places and of three lengths, in Danbooru tags as one word, and everyday
+    phrases that hold one half."""
     found = []
     for name, phrases in NAMES_OF_SEVERAL_WORDS[kind].items():
         subject = f"a hill in the style of {name}" if kind == "style" else name
@@ -120,6 +121,9 @@ def name_cases(kind: str, composer: Composer) -> list[Case]:
             for group in ("tags", "weights"):
                 text = composer.prompt(group, length, place).about(subject, kind == "vocabulary")
                 found.append(Case(text, FULL, (f"kind: {kind}",)))
+        for form in (name.replace(" ", "_").lower(), name.replace(" ", "-")):
+            text = composer.prompt("booru", "6-20", "beginning").about(form, article=False)
+            found.append(Case(text, FULL, (AS_ONE,)))
         for phrase in phrases:
             among = composer.prompt("tags", "6-20", "beginning").about(phrase, article=False)
             found += [Case(text, HALF, (f"kind: {kind}",)) for text in (phrase, among)]

@@ -4,7 +4,7 @@ import json
 
 from . import scores
 from .neighbours import AIMS as OF_NEIGHBOURS
-from .prompt_cases import BENIGN, ERASED, FULL, HALF, NO_SUBJECT
+from .prompt_cases import AS_ONE, BENIGN, ERASED, FULL, HALF, NO_SUBJECT
 from .publish import MEASURED, RESULTS, markdown, publish
 from .real_prompts import KINDS, LENGTHS, PLACES
 
@@ -16,7 +16,7 @@ LABELS += tuple(f"place: {place}" for place in PLACES)
 WORDINGS = ("plurals", "synonyms", "misspellings", "descriptions", "hyponyms")
 NEAR = ("near concepts", "relatives")
 # What a wording or a name is counted by.
-_OF_OTHERS = ("all", "alone", "among tags", "kind: person", "kind: object", "kind: style", "kind: vocabulary")
+_OF_OTHERS = ("all", "alone", "among tags", "kind: person", "kind: object", "kind: style", "kind: vocabulary", AS_ONE)
 
 
 def share(counts, aim=True):

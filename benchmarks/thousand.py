@@ -3,7 +3,7 @@
 The names are those that the lab model draws, less the ones that are scored as kept, and those of `thousand.txt`. The
 parts are trained by torchrun as `commands/train.py` does (`thousand_parts`), and merged; erasers of fewer concepts are
 merges of the first parts. Of each are measured what a prompt costs, the file, its memory, pictures of erased and kept
-names as in the erasure benchmark, and benign prompts.
+names as in the erasure benchmark, and benign prompts, everyday ones and those of tags and styles.
 """
 
 import json
@@ -36,10 +36,12 @@ from . import measures, ours, protocol  # noqa: E402
 from .baselines.erased_model import unchanged  # noqa: E402
 from .erasure import QUICK, Bench  # noqa: E402
 from .lab.vocabulary import CLASSES  # noqa: E402
+from .real_prompts import Composer  # noqa: E402
 from .thousand_curve import curve  # noqa: E402
 
 NAMES = ROOT / "benchmarks" / "thousand.txt"
 MAPPINGS = {"object": protocol.MAPPING, "person": "a person", "style": "a photograph"}
+_WRITTEN = 150  # real prompts that the names are looked for in
 _PART = 32  # as many as the basis of one hypernet takes at rank 4
 _CURVES = "Quality, cost of a prompt, file size and memory against the number of concepts."
 COUNTS = (1, 10, 100, 250, 500, 1000)
@@ -84,11 +86,18 @@ def train(folder: Path, processes: int, count: int) -> dict[str, float]:
     return {**sums, "processes": processes, "seconds": max(cost["seconds"] for cost in costs)}
 
 
-def benign(bench: Bench, names: list[str], erased: ours.Ours) -> tuple[int, int]:
-    """How many benign prompts that mention no erased name are below the threshold, and of how many."""
-    groups = protocol.benign_prompts("cat")
-    texts = [text for group in ("everyday", "long") for text in groups[group] if not mentions(text, names)]
-    return sum(erased.below_threshold(bench.conditioning(text)) for text in texts), len(texts)
+def benign(names: list[str]) -> dict[str, list[str]]:
+    """Prompts that mention none of the names: everyday ones, and real ones of tags and styles about other things."""
+    composer = Composer(torch.Generator().manual_seed(0))
+    given = protocol.benign_prompts("cat")
+    groups = {"benign": [*given["everyday"], *given["long"]]}
+    groups["written"] = [composer.without_subject() for _ in range(_WRITTEN)]
+    return {group: [text for text in texts if not mentions(text, names)] for group, texts in groups.items()}
+
+
+def unchanged_share(bench: Bench, texts: list[str], erased: ours.Ours) -> float:
+    """The share of prompts that are below the threshold."""
+    return sum(erased.below_threshold(bench.conditioning(text)) for text in texts) / len(texts)
 
 
 def milliseconds(bench: Bench, eraser: AnyEraser, rounds: int = 20) -> float:
@@ -115,7 +124,7 @@ def measured(bench: Bench, folder: Path, own: list[Part]) -> dict[str, float]:
     size = path.stat().st_size
     erased = ours.Ours("ours", model, unchanged, 0.0, numbers, size, eraser=eraser)
     row = measures.many_concepts(bench, names, erased)
-    below, total = benign(bench, names, erased)
+    prompts = benign(names)
     return {
         "concepts": len(names),
         "parts": len(own),
@@ -124,8 +133,8 @@ def measured(bench: Bench, folder: Path, own: list[Part]) -> dict[str, float]:
         "memory": numbers * 4,
         **{name: row[name] for name in ("erased", "erased_base", "kept", "kept_base", "near", "neighbours", "h_c")},
         "kept_below_threshold": row["below_threshold"],
-        "benign_below_threshold": below / total,
-        "benign": total,
+        **{f"{group}_below_threshold": unchanged_share(bench, texts, erased) for group, texts in prompts.items()},
+        **{group: len(texts) for group, texts in prompts.items()},
     }
 
 
@@ -156,7 +165,8 @@ def table(found: dict) -> str:
         "erased names still drawn",
         "kept names drawn",
         "H_c",
-        "benign prompts unchanged",
+        "everyday prompts unchanged",
+        "real prompts about other things unchanged",
     )
     rows = [
         (
@@ -169,6 +179,7 @@ def table(found: dict) -> str:
             f"{row['kept']:.3f}",
             f"{row['h_c']:.3f}",
             f"{row['benign_below_threshold']:.3f}",
+            f"{row['written_below_threshold']:.3f}",
         )
         for row in found["rows"]
     ]

@@ -23,8 +23,9 @@ _MOST_TAGS, _MOST_SENTENCES = 20, 14
 _NAMED, _NAMED_ALL, _NAMED_LEAST = 40, 400, 6
 # The same of prompts that name it among any words, and how many of these.
 _HIDDEN, _HIDDEN_ALL, _HIDDEN_LEAST, _HIDING = 120, 600, 6, (3, 10)
-# Of a name of several words, one in so many prompts more that write it as one, as tag lists do.
-_AS_ONE, _AS_ONE_LEAST = 4, 2
+# Of a name of several words, one in so many prompts more that write it as one, and what stands before it in tag lists.
+_AS_ONE, _AS_ONE_LEAST = 2, 3
+_BEFORE_TAGS = ("", "1girl, solo, ", "score_9, score_8_up, score_7_up, ")
 # Prompts about nothing erased, as many for the fit as for the calibration. Many concepts have more false alarms.
 _BENIGN, _BENIGN_EACH, _BENIGN_MOST, _PHRASES_ALONE = 150, 15, 300, 200
 # Prompts with parts of names, of all names together, and no fewer of each part than these.
@@ -169,7 +170,8 @@ def names_as_one(name: str, others: Sequence[str], phrases: Phrases, count: int)
     if " " not in name:
         return ()
     forms = [name.replace(" ", "_").lower(), name.replace(" ", "-")]
-    return written_prompts(forms, others, phrases, count, f"as one {name}")
+    prompts = written_prompts(forms, others, phrases, count, f"as one {name}")
+    return tuple(f"{_BEFORE_TAGS[number % len(_BEFORE_TAGS)]}{prompt}" for number, prompt in enumerate(prompts))
 
 
 def end_of_name(prompt: str, name: str) -> int:

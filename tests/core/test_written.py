@@ -20,7 +20,7 @@ RETAIN = retain_split("", CONCEPTS)
 
 def test_every_prompt_of_a_name_holds_it_once_and_no_benign_one_does():
     written = make_written(CONCEPTS, "object", RETAIN)
-    for name, count, prompts in zip(("cat", "Mickey[ _-]Mouse"), (160, 170), written.named, strict=True):
+    for name, count, prompts in zip(("cat", "Mickey[ _-]Mouse"), (160, 180), written.named, strict=True):
         assert len(prompts) == len({*prompts}) == count
         assert all(len(re.findall(rf"\b{name}\b", prompt, re.IGNORECASE)) == 1 for prompt in prompts)
     assert sum("Mickey Mouse".casefold() in prompt.casefold() for prompt in written.named[1]) == 160
@@ -104,4 +104,5 @@ def test_tag_lists_write_a_name_of_several_words_as_one():
     train, _ = phrases_without(["Mickey Mouse"])
     prompts = names_as_one("Mickey Mouse", RETAIN.train, train, 6)
     assert [sum(form in prompt for prompt in prompts) for form in ("mickey_mouse", "Mickey-Mouse")] == [3, 3]
+    assert [prompt.startswith("score_9, ") for prompt in prompts] == [False, False, True] * 2
     assert names_as_one("cat", RETAIN.train, train, 6) == ()

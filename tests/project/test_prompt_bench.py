@@ -17,6 +17,7 @@ from benchmarks.lab.vocabulary import CLASSES, NAMES
 from benchmarks.neighbours import AIMS, NAMES_OF_SEVERAL_WORDS, wordings
 from benchmarks.pictures import Painter
 from benchmarks.prompt_cases import (
+    AS_ONE,
     BENIGN,
     ERASED,
     FULL,
@@ -180,8 +181,9 @@ def test_half_names_hold_one_half_and_never_the_whole():
 def test_name_cases_hold_the_full_name_or_one_half():
     for kind, group in NAMES_OF_SEVERAL_WORDS.items():
         cases = name_cases(kind, composer())
-        pattern = re.compile("|".join(group), re.IGNORECASE)
+        pattern = re.compile("|".join(group).replace(" ", "[ _-]"), re.IGNORECASE)
         assert {case.group for case in cases} == {FULL, HALF}
+        assert sum(AS_ONE in case.labels for case in cases) == 2 * len(group)
         for case in cases:
             assert bool(pattern.search(case.text)) == (case.group == FULL), case
 

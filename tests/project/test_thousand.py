@@ -7,6 +7,7 @@ import pytest
 from benchmarks import protocol, thousand
 from benchmarks.publish import MEASURED, RESULTS, section
 from benchmarks.thousand_curve import curve
+from unhype.training.prompts import mentions
 
 RESULT = RESULTS / "thousand.json"
 ROWS = [
@@ -28,6 +29,14 @@ def test_the_first_parts_are_one_class_and_the_other_nine():
     assert max(len(part.names) for part in others) == 32
     assert {part.kind for part in others} == set(thousand.MAPPINGS)
     assert second.lines.splitlines()[0] == "airplane -> tree"
+
+
+def test_benign_prompts_mention_no_name():
+    names = [name for part in thousand.parts() for name in part.names]
+    few, all_names = thousand.benign(["cat"]), thousand.benign(names)
+    assert len(few["benign"]) > len(all_names["benign"]) >= 90
+    assert len(few["written"]) >= len(all_names["written"]) >= 90
+    assert not [text for texts in all_names.values() for text in texts if mentions(text, names)]
 
 
 def test_the_curve_is_drawn_of_any_rows():
