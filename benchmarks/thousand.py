@@ -186,8 +186,9 @@ def table(found: dict) -> str:
     training = found["training"]
     processes = "one process" if training["processes"] == 1 else f"{training['processes']} processes"
     words = (
-        f"Training all parts took {training['cpu_seconds'] / 60:.1f} minutes of CPU time, with {processes} of one thread "
-        f"{training['seconds'] / 60:.1f} minutes beside whatever else ran, and {training['peak'] / 1e9:.1f} GB of memory at the processes' peaks together."
+        f"Training all parts took {training['cpu_seconds'] / 60:.1f} minutes of CPU time, with {processes} of one "
+        f"thread {training['seconds'] / 60:.1f} minutes beside whatever else ran, and {training['peak'] / 1e9:.1f} GB "
+        "of memory at the processes' peaks together."
     )
     return f"{markdown(header, rows)}\n\n{words}\n\n![{_CURVES}](results/thousand.png)"
 
