@@ -46,6 +46,7 @@ _EACH, _EACH_QUICK = 3, 1
 _DETECTOR_ALONE = 1
 # Numbers of erased concepts.
 _CONCEPTS, _CONCEPTS_QUICK = (1, 10, 100), (1, 10)
+_TEXTS_ALONE = "clip"  # the rivals take MiniLM's tokens
 _LISTED = 12  # prompts of a group in a quick run's list
 
 
@@ -146,7 +147,8 @@ def run(options):
     """Everything that the options ask for: number of concepts, or "names", to what was found; lines for people."""
     lab = lab_of(options.family)
     painter = Painter(cache_folder() / f"prompts-{options.family}", lab)
-    in_pictures = options.drawn if options.family in FAMILIES and not options.quick else ()
+    drawn = options.family in FAMILIES and options.family != _TEXTS_ALONE
+    in_pictures = options.drawn if drawn and not options.quick else ()
     each, concepts = (_EACH_QUICK, _CONCEPTS_QUICK) if options.quick else (_EACH, _CONCEPTS)
     found, lines = {}, []
     for number in options.concepts or concepts:
