@@ -32,6 +32,7 @@ class TokenDetector(Module):
     def __init__(self, widths: tuple[int, ...], weight: Tensor, bias: Tensor, spans: Sequence[int] = ()) -> None:
         super().__init__()
         self.widths, self.spans = widths, tuple(spans) or (1,) * len(weight)
+        self._of_span = by_span(self.spans)
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
 
@@ -51,8 +52,7 @@ class TokenDetector(Module):
     def _scores_of(self, states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """The scores of one encoder's states (n, width) as `unit_states` scales them, (n, concepts)."""
         scores = states.new_empty(len(states), len(weight))
-        for span in sorted(set(self.spans)):
-            own = [k for k, other in enumerate(self.spans) if other == span]
+        for span, own in self._of_span.items():
             scores[:, own] = together(states, span) @ weight[own].T + bias[own]
         return scores
 
@@ -79,3 +79,8 @@ def together(states: Tensor, span: int) -> Tensor:
     sums = states.cumsum(0)
     before = torch.nn.functional.pad(sums, (0, 0, span, 0))[: len(sums)]
     return unit_states(sums - before)
+
+
+def by_span(spans: Sequence[int]) -> dict[int, list[int]]:
+    """Each span, the shortest first, to the numbers of the concepts that have it."""
+    return {span: [k for k, other in enumerate(spans) if other == span] for span in sorted(set(spans))}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..hypernet.detector import calibrate
-from ..hypernet.token_detector import TokenDetector, together, unit_states
+from ..hypernet.token_detector import TokenDetector, by_span, together, unit_states
 from .margin import even, widest_margin_of
 
 # rho as a share of the states' mean variance, and lambda.
@@ -91,12 +91,12 @@ def fit_token_detector(
     """
     spans = tuple(spans) or (1,) * len(names)
     weights, biases, first, steps = [], [], 0, _ROUNDS * len(names)
+    others = [*held_out, *preserved]
     for number, width in enumerate(widths):
         part = slice(first, first + width)
         rows, constants = torch.zeros(len(names), width), torch.full((len(names),), -1.0)
-        highest, done = torch.empty(len(held_out) + len(preserved), len(names)), number * steps
-        for span in sorted(set(spans)):
-            own = [k for k, other in enumerate(spans) if other == span]
+        highest, done = torch.empty(len(others), len(names)), number * steps
+        for span, own in by_span(spans).items():
             rows[own], constants[own] = _fit_encoder(
                 [unit_states(names[k][:, part].float()) for k in own],
                 _of_prompts(benign, part, span),
@@ -104,9 +104,8 @@ def fit_token_detector(
                 lambda n, done=done: report(done + n, len(widths) * steps),
             )
             done += _ROUNDS * len(own)
-            for row, prompt in enumerate((*held_out, *preserved)):
-                states = together(unit_states(prompt[:, part].float()), span)
-                highest[row, own] = (states @ rows[own].T + constants[own]).amax(0)
+            scores = _of_prompts(others, part, span) @ rows[own].T + constants[own]
+            highest[:, own] = torch.stack([prompt.amax(0) for prompt in scores.split([*map(len, others)])])
         for k, states in enumerate(names):
             if not len(states):
                 continue

@@ -167,8 +167,8 @@ def test_joint_parts_outlive_the_cache(entry):
 
 
 def test_a_file_brings_it_back(tmp_path, entry):
-    detector = named(entry["cross_attn"][0], 3).half().float()
-    detector.spans = (2, 1)
+    one = named(entry["cross_attn"][0], 3).half().float()
+    detector = TokenDetector(one.widths, one.weight, one.bias, (2, 1))
     save(small_eraser(concept_embeddings=C, token_detector=detector), tmp_path / "own.safetensors")
     found = load(tmp_path / "own.safetensors")
     assert found.record.text_encoder.token_widths == [CONTEXT]
