@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from . import ours, text_lab
+from . import caching_clip, ours
 from .environment import digest
 from .lab.measure import Lab, encode, sample_conditioning
 
@@ -18,7 +18,7 @@ def caching_lab(family="sd15"):
     """The lab of a family with a `CachingClip`."""
     lab = Lab(family)
     # Flux's prompts are of several lengths.
-    lab.clip = (ours if family == "sd15" else text_lab).CachingClip(lab.clip)
+    lab.clip = (ours if family == "sd15" else caching_clip).CachingClip(lab.clip)
     return lab
 
 

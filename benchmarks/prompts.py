@@ -23,7 +23,6 @@ from unhype.training.prompts import retain_split  # noqa: E402
 from . import detection, measures, ours  # noqa: E402
 from . import prompt_tables as tables  # noqa: E402
 from .erasure import SETTINGS, concepts_of  # noqa: E402
-from .lab.measure import FAMILIES  # noqa: E402
 from .neighbours import NAMES_OF_SEVERAL_WORDS  # noqa: E402
 from .pictures import Painter, caching_lab  # noqa: E402
 from .prompt_cases import (  # noqa: E402
@@ -38,7 +37,6 @@ from .prompt_cases import (  # noqa: E402
 from .prompt_pictures import gated, pictures, rivals, some  # noqa: E402
 from .prompt_tables import AIMS  # noqa: E402
 from .real_prompts import Composer  # noqa: E402
-from .text_lab import TextLab  # noqa: E402
 
 # Prompts of each kind, length and place.
 _EACH, _EACH_QUICK = 3, 1
@@ -48,13 +46,6 @@ _DETECTOR_ALONE = 1
 _CONCEPTS, _CONCEPTS_QUICK = (1, 10, 100), (1, 10)
 _TEXTS_ALONE = "clip"  # the rivals take MiniLM's tokens
 _LISTED = 12  # prompts of a group in a quick run's list
-
-
-def lab_of(family):
-    """The lab's model of a family with a caching CLIP."""
-    if family not in FAMILIES:
-        return TextLab()
-    return caching_lab(family)
 
 
 def trained(lab, names, steps, kind="object"):
@@ -145,10 +136,9 @@ def names_erased(lab):
 
 def run(options):
     """Everything that the options ask for: number of concepts, or "names", to what was found; lines for people."""
-    lab = lab_of(options.family)
+    lab = caching_lab(options.family)
     painter = Painter(cache_folder() / f"prompts-{options.family}", lab)
-    drawn = options.family in FAMILIES and options.family != _TEXTS_ALONE
-    in_pictures = options.drawn if drawn and not options.quick else ()
+    in_pictures = () if options.quick or options.family == _TEXTS_ALONE else options.drawn
     each, concepts = (_EACH_QUICK, _CONCEPTS_QUICK) if options.quick else (_EACH, _CONCEPTS)
     found, lines = {}, []
     for number in options.concepts or concepts:
